@@ -1,0 +1,48 @@
+# make report   the main job on the embedded default: two small models, two tasks -> report/index.html
+# make test     everything that must hold; .ci/run calls it
+# make setup    .venv alone (the others call it); made again only when settings.ini, setup.py or constraints.txt change
+# make docs     the documentation site, for those who have Quarto
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+WORKERS ?= 2
+
+# A pip or Python steered elsewhere by the environment must not miss .venv; where packages come from stays the user's choice.
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PYTHONPATH PYTHONHOME
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup report test readme docs clean
+.DEFAULT_GOAL := report
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python %d.%d found; 3.10 or newer is needed: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+report: setup
+	$(BIN)/hpt run offline --out runs/offline
+	$(BIN)/hpt report runs/offline --out report
+	@echo "The report is at report/index.html"
+
+# The cheap checks come first: a stale export should not cost ten minutes.
+test: setup
+	$(BIN)/python -m pytest -q tests/test_project.py
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
+	$(BIN)/python -m pytest -q --ignore tests/test_project.py tests
+
+readme: setup
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/readme.py
+
+docs: setup
+	@command -v quarto >/dev/null || { echo "Quarto is needed for the documentation site: see quarto.org. The notebooks in nbs/ read without it." >&2; exit 1; }
+	$(BIN)/nbdev_docs
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info _docs _proc report .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Kept: runs/ (results). Remove it by hand to compute them again."
