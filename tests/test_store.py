@@ -1,5 +1,5 @@
 "Faults of the results store: damaged files, killed and concurrent writers, packages that cannot be fetched."
-import hashlib, io, json, multiprocessing, os, random, signal, subprocess, sys, tarfile, time, venv, zipfile
+import hashlib, io, json, multiprocessing, os, signal, subprocess, sys, tarfile, time, venv, zipfile
 import pytest
 from hypothesis import given, settings, strategies as st
 from hpt_nb.store import InputError, Store, cache_dir, config_hash, fetch_package, keep, provenance, recall, write_atomic
