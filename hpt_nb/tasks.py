@@ -17,13 +17,15 @@ if sys.version_info >= (3, 11): import tomllib
 else: import tomli as tomllib
 from .store import InputError, cache_dir, config_hash, fetch_package
 
-# %% ../nbs/02_tasks.ipynb #bf69ce50
+# %% ../nbs/02_tasks.ipynb #70d904bb
 @dataclass(frozen=True, repr=False)
 class Split:
     "Labelled texts, in a fixed order."
     texts:tuple   # n str
     labels:tuple  # n int, each the position of its class's label word
     def __post_init__(self):
+        object.__setattr__(self, "texts", tuple(self.texts))
+        object.__setattr__(self, "labels", tuple(int(y) for y in self.labels))
         if len(self.texts) != len(self.labels): raise ValueError(f"{len(self.texts)} texts but {len(self.labels)} labels; need one label for each text")
     def __len__(self): return len(self.texts)
     def __repr__(self): return f"Split({len(self)} texts; by class: {dict(sorted(Counter(self.labels).items()))})"
