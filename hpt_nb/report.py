@@ -56,16 +56,16 @@ def tunes_frame(
         rows.append({**cfg, **res, **vocab, "tune_dtype":cfg["dtype"], "tuned_ids":res["prompt_ids"], "tune_wall_s":res["wall_s"]})
     return _tidy(rows, (*_RUN, *_TUNE, *_TUNED, "vocab_kind", "vocab_s", "vocab_hash", "tune_dtype", "tuned_ids", "tune_wall_s"))
 
-# %% ../nbs/14_report.ipynb #fda4e6c4
+# %% ../nbs/14_report.ipynb #9217c0ba
 def _hits(cell:dict)->np.ndarray:
     "(n,) 0 or 1 for each text: was its label found? `InputError` if digits and counts disagree."
-    res = _fields(cell, "result", ("correct", "n", "predictions"))
-    marks = res["predictions"] if "hits" not in cell["result"] else cell["result"]["hits"]
-    if set(marks) - {"0","1"} or marks.count("1") != res["correct"] or not 0 < len(marks) == res["n"]:
-        raise InputError(f"{cell['kind']}-{cell['hash']}: {marks.count('1')} of {len(marks)} texts marked right, but correct={res['correct']}, n={res['n']}; delete it and run again")
-    return np.frombuffer(marks.encode(), dtype=np.uint8) - ord("0")
+    res = _fields(cell, "result", ("correct", "n", "predictions", "labels"))
+    hits = np.array([int(p==y) for p, y in zip(res["predictions"], res["labels"])])
+    if hits.sum() != res["correct"] or not 0 < len(res["predictions"]) == len(res["labels"]) == res["n"]:
+        raise InputError(f"{cell['kind']}-{cell['hash']}: {hits.sum()} of {len(hits)} labels found, but it says correct={res['correct']}, n={res['n']}; delete it and run again")
+    return hits
 
-# %% ../nbs/14_report.ipynb #09f00212
+# %% ../nbs/14_report.ipynb #1157d951
 _EVAL = ("split", "target", "role", "mode", "prompt_ids", "dtype")
 _META = ("commit", "dirty", "device", "cpu", "cpus", "python", "torch", "transformers", "platform", "date")
 
@@ -74,9 +74,9 @@ def _evals_frame(store:Store)->pd.DataFrame:
     rows = []
     for cell in store.cells("eval"):
         hits = _hits(cell)
-        rows.append({**_fields(cell, "config", (*_RUN, *_EVAL)), "n":len(hits), "correct":int(hits.sum()), "accuracy":hits.mean(), "hits":hits,
+        rows.append({**_fields(cell, "config", (*_RUN, *_EVAL)), "n":len(hits), "correct":int(hits.sum()), "accuracy":hits.mean(), "hits":hits, "labels":cell["result"]["labels"],
                      "wall_s":cell["result"].get("wall_s"), **{k:cell["meta"].get(k) for k in _META}})
-    return _tidy(rows, (*_RUN, *_EVAL, "n", "correct", "accuracy", "hits", "wall_s", *_META))
+    return _tidy(rows, (*_RUN, *_EVAL, "n", "correct", "accuracy", "hits", "labels", "wall_s", *_META))
 
 # %% ../nbs/14_report.ipynb #d8c2ae0a
 def results_frame(
@@ -106,13 +106,14 @@ def _differing(df:pd.DataFrame, names=_SETTINGS)->str:
     show = lambda v: f"{v:g}" if isinstance(v, float) else v      # a join turns whole numbers into floats
     return "; ".join(f"{n} is " + " and ".join(f"{show(v)} ({k} results)" for v, k in c.items()) for n, c in values.items() if len(c) > 1)
 
-# %% ../nbs/14_report.ipynb #6f62b167
+# %% ../nbs/14_report.ipynb #b027e7ba
 def _table(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
     "The results of one table. `InputError` if there are none, if their settings differ, or if something is missing."
     part = df[(df.task==task) & (df.source==source)]
     if not len(part): raise InputError(f"no results for task {task!r} from {source!r}; there are: {', '.join(f'{t} from {s}' for t, s in tables(df))}")
     where, apart = f"{task} from {source}", "keep each configuration in a folder of its own"
     if mixed := _differing(part): raise InputError(f"{where} mixes configurations: {mixed}; {apart}")
+    if part["labels"].nunique() > 1: raise InputError(f"{where} was scored on different texts, or in different orders; compute it again in a new folder")
     for (row, other), g in part[part.vocab_kind=="stable"].groupby(["row", "counterpart"]):
         if mixed := _differing(g, ["vocab_hash"]): raise InputError(f"{where}, {ROWS.get(row, row)} with {other} mixes vocabularies: {mixed}; {apart}")
     twice = part[part.duplicated(["row", "counterpart", "seed", "target", "mode"])]
@@ -344,11 +345,12 @@ def extremes_table(J:pd.DataFrame, n:int=12)->pd.DataFrame:
     show = lambda f: ([visible(t) for t in f.token], [f"{j:.3f}" for j in f.J])
     return pd.DataFrame(dict(zip(["Most stable", "J", "Least stable", "J "], [*show(top), *show(low)])))
 
-# %% ../nbs/14_report.ipynb #3525735a
+# %% ../nbs/14_report.ipynb #ef0c3ad1
 def time_table(df:pd.DataFrame, tunes:pd.DataFrame, vocabs:pd.DataFrame)->pd.DataFrame:
     "Seconds of computing by kind of work, with the number of pieces and of tokens read; only what the store's cells record."
-    share = (tunes.tune_wall_s/tunes.runs_in_pass).sum()
-    rows = [("Stability of common tokens", len(vocabs), vocabs.wall_s.sum(), ""), ("Tuning", len(tunes), share, f"{int(tunes.forward_tokens.sum()):,}"), ("Scoring prompts", len(df), df.wall_s.sum(), "")]
+    share = lambda what: (tunes[what]/tunes.runs_in_pass).sum()
+    passes, read = (1/tunes.runs_in_pass).sum(), round(share("forward_tokens"))
+    rows = [("Stability of common tokens", len(vocabs), vocabs.wall_s.sum(), ""), (f"Tuning, in {passes:.0f} passes", len(tunes), share("tune_wall_s"), f"{read:,}"), ("Scoring prompts", len(df), df.wall_s.sum(), "")]
     rows.append(("All", sum(r[1] for r in rows), sum(r[2] for r in rows), ""))
     return pd.DataFrame([{"Work":w, "Results":str(n), "Wall time (s)":f"{s:.1f}", "Forward tokens":t} for w, n, s, t in rows])
 

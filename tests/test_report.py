@@ -58,8 +58,11 @@ def put_tune(store, run, ids, text, p, rng, **changes):
 
 def put_eval(store, run, target, mode, ids, hits, **changes):
     config = run | dict(split="validation", n=len(hits), target=target, role="original" if target == run["source"] else "transfer", mode=mode, prompt_ids=ids, dtype="float32") | changes
-    marks = "".join("01"[int(h)] for h in hits)
-    store.put("eval", config, dict(correct=marks.count("1"), n=len(hits), predictions=marks, wall_s=.25), META)
+    k = 5 if run["task"] == "toy_news" else 2
+    labels = [i % k for i in range(len(hits))]
+    guess = [y if h else (y + 1) % k for h, y in zip(hits, labels)]
+    digits = lambda ys: "".join(map(str, ys))
+    store.put("eval", config, dict(correct=int(sum(hits)), n=len(hits), predictions=digits(guess), labels=digits(labels), wall_s=.25), META)
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory): return fill(tmp_path_factory.mktemp("store")/"full")
@@ -88,7 +91,7 @@ def test_table_equals_plain_means(store, df, row, place):
     assert table[table.Method == report.ROWS[row]][place].tolist() == [text]
 
 def test_difference_equals_plain_difference(store, df):
-    hits = {row: np.array([[int(h) for h in c["result"]["predictions"]] for c in
+    hits = {row: np.array([[int(p == y) for p, y in zip(c["result"]["predictions"], c["result"]["labels"])] for c in
                            sorted(plain_cells(store, task="toy_news", source="toy-b", row=row, role="transfer"), key=lambda c: c["config"]["seed"])]) for row in ("Ours", "PEZ")}
     per_text = 100*(hits["Ours"].mean(0) - hits["PEZ"].mean(0))
     d = report.differences(df, "toy_news", "toy-b").query("versus=='PEZ' and place=='toy-a'").iloc[0]
@@ -188,7 +191,7 @@ def test_counts_that_do_not_add_up_are_refused(tmp_path):
     store = fill(tmp_path, tasks=("toy_reviews",))
     cell = store.cells("eval")[0]
     store.put("eval", cell["config"], cell["result"] | {"correct": cell["result"]["correct"] + 1}, META)
-    with pytest.raises(InputError, match="texts marked right, but correct="): report.results_frame(store)
+    with pytest.raises(InputError, match="labels found, but it says correct="): report.results_frame(store)
 
 @pytest.mark.parametrize("ruin", [lambda p: p.unlink(), lambda p: p.write_bytes(b"no parquet"), lambda p: pd.DataFrame({"x": [1]}).to_parquet(p)], ids=["gone", "foreign", "columns"])
 def test_bad_vocabulary_file_is_named(tmp_path, ruin):
