@@ -10,8 +10,8 @@ __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'row_order', 'tunes_frame', 'results_fr
            'provenance_table', 'plot_accuracy', 'curves_frame', 'plot_curves', 'plot_stability', 'pairs_frame',
            'plot_transfer', 'table_html', 'figure_html', 'headline', 'unfinished', 'write_report']
 
-# %% ../nbs/14_report.ipynb #5f96d88b
-import io, math, re, unicodedata
+# %% ../nbs/14_report.ipynb #179fb8ce
+import io, math, unicodedata
 from html import escape
 from pathlib import Path
 import numpy as np

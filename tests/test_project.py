@@ -237,3 +237,12 @@ def test_readme_example_fits_the_library():
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", None) in names]
     assert len(names) >= 4 and {c.func.id for c in calls} == set(names)
     for c in calls: inspect.signature(names[c.func.id]).bind(*c.args, **{k.arg: k.value for k in c.keywords})
+
+def test_readme_command_lines_fit_the_command():
+    "Every subcommand and every option that the README shows is one that `hpt` knows."
+    lines = [line.split("#")[0].split() for block in fenced("sh")[1:] for line in block.splitlines() if line.startswith("hpt ")]
+    assert {line[1] for line in lines} >= {"vocab", "stability", "tune", "eval", "run", "report"}
+    for command in {line[1] for line in lines}:
+        known = run(sys.executable, "-c", "from hpt_nb.cli import main; main()", command, "--help")
+        asked = {word for line in lines if line[1] == command for word in line if word.startswith("--")}
+        assert [word for word in asked if not re.search(rf"{word}\b", known)] == []
