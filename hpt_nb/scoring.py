@@ -350,7 +350,7 @@ def label_logprobs(
     scorer = PrefixScorer(lm, label_ids(lm, task), max_tokens=max_tokens)
     return scorer.logits(prefix_embeddings(lm, prompt), text_ids(lm, task, texts), on_pass=on_pass).log_softmax(-1)
 
-# %% ../nbs/05_scoring.ipynb #d040e960
+# %% ../nbs/05_scoring.ipynb #319f8cd6
 _digits = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 def evaluate(
@@ -358,9 +358,9 @@ def evaluate(
     split,              # has `.texts` and `.labels` (label numbers)
     prompt=None,        # str, ids, or None
     on_pass=None,       # as in `label_logprobs`
-)->dict:                # {"correct", "n", "accuracy", "predictions": one base-36 digit a text}
+)->dict:                # {"correct", "n", "accuracy", "predictions": the label number of each text in base 36, "hits": 1 where it is right}
     "Accuracy of one prompt on one split; ties between label words go to the first."
     if len(task.labels) > len(_digits): raise InputError(f"{len(task.labels)} label words; at most {len(_digits)} are supported")
     guess = label_logprobs(lm, task, split.texts, prompt, on_pass=on_pass).argmax(-1).tolist()
-    correct = sum(g == y for g, y in zip(guess, split.labels))
-    return dict(correct=correct, n=len(guess), accuracy=correct/len(guess) if guess else math.nan, predictions="".join(_digits[g] for g in guess))
+    hits = "".join("01"[g == y] for g, y in zip(guess, split.labels))
+    return dict(correct=hits.count("1"), n=len(guess), accuracy=hits.count("1")/len(guess) if guess else math.nan, predictions="".join(_digits[g] for g in guess), hits=hits)
