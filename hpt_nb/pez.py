@@ -206,7 +206,7 @@ def _load(self, path):
 
 _Pass.save, _Pass.load = _save, _load
 
-# %% ../nbs/06_pez.ipynb #c8447700
+# %% ../nbs/06_pez.ipynb #812bd787
 def _finish(p:_Pass)->list:
     "Runs of a pass that has made all its steps."
     out = []
@@ -225,13 +225,13 @@ def tune_runs(
     checkpoint=None,            # path; state is written there about once a minute, and taken up from there
     every_s:float=60,           # seconds between checkpoints
     desc:str="tuning",
+    on_step=None,               # called with the number of steps done after each (a caller's own bar)
 )->list:                        # Runs, in the order of `specs`
     "Tune several runs on one model and task in one pass; a run's result is the same alone and in company."
     if not specs: return []
     p = _Pass(lm, task, specs, cfg)
     if checkpoint and Path(checkpoint).exists(): p.load(checkpoint)
-    saved = began = time.perf_counter() - p.wall_s
-    saved = time.perf_counter()
+    began, saved = time.perf_counter() - p.wall_s, time.perf_counter()
     with tqdm(total=cfg.steps, initial=p.step, desc=desc, unit="step", disable=not progress, dynamic_ncols=True) as bar:
         while p.step < cfg.steps:
             p.advance()
@@ -239,6 +239,7 @@ def tune_runs(
                 p.judge()
                 bar.set_postfix_str(f"holdout {min(b['holdout'] for b in p.best):.3f}-{max(b['holdout'] for b in p.best):.3f}", refresh=False)
             bar.update()
+            if on_step: on_step(p.step)
             p.wall_s = time.perf_counter() - began
             if checkpoint and time.perf_counter() - saved > every_s and p.step < cfg.steps: p.save(checkpoint); saved = time.perf_counter()
     if checkpoint: Path(checkpoint).unlink(missing_ok=True)
