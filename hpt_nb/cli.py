@@ -10,17 +10,18 @@ import argparse, contextlib, json, os, sys
 from pathlib import Path
 from .store import InputError
 
-# %% ../nbs/15_cli.ipynb #91a68010
+# %% ../nbs/15_cli.ipynb #6d2fd500
 def _seeds(text:str)->list:
     try: seeds = [int(s) for s in text.split(",")]
     except ValueError: raise InputError(f"--seeds {text!r}; need whole numbers with commas between, such as 0,1,2") from None
     if len(set(seeds)) < len(seeds): raise InputError(f"--seeds {text!r} holds a seed twice; each names one run")
     return seeds
 
-def _positive(what:str):
+def _positive():
+    "A parser for a whole number of at least 1."
     def parse(text):
-        if not text.isdigit() or int(text) < 1: raise InputError(f"{what} {text!r}; need a whole number of at least 1")
-        return int(text)
+        if text.isdigit() and int(text) > 0: return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r}; need a whole number of at least 1")
     return parse
 
 def _out_file(path:str, suffix:str)->Path:
@@ -120,9 +121,10 @@ def cmd_report(a):
     from hpt_nb.report import write_report
     _say(f"{write_report(a.dir, a.out)}")
 
-# %% ../nbs/15_cli.ipynb #0a5118d5
+# %% ../nbs/15_cli.ipynb #50bffa18
 class _Parser(argparse.ArgumentParser):
-    def error(self, message): raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+    "An ArgumentParser whose errors are one line."
+    def error(self, message): raise InputError(f"{message}; see {self.prog} --help")
 
 def parser()->argparse.ArgumentParser:
     "The argument parser of `hpt`."
@@ -139,21 +141,21 @@ def parser()->argparse.ArgumentParser:
     c = command("stability", cmd_stability, "common tokens scored by the agreement of their neighbourhoods (Eqs. 3-7)")
     c.add_argument("models", nargs="+", metavar="MODEL", help=models); c.add_argument("--out", required=True, help="parquet file")
     c.add_argument("--exact", action="store_true", help="every common token is an anchor (the default)")
-    c.add_argument("--sample", type=_positive("--sample"), metavar="H", help="anchors a sample, as in the paper (8192)")
-    c.add_argument("--repeats", type=_positive("--repeats"), default=5, metavar="L", help="samples (5)")
-    c.add_argument("--k", type=_positive("--k"), default=64, help="neighbours a token (64)"); c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--sample", type=_positive(), metavar="H", help="anchors a sample, as in the paper (8192)")
+    c.add_argument("--repeats", type=_positive(), default=5, metavar="L", help="samples (5)")
+    c.add_argument("--k", type=_positive(), default=64, help="neighbours a token (64)"); c.add_argument("--seed", type=int, default=0)
     c = command("tune", cmd_tune, "tune hard prompts on one model")
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--out", required=True, help="results folder")
     c.add_argument("--method", default="pez", help="pez (as published) or pez-reprojected (as released)")
-    c.add_argument("--vocab", help="parquet of hpt stability or hpt vocab: only its tokens may be chosen"); c.add_argument("--top", type=_positive("--top"), metavar="S", help="its S most stable")
+    c.add_argument("--vocab", help="parquet of hpt stability or hpt vocab: only its tokens may be chosen"); c.add_argument("--top", type=_positive(), metavar="S", help="its S most stable")
     c.add_argument("--seeds", default="0", help="such as 0,1,2; tuned side by side")
-    for name, default in dict(steps=5000, batch=16, tokens=10, holdout=5000).items(): c.add_argument(f"--{name}", type=_positive(f"--{name}"), default=default, help=f"({default})")
-    c.add_argument("--eval-every", type=_positive("--eval-every"), default=100, help="steps between holdout scores (100)")
+    for name, default in dict(steps=5000, batch=16, tokens=10, holdout=5000).items(): c.add_argument(f"--{name}", type=_positive(), default=default, help=f"({default})")
+    c.add_argument("--eval-every", type=_positive(), default=100, help="steps between holdout scores (100)")
     c.add_argument("--lr", type=float, default=.3, help="(0.3)"); c.add_argument("--init", default="labels", help="labels or random")
     c.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="auto: bfloat16 where the processor has it")
     c = command("eval", cmd_eval, "accuracy of a prompt on a task")
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--prompt", default="", help="text before each input; none: the template alone")
-    c.add_argument("--split", default="validation", choices=["train", "holdout", "validation"]); c.add_argument("--limit", type=_positive("--limit"), metavar="N", help="a stratified subset of N texts")
+    c.add_argument("--split", default="validation", choices=["train", "holdout", "validation"]); c.add_argument("--limit", type=_positive(), metavar="N", help="a stratified subset of N texts")
     c.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"]); c.add_argument("--json", action="store_true", help="one JSON object")
     c = command("run", cmd_run, "run an experiment, or go on with it")
     c.add_argument("preset", metavar="PRESET_OR_TOML"); c.add_argument("--out", required=True, help="results folder"); c.add_argument("--engine", default="local", help="local")
