@@ -6,8 +6,8 @@
 __all__ = ['label_ids', 'text_ids', 'prompt_to_ids', 'prefix_embeddings', 'plain_logits', 'LabelHead', 'pack', 'Layout',
            'free_bytes', 'fit_tokens', 'PrefixScorer', 'logits', 'loss_and_grad', 'label_logprobs', 'evaluate']
 
-# %% ../nbs/05_scoring.ipynb #b3ef593a
-import contextlib, inspect, math, os, sys
+# %% ../nbs/05_scoring.ipynb #2f1de8ad
+import contextlib, math, os, sys
 from collections import defaultdict
 import torch
 from torch import Tensor
@@ -350,7 +350,7 @@ def label_logprobs(
     scorer = PrefixScorer(lm, label_ids(lm, task), max_tokens=max_tokens)
     return scorer.logits(prefix_embeddings(lm, prompt), text_ids(lm, task, texts), on_pass=on_pass).log_softmax(-1)
 
-# %% ../nbs/05_scoring.ipynb #319f8cd6
+# %% ../nbs/05_scoring.ipynb #fe21b736
 _digits = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 def evaluate(
@@ -358,9 +358,10 @@ def evaluate(
     split,              # has `.texts` and `.labels` (label numbers)
     prompt=None,        # str, ids, or None
     on_pass=None,       # as in `label_logprobs`
-)->dict:                # {"correct", "n", "accuracy", "predictions": the label number of each text in base 36, "hits": 1 where it is right}
+)->dict:                # {"correct", "n", "accuracy", "predictions", "labels": guessed and right label numbers, a base-36 digit a text}
     "Accuracy of one prompt on one split; ties between label words go to the first."
     if len(task.labels) > len(_digits): raise InputError(f"{len(task.labels)} label words; at most {len(_digits)} are supported")
     guess = label_logprobs(lm, task, split.texts, prompt, on_pass=on_pass).argmax(-1).tolist()
-    hits = "".join("01"[g == y] for g, y in zip(guess, split.labels))
-    return dict(correct=hits.count("1"), n=len(guess), accuracy=hits.count("1")/len(guess) if guess else math.nan, predictions="".join(_digits[g] for g in guess), hits=hits)
+    correct = sum(g == y for g, y in zip(guess, split.labels))
+    return dict(correct=correct, n=len(guess), accuracy=correct/len(guess) if guess else math.nan,
+                predictions="".join(_digits[g] for g in guess), labels="".join(_digits[y] for y in split.labels))
