@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['METHODS', 'SearchSpace', 'PezConfig', 'RunSpec', 'Run', 'batch_at', 'tune_runs', 'tune', 'fast_dtype']
 
-# %% ../nbs/06_pez.ipynb #63452612
+# %% ../nbs/06_pez.ipynb #e3e3a316
 import json, time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import safetensors.torch as st
 import torch
