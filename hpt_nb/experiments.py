@@ -262,7 +262,7 @@ def untuned(store, preset, source:LM)->list:
             out.append(dict(row="Random", seed=seed, prompt_ids=pick, prompt_text=source.decode(pick), **none))
     return out
 
-# %% ../nbs/13_experiments.ipynb #6acb0fb9
+# %% ../nbs/13_experiments.ipynb #385c1d16
 def _wanted(preset, source_cfg, prompt, models)->list:
     "(target name, role, mode) of every score that a prompt needs."
     return [(source_cfg.model, "original", "ids"), (source_cfg.model, "original", "text")] + [(t, "transfer", "text") for t in source_cfg.targets]
@@ -278,7 +278,7 @@ def score_prompt(store, preset, task, split, source_name, prompt, target:LM, rol
             began = time.perf_counter()
             memo[key] = evaluate(target, task, split, ids)
             memo[key] |= dict(wall_s=round(time.perf_counter() - began, 3))
-        have = {k: memo[key][k] for k in ("correct", "n", "predictions", "hits", "wall_s")} | dict(prompt_text=prompt["prompt_text"])
+        have = {k: memo[key][k] for k in ("correct", "n", "predictions", "labels", "wall_s")} | dict(prompt_text=prompt["prompt_text"])
         store.put("eval", config, have, provenance(target.device, target.dtype, None if prompt["seed"] is None else [prompt["seed"]], have["wall_s"]))
     else: memo.setdefault(key, have)
     return have
