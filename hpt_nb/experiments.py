@@ -7,17 +7,17 @@ __all__ = ['ROWS', 'row_vocab', 'Source', 'VocabConfig', 'Preset', 'presets', 'p
            'tune_config', 'eval_config', 'Models', 'scored_vocab', 'group_specs', 'tune_group', 'task_key', 'untuned',
            'score_prompt', 'Work', 'workload', 'run_preset']
 
-# %% ../nbs/13_experiments.ipynb #e41735df
-import gc, math, os, sys, time, tomllib
+# %% ../nbs/13_experiments.ipynb #514cd14a
+import gc, time, tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from .store import InputError, Store, config_hash, provenance
-from .models import LM, load_lm, token_text
+from .models import LM, load_lm
 from .tasks import load_task
-from .vocab import Vocab, whole_vocab, common_vocab
+from .vocab import Vocab, whole_vocab
 from .neighbors import stable_vocab
 from .scoring import evaluate
 from .pez import METHODS, PezConfig, RunSpec, SearchSpace, fast_dtype, tune_runs
