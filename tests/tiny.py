@@ -87,7 +87,7 @@ def _backend(kind):
         tok = _bytelevel(("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>"), pre=[pre_tokenizers.Split(Regex(_LLAMA3), "isolated")])
         tok, names = _before(tok, "<|begin_of_text|>"), dict(bos="<|begin_of_text|>", eos="<|end_of_text|>")
     elif kind == "qwen":
-        tok, names = _bytelevel(("<|endoftext|>",), pre=[pre_tokenizers.Split(Regex(_LLAMA3), "isolated")]), dict(eos="<|endoftext|>", pad="<|endoftext|>")
+        tok, names = _bytelevel(("<|endoftext|>",), pre=[pre_tokenizers.Split(Regex(_LLAMA3.replace("{1,3}", "")), "isolated")]), dict(eos="<|endoftext|>", pad="<|endoftext|>")
         tok.add_tokens([AddedToken("<|fim_prefix|>", normalized=False)])   # a control token that is not flagged as special, as in Qwen's own files
     elif kind == "neox":
         tok, names = _bytelevel(("<|endoftext|>", "<|padding|>")), dict(bos="<|endoftext|>", eos="<|endoftext|>", unk="<|endoftext|>")
@@ -140,3 +140,26 @@ def tiny_lm(arch, seed=0, dtype=torch.float32, tokenizer=None, bos="auto", name=
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(cfg, dtype=dtype)
     return LM.wrap(model, tok, name=name or f"tiny-{arch}-{seed}", bos=bos)
+
+
+def tiny_gguf(path, seed=0, parts=1):
+    "Write a random 2-layer LLaMA with SmolLM2's kind of tokenizer as a .gguf file; its matrices are Q8_0 blocks."
+    import gguf
+    import numpy as np
+    d, ff, rng = 32, 64, np.random.default_rng(seed)
+    spec = json.loads(tiny_tokenizer("bytelevel").backend_tokenizer.to_str())["model"]
+    tokens = sorted(spec["vocab"], key=spec["vocab"].get)
+    w = gguf.GGUFWriter(path, "llama")
+    w.add_license("mit"), w.add_context_length(256), w.add_embedding_length(d), w.add_block_count(2), w.add_feed_forward_length(ff), w.add_vocab_size(len(tokens))
+    w.add_head_count(4), w.add_head_count_kv(2), w.add_layer_norm_rms_eps(1e-5), w.add_rope_dimension_count(d//4), w.add_rope_freq_base(10000.)
+    if parts > 1: w.add_uint16("split.count", parts)
+    w.add_tokenizer_model("gpt2"), w.add_tokenizer_pre("smollm"), w.add_token_list(tokens), w.add_token_types([3] + [1]*(len(tokens)-1))
+    w.add_token_merges([" ".join(m) for m in spec["merges"]]), w.add_bos_token_id(0), w.add_eos_token_id(0), w.add_unk_token_id(0), w.add_add_bos_token(False)
+    def matrix(name, *shape): w.add_tensor(name, gguf.quants.quantize(rng.normal(0, .2, shape).astype("float32"), gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    def ones(name): w.add_tensor(name, np.ones(d, "float32"))
+    matrix("token_embd.weight", len(tokens), d), ones("output_norm.weight")
+    for i in range(2):
+        for name, *shape in (("attn_q", d, d), ("attn_k", d//2, d), ("attn_v", d//2, d), ("attn_output", d, d), ("ffn_gate", ff, d), ("ffn_up", ff, d), ("ffn_down", d, ff)): matrix(f"blk.{i}.{name}.weight", *shape)
+        ones(f"blk.{i}.attn_norm.weight"), ones(f"blk.{i}.ffn_norm.weight")
+    w.write_header_to_file(), w.write_kv_data_to_file(), w.write_tensors_to_file(), w.close()
+    return path
