@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['cmd_vocab', 'cmd_stability', 'cmd_tune', 'cmd_eval', 'cmd_run', 'cmd_report', 'parser', 'main']
 
-# %% ../nbs/15_cli.ipynb #cb19eee7
-import argparse, contextlib, json, os, sys
+# %% ../nbs/15_cli.ipynb #5bdb2509
+import argparse, json, os, sys
 from pathlib import Path
 from .store import InputError
 
