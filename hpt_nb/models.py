@@ -7,8 +7,8 @@ __all__ = ['SHIPPED', 'byte_alphabet', 'walk', 'is_control', 'TokenNames', 'name
            'input_embeddings', 'LM', 'check_causal', 'folder_sha256', 'gguf_header', 'mend_digits', 'convert_gguf',
            'Shipped', 'fetch_shipped', 'load_lm']
 
-# %% ../nbs/01_models.ipynb #3fecb225
-import copy, hashlib, io, json, os, re, shutil, struct, sys, tempfile, time, warnings
+# %% ../nbs/01_models.ipynb #b954b16a
+import copy, hashlib, io, json, math, os, re, shutil, struct, sys, tempfile, time, warnings
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
@@ -332,7 +332,7 @@ def folder_sha256(path)->str:
     files = sorted(p for p in Path(path).iterdir() if p.is_file() and p.suffix in (".safetensors", ".json", ".model", ".txt"))
     return hashlib.sha256("".join(f"{p.name} {sha256_file(p)}\n" for p in files).encode()).hexdigest()
 
-# %% ../nbs/01_models.ipynb #51f5aef2
+# %% ../nbs/01_models.ipynb #e80956a9
 _SCALAR = {0:"B", 1:"b", 2:"H", 3:"h", 4:"I", 5:"i", 6:"f", 7:"?", 10:"Q", 11:"q", 12:"d"}
 
 class _Reader:
@@ -352,29 +352,28 @@ class _Reader:
         else: self.f.seek(n * struct.calcsize(_SCALAR[of]), 1)
         return n   # of an array, its length is all we need
 
-def gguf_header(path)->dict:
-    "A GGUF file's metadata. `InputError` unless it is one, in one part, and whole."
+# %% ../nbs/01_models.ipynb #467cbb60
+def _read_header(f)->tuple:
+    "(metadata, bytes that the file must have) from an open .gguf file, past its first four bytes."
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-    path, end = Path(path), 0
-    try:
-        with open(path, "rb") as f:
-            if f.read(4) != b"GGUF": raise InputError(f"{path}: not a GGUF file (its first bytes are not 'GGUF')")
-            r = _Reader(f)
-            _, n_tensors, n_meta = r.get("I"), r.get("Q"), r.get("Q")
-            meta = {r.text():r.value(r.get("I")) for _ in range(n_meta)}
-            for _ in range(n_tensors):
-                _, dims = r.text(), [r.get("Q") for _ in range(r.get("I"))]
-                per, size = GGML_QUANT_SIZES[GGMLQuantizationType(r.get("I"))]
-                n = 1
-                for x in dims: n *= x
-                end = max(end, r.get("Q") + n // per * size)
-            align = meta.get("general.alignment", 32)
-            end += -(-f.tell() // align) * align
-    except (struct.error, UnicodeDecodeError, KeyError, OverflowError, MemoryError): raise InputError(f"{path}: its header cannot be read (cut short or damaged); fetch it again") from None
-    except ValueError as e:
-        if isinstance(e, InputError): raise
-        raise InputError(f"{path}: {e}; this build of gguf does not know it") from None
-    if (have := path.stat().st_size) < end: raise InputError(f"{path}: cut short ({have:,} bytes, its header promises {end:,}); fetch it again")
+    r, end = _Reader(f), 0
+    _, n_tensors, n_meta = r.get("I"), r.get("Q"), r.get("Q")
+    meta = {r.text():r.value(r.get("I")) for _ in range(n_meta)}
+    for _ in range(n_tensors):
+        _, dims = r.text(), [r.get("Q") for _ in range(r.get("I"))]
+        per_block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(r.get("I"))]
+        end = max(end, r.get("Q") + math.prod(dims) // per_block * block_bytes)
+    align = meta.get("general.alignment", 32)
+    return meta, end + -(-f.tell() // align) * align     # the data begin at the next multiple
+
+def gguf_header(path)->dict:
+    "A GGUF file's metadata (of an array, its length). `InputError` unless the file is GGUF, in one part, and whole."
+    path = Path(path)
+    with open(path, "rb") as f:
+        if f.read(4) != b"GGUF": raise InputError(f"{path}: not a GGUF file (its first bytes are not 'GGUF')")
+        try: meta, need = _read_header(f)
+        except (struct.error, ValueError, KeyError, OverflowError, MemoryError): raise InputError(f"{path}: its header cannot be read (cut short, damaged, or newer than the gguf package here); fetch it again") from None
+    if (have := path.stat().st_size) < need: raise InputError(f"{path}: cut short ({have:,} bytes, its header promises {need:,}); fetch it again")
     if (parts := meta.get("split.count", 1)) > 1: raise InputError(f"{path}: one of {parts} parts; join them first (llama-gguf-split --merge)")
     return meta
 
@@ -470,7 +469,7 @@ def fetch_shipped(
     if sha256_file(out) != it.sha256: raise InputError(f"{out}: not the file that {name} is (SHA-256 differs: cut short, damaged or replaced); delete it and run again")
     return out
 
-# %% ../nbs/01_models.ipynb #aded3838
+# %% ../nbs/01_models.ipynb #2ab1967c
 def load_lm(
     name:str,           # hub id, folder, .gguf file, "smollm2-135m" (Apache-2.0) or "gemma-3-270m" (Gemma Terms of Use)
     dtype="auto",       # float32 on a CPU, bfloat16 on CUDA; or a torch.dtype or its name
@@ -484,6 +483,7 @@ def load_lm(
     if info["kind"] == "hub": info["revision"] = getattr(model.config, "_commit_hash", None)
     return LM.wrap(model, tokenizer, lm_name, bos, info)
 
+# %% ../nbs/01_models.ipynb #c392bc10
 def _find(name:str)->tuple:
     "(folder or hub id to load, the model's name in tables, its `info`)"
     path = Path(name).expanduser()
