@@ -189,14 +189,15 @@ class Models:
         self.held[key] = lm   # the latest stands last
         return lm
 
-# %% ../nbs/13_experiments.ipynb #42c62749
+# %% ../nbs/13_experiments.ipynb #307a28be
 def scored_vocab(
     store:Store, preset:Preset, models:Models,
-    source:str, counterpart:str, tick=lambda *_: None,
+    source:str, counterpart:str,
 )->Vocab:
     "Common vocabulary of two models with its stability; from the store where it has been computed."
-    v, lms = preset.vocab, [models(source), models(counterpart)]
-    config = dict(models=[source, counterpart], ids=[lm_id(lm) for lm in lms], k=v.k, h=v.h, repeats=v.repeats if v.h != "exact" else None, seed=v.seed if v.h != "exact" else None, include_self=v.include_self)
+    pair = sorted([source, counterpart])                  # one vocabulary serves both directions
+    v, lms = preset.vocab, [models(m) for m in pair]
+    config = dict(models=pair, ids=[lm_id(lm) for lm in lms], k=v.k, h=v.h, repeats=v.repeats if v.h != "exact" else None, seed=v.seed if v.h != "exact" else None, include_self=v.include_self)
     have = store.get("vocab", config)
     if have is None:
         began = time.perf_counter()
