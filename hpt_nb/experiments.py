@@ -284,7 +284,7 @@ def score_prompt(store, preset, task, split, source_name, prompt, target:LM, rol
     else: memo.setdefault(key, have)
     return have
 
-# %% ../nbs/13_experiments.ipynb #0bd5362c
+# %% ../nbs/13_experiments.ipynb #53298ca4
 def _load_tasks(preset)->dict:
     "name in the preset -> Task"
     out = {}
@@ -318,10 +318,10 @@ def workload(preset, tasks:dict)->Work:
         for name, task in tasks.items():
             cfg, tok, n = preset.tuning_for(name), _mean_tokens(task), preset.n_for(name) or len(task.validation)
             if runs: parts["tune", s.model, name] = runs*tok*(cfg.steps*cfg.batch*3 + (cfg.steps/cfg.eval_every)*min(cfg.holdout_n, len(task.holdout)))
-            for target in (s.model, *s.targets): parts["score", s.model, name, target] = 2*prompts*tok*n
+            for target in (s.model, *s.targets): parts["score", s.model, name, target] = (8 if target == s.model else 5)*prompts*tok*n
     return Work(parts)
 
-# %% ../nbs/13_experiments.ipynb #db1945c6
+# %% ../nbs/13_experiments.ipynb #14285677
 class _Bar:
     "The bar of a whole run; a part's share is filled as it goes on and completed when it ends."
     def __init__(self, work:Work, progress:bool):
@@ -342,6 +342,7 @@ def run_preset(
 )->Store:
     "Run a preset: vocabularies, tuning, scores. Stop it at any time; the same call goes on where it was."
     store, models, tasks = Store(out), models or Models(), _load_tasks(preset)
+    for name in (preset.sources[0].model, *preset.sources[0].counterparts): models(name)   # fetched and converted before the clock of the bar starts
     bar, prompts = _Bar(workload(preset, tasks), progress), []
     try:
         for s in preset.sources:
