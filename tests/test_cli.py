@@ -1,0 +1,199 @@
+"The command line on tiny models in folders: the whole path, Ctrl-C and kill -9 half-way, and bad input."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from hpt_nb.cli import main
+from hpt_nb.store import Store
+from tiny import tiny_lm
+
+GOOD, BAD = "the film was good and great", "the plot was bad and boring"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "A folder with two tiny models, a task file with its data, and a preset of both."
+    d = tmp_path_factory.mktemp("cli")
+    for name, arch, seed in (("one", "llama3", 0), ("two", "gemma3", 1)):
+        lm = tiny_lm(arch, seed)
+        lm.model.save_pretrained(d / name), lm.tokenizer.save_pretrained(d / name)
+    for part, n in (("train", 40), ("dev", 24)):
+        rows = [(f"{GOOD if i % 2 else BAD} {part} {i}", i % 2) for i in range(n)]
+        pd.DataFrame(rows, columns=["text", "label"]).to_csv(d / f"{part}.csv", index=False)
+    (d / "mine.toml").write_text(TASK)
+    (d / "preset.toml").write_text(PRESET)
+    old = os.getcwd()
+    os.chdir(d)
+    yield d
+    os.chdir(old)
+
+
+TASK = """name = "mine"
+suffix = ". It was"
+labels = [" bad", " great"]
+[data]
+train = "train.csv"
+validation = "dev.csv"
+text = "text"
+label = "label"
+"""
+PRESET = """name = "tiny"
+tasks = ["mine.toml"]
+seeds = [0, 1]
+[[source]]
+model = "./one"
+counterparts = ["./two"]
+targets = ["./two"]
+[[source]]
+model = "./two"
+counterparts = ["./one"]
+targets = ["./one"]
+[vocab]
+k = 8
+s = 40
+[tuning]
+steps = 30
+batch = 4
+n_tokens = 4
+eval_every = 10
+holdout_n = 8
+dtype = "float32"
+"""
+
+
+def hpt(capsys, *argv):
+    code = main([str(a) for a in argv])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(capsys, says, *argv):
+    before = sorted(p for p in os.listdir())
+    code, out, err = hpt(capsys, *argv)
+    lines = [x for x in err.splitlines() if x.strip()]
+    assert code == 2 and out == "" and len(lines) == 1, (code, out, err)
+    assert says in lines[0], lines[0]
+    assert sorted(os.listdir()) == before           # nothing half-written is left
+    return lines[0]
+
+
+def results(folder):
+    "All that a table is made of: every score's identity, count and predictions."
+    return {c["hash"]: (c["result"]["correct"], c["result"]["n"], c["result"]["predictions"]) for c in Store(folder).cells("eval")}
+
+
+def test_vocab_stability_tune_eval(place, capsys, tmp_path):
+    code, out, _ = hpt(capsys, "vocab", "./one", "./two", "--out", tmp_path / "v.parquet")
+    assert code == 0 and "tokens are common" in out
+    code, out, _ = hpt(capsys, "stability", "./one", "./two", "--exact", "--k", "8", "--out", tmp_path / "s.parquet")
+    table = pd.read_parquet(tmp_path / "s.parquet")
+    assert code == 0 and list(table.columns)[:3] == ["rank", "token", "J"] and {"id:one", "id:two"} <= set(table.columns)
+    assert table.J.is_monotonic_decreasing and table.J.between(0, 1).all()
+    code, out, _ = hpt(capsys, "tune", "./one", "--task", "mine.toml", "--vocab", tmp_path / "s.parquet", "--top", "30", "--steps", "6", "--batch", "4", "--tokens", "4",
+                       "--seeds", "0,1", "--eval-every", "3", "--holdout", "8", "--quiet", "--out", tmp_path / "t")
+    assert code == 0 and out.count("seed ") == 2
+    allowed = set(table.head(30)["id:one"])
+    for c in Store(tmp_path / "t").cells("tune"): assert set(c["result"]["prompt_ids"]) <= allowed
+    code, out, _ = hpt(capsys, "eval", "./one", "--task", "mine.toml", "--prompt", "the film", "--json")
+    got = json.loads(out)
+    assert code == 0 and set(got) == {"accuracy", "correct", "n", "model", "task", "split", "dtype", "prompt", "prompt_ids"}
+    assert got["accuracy"] == got["correct"] / got["n"] and got["n"] == 24 and got["prompt"] == "the film"
+
+
+def command(out): return [sys.executable, "-c", "from hpt_nb.cli import main; raise SystemExit(main())", "run", "preset.toml", "--out", str(out)]
+
+
+@pytest.fixture(scope="module")
+def unbroken(place):
+    subprocess.run(command(place / "whole"), check=True, capture_output=True)
+    return results(place / "whole")
+
+
+def test_run_and_report(place, unbroken, capsys):
+    assert len(unbroken) == 2 * 3 * (1 + 2 + 4 * 2)
+    code, out, err = hpt(capsys, "report", "whole", "--out", "site")
+    assert code == 0, err
+    assert "PEZ" in (place / "site" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("sig, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(place, unbroken, sig, code):
+    out = place / f"cut{int(sig)}"
+    first = subprocess.Popen(command(out), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    for _ in range(1200):                            # stopped once the first source has been tuned
+        if list((out / "cells").glob("tune-*")) or first.poll() is not None: break
+        time.sleep(.05)
+    first.send_signal(sig)
+    _, err = first.communicate()
+    assert first.returncode == code, err
+    if sig == signal.SIGINT: assert b"run the same command to go on" in err and b"Traceback" not in err
+    done = {p.name: p.stat().st_mtime_ns for p in (out / "cells").glob("*.json")}
+    assert 0 < len(done) < len(list((place / "whole" / "cells").iterdir()))
+    subprocess.run(command(out), check=True, capture_output=True)
+    assert results(out) == unbroken
+    now = {p.name: p.stat().st_mtime_ns for p in (out / "cells").glob("*.json")}
+    assert all(now[n] == t for n, t in done.items())  # nothing that was finished was computed again
+
+
+def test_unknown_names(place, capsys):
+    refused(capsys, "no_such_model", "eval", "./no_such_model", "--task", "mine.toml")
+    refused(capsys, "no task 'no_such_task'; known: ", "eval", "./one", "--task", "no_such_task")
+    refused(capsys, "no preset 'no_such'; known: offline", "run", "no_such", "--out", "x")
+    refused(capsys, "unknown method 'magic'; known: pez", "tune", "./one", "--task", "mine.toml", "--method", "magic", "--out", "x")
+    refused(capsys, "no_such_results", "report", "no_such_results", "--out", "x")
+
+
+def test_model_files(place, capsys):
+    refused(capsys, "missing.gguf", "eval", "missing.gguf", "--task", "mine.toml")
+    (place / "short.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    refused(capsys, "short.gguf", "eval", "short.gguf", "--task", "mine.toml")
+    os.remove("short.gguf")
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(label="sentiment"), "sentiment"), (dict(text="review"), "review"), (dict(train="gone.csv"), "gone.csv"),
+    (dict(labels='[" bad"]'), "label"), (dict(labels='[" bad", " bad"]'), " bad"), (dict(labels='[" great film", " great plot"]'), "start with")])
+def test_task_files(place, capsys, change, says):
+    text = TASK
+    for key, value in change.items():
+        old = next(line for line in TASK.splitlines() if line.startswith(f"{key} = "))
+        text = text.replace(old, f"{key} = {value if value.startswith('[') else json.dumps(value)}")
+    (place / "bad.toml").write_text(text)
+    refused(capsys, says, "eval", "./one", "--task", "bad.toml")
+    os.remove("bad.toml")
+
+
+@pytest.mark.parametrize("rows, says", [([("a", 0), ("b", 7)], "7"), ([], "empty"), ([("a", 1), ("b", 1), ("c", 1)], "one class")])
+def test_data_of_a_task(place, capsys, rows, says):
+    pd.DataFrame(rows, columns=["text", "label"]).to_csv("bad.csv", index=False)
+    (place / "bad.toml").write_text(TASK.replace("dev.csv", "bad.csv"))
+    line = refused(capsys, "", "eval", "./one", "--task", "bad.toml")
+    assert says in line or "no rows" in line or "no texts" in line or "class" in line, line
+    os.remove("bad.toml"), os.remove("bad.csv")
+
+
+def test_sizes(place, capsys, tmp_path):
+    line = refused(capsys, "99999", "stability", "./one", "./two", "--k", "99999", "--out", "x.parquet")
+    assert "neighbours" in line or "k=" in line
+    main(["stability", "./one", "./two", "--k", "8", "--out", str(tmp_path / "s.parquet")]), capsys.readouterr()
+    refused(capsys, "99999 tokens asked", "tune", "./one", "--task", "mine.toml", "--vocab", tmp_path / "s.parquet", "--top", "99999", "--out", "x")
+    refused(capsys, "--vocab", "tune", "./one", "--task", "mine.toml", "--top", "5", "--out", "x")
+    (place / "empty.parquet").write_bytes(b"no parquet")
+    refused(capsys, "empty.parquet", "tune", "./one", "--task", "mine.toml", "--vocab", "empty.parquet", "--out", "x")
+    os.remove("empty.parquet")
+
+
+def test_presets(place, capsys):
+    for change, says in ((("steps = 30", "steps = -1"), "steps=-1"), (("[vocab]", "[vocabulary]"), "vocabulary"), (("seeds = [0, 1]", "seeds = [0, 0]"), "seeds"),
+                         (('tasks = ["mine.toml"]', 'tasks = ["gone.toml"]'), "gone.toml"), (("name = ", "name : "), "TOML"), (("s = 40", "s = 999999"), "999999")):
+        (place / "bad.toml").write_text(PRESET.replace(*change))
+        code, out, err = hpt(capsys, "run", "bad.toml", "--out", "x", "--quiet")
+        lines = [x for x in err.splitlines() if x.strip()]
+        assert code == 2 and len(lines) == 1 and says in lines[0], err
+        os.remove("bad.toml")

@@ -1,0 +1,129 @@
+"The engine against the plain pass, on every architecture: same logits, same gradients, whatever the lengths, batches and passes."
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import BloomConfig, BloomForCausalLM
+
+from hpt_nb.models import LM
+from hpt_nb.scoring import PrefixScorer, evaluate, label_logprobs, plain_logits, prefix_embeddings, text_ids
+from tiny import ARCHS, tiny_lm, tiny_tokenizer
+
+LABELS = torch.tensor([40, 57, 61])
+
+
+def texts_of(n, rows, seed=0, longest=60):
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest, (n,), generator=g).tolist()
+    lengths[0] = longest                                  # very different lengths in every batch
+    return [torch.randint(10, 200, (k,), generator=g).tolist() for k in lengths]
+
+
+def prefix_of(lm, r, p, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return lm.embeddings[torch.randint(10, 200, (r, p), generator=g)].float()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_architecture_shares_its_prefix(arch, capsys):
+    assert PrefixScorer(tiny_lm(arch), LABELS).way == "packed"
+    assert "cannot share" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("p", [0, 1, 10, 100])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_logprobs_equal_the_plain_pass(arch, p):
+    lm = tiny_lm(arch)
+    prefix = prefix_of(lm, 2, p)
+    for n in (1, 64) if p == 10 else (9,):
+        texts = texts_of(n, len(lm.embeddings))
+        runs = [i % 2 for i in range(n)]
+        with torch.no_grad(): want = plain_logits(lm, LABELS, prefix, texts, runs).log_softmax(-1)
+        for way in ("packed", "padded"):
+            got = PrefixScorer(lm, LABELS, way).logits(prefix, texts, runs).log_softmax(-1)
+            assert (got - want).abs().max() < 1e-4, way
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_gradients_equal_the_plain_pass(arch):
+    lm, n = tiny_lm(arch), 8
+    prefix, texts, runs, targets = prefix_of(lm, 2, 10), texts_of(n, len(lm.embeddings)), [i % 2 for i in range(n)], [i % 3 for i in range(n)]
+    loss, grad = PrefixScorer(lm, LABELS, "plain").loss_and_grad(prefix, texts, targets, runs)
+    for way, max_tokens in (("packed", 4096), ("packed", 70), ("padded", 4096)):
+        loss2, grad2 = PrefixScorer(lm, LABELS, way, max_tokens).loss_and_grad(prefix, texts, targets, runs)
+        assert torch.allclose(loss, loss2, atol=1e-4)
+        assert (grad - grad2).norm() <= 1e-4 * grad.norm()
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "opt", "gemma3", "llama"])
+def test_the_tokenizers_padding_side_changes_nothing(arch):
+    task = SimpleNamespace(labels=(" great", " bad"), suffix=". It was", max_text_tokens=32, strip=True)
+    got = []
+    for side in ("left", "right"):
+        lm = tiny_lm(arch)
+        lm.tokenizer.padding_side = side
+        got.append(label_logprobs(lm, task, ["good", "a rather longer text about the film", "no"], "The prompt"))
+    assert torch.equal(*got)
+
+
+def test_a_model_without_cached_prefix_says_so_once_and_gives_the_same_numbers(capsys):
+    torch.manual_seed(0)
+    tok = tiny_tokenizer("bytelevel")
+    lm = LM.wrap(BloomForCausalLM(BloomConfig(vocab_size=len(tok), hidden_size=32, n_layer=2, n_head=4, initializer_range=.2)).eval(), tok, name="tiny-bloom")  # ALiBi: no position ids
+    prefix, texts = prefix_of(lm, 1, 5), texts_of(7, 300)
+    first, second = PrefixScorer(lm, LABELS), PrefixScorer(lm, LABELS)
+    assert first.way == second.way != "packed"
+    assert capsys.readouterr().err.count("cannot share a prefix") == 1
+    with torch.no_grad(): want = plain_logits(lm, LABELS, prefix, texts)
+    assert (first.logits(prefix, texts) - want).abs().max() < 1e-4
+
+
+def test_no_tensor_grows_with_vocabulary_times_length(monkeypatch):
+    lm = tiny_lm("llama")
+    seen = []
+    own = lm.model.lm_head.forward
+    monkeypatch.setattr(lm.model.lm_head, "forward", lambda h: seen.append(h.shape) or own(h))
+    scorer = PrefixScorer(lm, LABELS, "packed")
+    scorer.logits(prefix_of(lm, 1, 4), texts_of(20, 300))
+    scorer.loss_and_grad(prefix_of(lm, 1, 4), texts_of(20, 300), [0] * 20)
+    assert seen == []                                     # the whole output matrix was never asked
+    assert lm.model.lm_head.forward is not own and lm.model.get_output_embeddings() is lm.model.lm_head
+
+
+def test_any_transformers_model_can_be_scored_and_is_left_as_it_was():
+    lm = tiny_lm("qwen2")
+    held = LM.wrap(lm.model, lm.tokenizer, name="mine")
+    before = {k: v.clone() for k, v in held.model.state_dict().items()}
+    attention, head = held.model.config._attn_implementation, held.model.get_output_embeddings()
+    task = SimpleNamespace(labels=(" great", " bad"), suffix=". It was", max_text_tokens=32, strip=True)
+    evaluate(held, task, SimpleNamespace(texts=["good", "bad"], labels=[0, 1]), "Try this")
+    assert held.model.config._attn_implementation == attention and held.model.get_output_embeddings() is head
+    assert all(torch.equal(v, before[k]) for k, v in held.model.state_dict().items())
+
+
+def test_an_error_in_the_model_leaves_it_as_it_was(monkeypatch):
+    lm = tiny_lm("gpt2")
+    scorer, head = PrefixScorer(lm, LABELS), lm.model.get_output_embeddings()
+    def broken(*a, **k): raise RuntimeError("broken")
+    monkeypatch.setattr(lm.model.transformer, "forward", broken)
+    with pytest.raises(RuntimeError, match="broken"): scorer.logits(prefix_of(lm, 1, 4), texts_of(3, 300))
+    assert lm.model.get_output_embeddings() is head
+
+
+def test_bf16_is_close_to_fp32():
+    lm = tiny_lm("llama")
+    prefix, texts = prefix_of(lm, 1, 10), texts_of(12, 300)
+    a, b = (PrefixScorer(m, LABELS).logits(prefix, texts).log_softmax(-1) for m in (lm, lm.cast(torch.bfloat16)))
+    assert (a - b).abs().max() < .2
+
+
+def test_bos_stands_before_the_prompt():
+    lm = tiny_lm("gemma3")
+    assert lm.bos_ids
+    task = SimpleNamespace(labels=(" great", " bad"), suffix=". It was", max_text_tokens=32, strip=True)
+    ids = lm.bos_ids + lm.encode(" the film") + text_ids(lm, task, ["good"])[0]
+    with torch.no_grad(): want = lm.model(torch.tensor([ids])).logits[0, -1]
+    got = label_logprobs(lm, task, ["good"], " the film")[0]
+    first = [lm.encode(w)[0] for w in task.labels]
+    assert torch.allclose(got, want[first].float().log_softmax(-1), atol=1e-4)
+    assert prefix_embeddings(lm).shape[1] == len(lm.bos_ids)
