@@ -6,8 +6,8 @@
 __all__ = ['STORED', 'COLUMN', 'ENTRY_BYTES', 'SHARE', 'WORK', 'row_norms', 'scaled', 'rounded', 'coarse_dtype', 'Rows', 'flip',
            'to_bits', 'to_cos', 'exact_sums', 'product', 'group_max', 'hits', 'pack', 'unpack', 'narrow', 'cosines32',
            'cosines64', 'settle', 'finish', 'lowest', 'top_among', 'rank_wanted', 'guess_cut', 'sweep', 'proven',
-           'top_all', 'agreement', 'check_embeddings', 'fixed_bytes', 'tile_size', 'working_bytes', 'samples',
-           'neighbor_ids', 'stability', 'stable_vocab']
+           'top_all', 'agreement', 'check_k', 'check_embeddings', 'fixed_bytes', 'tile_size', 'working_bytes',
+           'samples', 'neighbor_ids', 'stability', 'stable_vocab']
 
 # %% ../nbs/04_neighbors.ipynb #fefdfe96
 import math, time, warnings
@@ -250,7 +250,7 @@ def finish(rows:Rows, left_ids:Tensor, row:Tensor, col:Tensor, fine:Tensor, need
         chosen.append((row[keep] << 24) | col[keep])
     return chosen
 
-# %% ../nbs/04_neighbors.ipynb #28de7472
+# %% ../nbs/04_neighbors.ipynb #64b62974
 ENTRY_BYTES = 96  # most that one entry of a tile can cost, if all of them are candidates
 
 def lowest(
@@ -275,7 +275,7 @@ def top_among(
     right, rho = rows.coarse(right_ids)
     m, n, take = len(right_ids), len(left_ids), k + (not include_self)
     g = next(g for g in (32,16,8,4,2,1) if g == 1 or m//g >= 4*take)
-    step = max(1, work//(ENTRY_BYTES*len(right)))
+    step = min(max(1, work//(ENTRY_BYTES*len(right))), 2**20)  # `finish` has 20 bits for the row
     out = torch.empty(n, k, dtype=torch.int32, device=rows.device)
     for s in range(0, n, step):
         ids = left_ids[s:s+step]
@@ -403,7 +403,11 @@ def agreement(
         out.append(total)
     return torch.cat(out)*2/(len(sets)*(len(sets)-1))
 
-# %% ../nbs/04_neighbors.ipynb #5de30fc6
+# %% ../nbs/04_neighbors.ipynb #8b256aa2
+def check_k(k:int, m:int):
+    "Raise `InputError` unless k of m anchors can be neighbours."
+    if not 1 <= k <= m: raise InputError(f"k={k} neighbours asked of {m} anchors; need 1 <= k <= {m}")
+
 def check_embeddings(
     embs,  # list of (c, d_i) float tensors, one a model
     k:int,
@@ -419,9 +423,9 @@ def check_embeddings(
     c = len(embs[0])
     if c == 0: raise InputError("the models have no common token; nothing can be compared")
     if c >= COLUMN: raise InputError(f"{c} common tokens; at most {COLUMN-1} can be compared")
-    m = min(c, h or c) - (not include_self)
     if h is not None and h < 1: raise InputError(f"h={h} anchors asked; need h >= 1, or h=None for all tokens")
-    if not 1 <= k <= m: raise InputError(f"k={k} neighbours asked of {m} anchors; need 1 <= k <= {m}")
+    m = min(c, h or c) - (not include_self)
+    check_k(k, m)
     if repeats < 1: raise InputError(f"repeats={repeats}; need at least one sample")
     for i,e in enumerate(embs):
         bad = (~torch.cat([x.isfinite().all(1) for x in e.split(8192)])).nonzero()[:,0]
@@ -468,7 +472,7 @@ def working_bytes(
     if max_bytes < fixed + least: raise InputError(f"max_bytes={max_bytes:,} is too little; {fixed+least:,} bytes above the embeddings are needed for {len(embs)} models with {len(embs[0])} common tokens")
     return max_bytes - fixed
 
-# %% ../nbs/04_neighbors.ipynb #2157d484
+# %% ../nbs/04_neighbors.ipynb #94f91364
 def samples(
     c:int,
     h,            # anchors a sample; None, or c and more: all
@@ -489,8 +493,10 @@ def neighbor_ids(
     work:int=WORK,            # bytes for tiles and candidates
     tick=lambda share: None,  # told the share done
 )->Tensor:                    # (c, k) int32 rows, ascending in each row
-    "The set of the k anchors nearest to each token by cosine (the paper's N_iu)."
-    rows, c = Rows(emb_cd, dtype), len(emb_cd)
+    "The set of the k anchors nearest to each token by cosine (the paper's N_iu). Rows must be finite."
+    c = len(emb_cd)
+    check_k(k, (c if anchors is None else len(anchors)) - (not include_self))
+    rows = Rows(emb_cd, dtype)
     tile = tile_size(c, k, work, str(emb_cd.device)) if anchors is None else 0
     if tile: return top_all(rows, k, include_self, tile, work, tick)
     everyone = torch.arange(c, device=emb_cd.device)
