@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STORED', 'COLUMN', 'ENTRY_BYTES', 'SHARE', 'WORK', 'row_norms', 'scaled', 'rounded', 'coarse_dtype', 'Rows', 'flip',
            'to_bits', 'to_cos', 'exact_sums', 'product', 'group_max', 'hits', 'pack', 'unpack', 'narrow', 'cosines32',
-           'cosines64', 'settle', 'finish', 'lowest', 'top_among', 'rank_wanted', 'guess_cut', 'sweep', 'proven',
+           'cosines64', 'finish', 'settle', 'lowest', 'top_among', 'rank_wanted', 'guess_cut', 'sweep', 'proven',
            'top_all', 'agreement', 'check_k', 'check_embeddings', 'fixed_bytes', 'tile_size', 'working_bytes',
            'samples', 'neighbor_ids', 'stability', 'stable_vocab']
 
@@ -208,7 +208,35 @@ def cosines64(
         out.append((dots*rows.inv[a]*rows.inv[b]*2**40).round().long())
     return torch.cat(out)
 
-# %% ../nbs/04_neighbors.ipynb #426b730f
+# %% ../nbs/04_neighbors.ipynb #a0b57e25
+def finish(
+    rows:Rows,
+    left_ids:Tensor,  # (n,) table rows whose neighbours are sought
+    row:Tensor,       # (pairs,) position in left_ids, ascending
+    col:Tensor,       # (pairs,) table rows, the undecided candidates
+    fine:Tensor,      # (pairs,) `cosines32`
+    need:Tensor,      # (n,) places left to them
+)->list:              # int64 keys, row in left_ids and table row, of the chosen
+    "Fill the places that are left by fp32 cosines, and where these are too close by float64 ones."
+    # order by row, higher cosine: both in one integer
+    bits = fine.view(torch.int32)
+    order = ((row << 32) - (bits ^ ((bits >> 31) & 0x7fffffff)).long()).sort().indices
+    row, col, fine = row[order], col[order], fine[order]
+    live = need > 0  # rows with undecided candidates, renumbered without gaps
+    sure, maybe, left = narrow((live.cumsum(0) - 1)[row], fine, need[live], torch.full_like(fine, rows.slack))
+    need = torch.zeros_like(need).masked_scatter(live, left)
+    chosen, row, col = [(row[sure] << 24) | col[sure]], row[maybe], col[maybe]
+    if len(row):
+        order = col.sort().indices  # lower table row first, kept by the stable sort below
+        row, col = row[order], col[order]
+        order = ((row << 43) - cosines64(rows, left_ids[row], col)).sort(stable=True).indices
+        row, col = row[order], col[order]
+        rank = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
+        keep = rank < need[row]
+        chosen.append((row[keep] << 24) | col[keep])
+    return chosen
+
+# %% ../nbs/04_neighbors.ipynb #26f81f7d
 def settle(
     rows:Rows,
     keys:Tensor,       # sorted candidates (`pack`), row = position in left_ids, col = position in right_ids
@@ -229,26 +257,6 @@ def settle(
             raise RuntimeError(f"the {rows.type} product on {rows.device} is off by {(fine-cos).abs().max():.2g}, above its proven bound; the ranking would be wrong, so nothing is returned")
         chosen += finish(rows, left_ids, row, col, fine, need)
     return (torch.cat(chosen).sort().values & COLUMN).view(-1, k).int()
-
-def finish(rows:Rows, left_ids:Tensor, row:Tensor, col:Tensor, fine:Tensor, need:Tensor)->list:
-    "The last two measurements of `settle`: keys (row, table row) of the chosen among the undecided."
-    # order by row, higher cosine: both in one integer
-    bits = fine.view(torch.int32)
-    order = ((row << 32) - (bits ^ ((bits >> 31) & 0x7fffffff)).long()).sort().indices
-    row, col, fine = row[order], col[order], fine[order]
-    live = need > 0  # rows with undecided candidates, renumbered without gaps
-    sure, maybe, left = narrow((live.cumsum(0) - 1)[row], fine, need[live], torch.full_like(fine, rows.slack))
-    need = torch.zeros_like(need).masked_scatter(live, left)
-    chosen, row, col = [(row[sure] << 24) | col[sure]], row[maybe], col[maybe]
-    if len(row):
-        order = col.sort().indices  # lower table row first, kept by the stable sort below
-        row, col = row[order], col[order]
-        order = ((row << 43) - cosines64(rows, left_ids[row], col)).sort(stable=True).indices
-        row, col = row[order], col[order]
-        rank = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
-        keep = rank < need[row]
-        chosen.append((row[keep] << 24) | col[keep])
-    return chosen
 
 # %% ../nbs/04_neighbors.ipynb #64b62974
 ENTRY_BYTES = 96  # most that one entry of a tile can cost, if all of them are candidates
@@ -472,7 +480,7 @@ def working_bytes(
     if max_bytes < fixed + least: raise InputError(f"max_bytes={max_bytes:,} is too little; {fixed+least:,} bytes above the embeddings are needed for {len(embs)} models with {len(embs[0])} common tokens")
     return max_bytes - fixed
 
-# %% ../nbs/04_neighbors.ipynb #94f91364
+# %% ../nbs/04_neighbors.ipynb #a41e0bdc
 def samples(
     c:int,
     h,            # anchors a sample; None, or c and more: all
@@ -484,6 +492,7 @@ def samples(
     gen = torch.Generator().manual_seed(seed)
     return [torch.randperm(c, generator=gen)[:h].sort().values for _ in range(repeats)]
 
+# %% ../nbs/04_neighbors.ipynb #a623eb1f
 def neighbor_ids(
     emb_cd:Tensor,            # (c, d) float, one row a common token
     k:int=64,                 # neighbours a token
@@ -503,6 +512,7 @@ def neighbor_ids(
     anchors = everyone if anchors is None else anchors.to(emb_cd.device)
     return top_among(rows, everyone, anchors, k, include_self, work, tick)
 
+# %% ../nbs/04_neighbors.ipynb #69995714
 def stability(
     embs:list,               # N >= 2 tensors (c, d_i), float; row u of each is the same common token
     k:int=64,                # neighbours a token (the paper's K)
