@@ -53,6 +53,7 @@ def tunes_frame(
     for cell in store.cells("tune"):
         cfg, res = _fields(cell, "config", (*_RUN, *_TUNE, "vocab", "dtype")), _fields(cell, "result", (*_TUNED, "prompt_ids", "wall_s"))
         vocab = {f"vocab_{k}":cfg["vocab"].get(k) for k in ("kind", "s", "hash")}
+        if vocab["vocab_kind"] == "whole": vocab["vocab_s"] = None   # nothing was restricted: its size is the model's, not a setting
         rows.append({**cfg, **res, **vocab, "tune_dtype":cfg["dtype"], "tuned_ids":res["prompt_ids"], "tune_wall_s":res["wall_s"]})
     return _tidy(rows, (*_RUN, *_TUNE, *_TUNED, "vocab_kind", "vocab_s", "vocab_hash", "tune_dtype", "tuned_ids", "tune_wall_s"))
 

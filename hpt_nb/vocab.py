@@ -137,7 +137,7 @@ def _save(self:Vocab, path)->Path:
     cols = dict(rank=pa.array(range(1, len(v)+1), pa.int32()), token=pa.array(v.tokens, pa.string()), J=pa.array([None]*len(v) if v.J is None else v.J.numpy(), pa.float32()))
     cols |= {f"id:{m}":pa.array(i.numpy()) for m,i in zip(v.models, v.ids)}
     note = dict(schema=1, models=v.models, config=v.config, hash=v.hash, checksum=_checksum(v))
-    pq.write_table(pa.table(cols).replace_schema_metadata({"hpt_nb":json.dumps(note, ensure_ascii=False)}), buf := io.BytesIO())
+    pq.write_table(pa.table(cols).replace_schema_metadata({"hpt_nb":json.dumps(note, ensure_ascii=False)}), buf := io.BytesIO(), compression="zstd", compression_level=19)   # small enough to keep beside the results
     return write_atomic(path, buf.getvalue())
 
 Vocab.save = _save
