@@ -7,13 +7,15 @@ __all__ = ['ROWS', 'row_vocab', 'Source', 'VocabConfig', 'Preset', 'presets', 'p
            'tune_config', 'eval_config', 'Models', 'scored_vocab', 'group_specs', 'tune_group', 'task_key', 'untuned',
            'score_prompt', 'Work', 'workload', 'run_preset']
 
-# %% ../nbs/13_experiments.ipynb #514cd14a
-import gc, time, tomllib
+# %% ../nbs/13_experiments.ipynb #593213f0
+import gc, time
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
+try: import tomllib
+except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
 from .store import InputError, Store, config_hash, provenance
 from .models import LM, load_lm
 from .tasks import load_task
