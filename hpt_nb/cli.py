@@ -92,16 +92,17 @@ def cmd_tune(a):
         r = store.get("tune", c)
         _say(f"seed {c['seed']}: holdout {r['best_holdout']:.3f} at step {r['best_step']}: {r['prompt_text']!r}")
 
-# %% ../nbs/15_cli.ipynb #96f5be58
+# %% ../nbs/15_cli.ipynb #87ecf3b3
 def cmd_eval(a):
     "hpt eval"
     from hpt_nb.models import load_lm
-    from hpt_nb.scoring import evaluate, prompt_to_ids
+    from hpt_nb.scoring import evaluate, label_ids, prompt_to_ids
     from hpt_nb.tasks import load_task
     from tqdm.auto import tqdm
     task = load_task(a.task)
     split = task.subset(a.split, min(a.limit, len(getattr(task, a.split))), seed=0) if a.limit else getattr(task, a.split)
     lm = load_lm(a.model, dtype=a.dtype)
+    label_ids(lm, task)                    # words that cannot work are found before the bar stands
     with tqdm(total=len(split), unit="text", desc=f"{lm.name} on {task.name}", disable=a.quiet or a.json) as bar:
         got = evaluate(lm, task, split, a.prompt or None, on_pass=bar.update)
     out = dict(accuracy=got["accuracy"], correct=got["correct"], n=got["n"], model=lm.name, task=task.name, split=a.split, dtype=str(lm.dtype).removeprefix("torch."),
