@@ -7,7 +7,7 @@ __all__ = ['ROWS', 'row_vocab', 'Source', 'VocabConfig', 'Preset', 'presets', 'p
            'tune_config', 'eval_config', 'Models', 'scored_vocab', 'group_specs', 'tune_group', 'task_key', 'untuned',
            'score_prompt', 'Work', 'workload', 'run_preset']
 
-# %% ../nbs/13_experiments.ipynb #593213f0
+# %% ../nbs/13_experiments.ipynb #99908ab6
 import gc, time
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
@@ -21,7 +21,7 @@ from .models import LM, load_lm
 from .tasks import load_task
 from .vocab import Vocab, whole_vocab
 from .neighbors import stable_vocab
-from .scoring import evaluate
+from .scoring import evaluate, label_ids
 from .pez import METHODS, PezConfig, RunSpec, SearchSpace, fast_dtype, tune_runs
 
 # %% ../nbs/13_experiments.ipynb #c2e18804
@@ -323,7 +323,7 @@ def workload(preset, tasks:dict)->Work:
             for target in (s.model, *s.targets): parts["score", s.model, name, target] = (8 if target == s.model else 5)*prompts*tok*n
     return Work(parts)
 
-# %% ../nbs/13_experiments.ipynb #14285677
+# %% ../nbs/13_experiments.ipynb #a653b529
 class _Bar:
     "The bar of a whole run; a part's share is filled as it goes on and completed when it ends."
     def __init__(self, work:Work, progress:bool):
@@ -344,7 +344,8 @@ def run_preset(
 )->Store:
     "Run a preset: vocabularies, tuning, scores. Stop it at any time; the same call goes on where it was."
     store, models, tasks = Store(out), models or Models(), _load_tasks(preset)
-    for name in (preset.sources[0].model, *preset.sources[0].counterparts): models(name)   # fetched and converted before the clock of the bar starts
+    for name in (preset.sources[0].model, *preset.sources[0].counterparts):   # fetched, converted and checked before the clock of the bar starts
+        for task in tasks.values(): label_ids(models(name), task)
     bar, prompts = _Bar(workload(preset, tasks), progress), []
     try:
         for s in preset.sources:
