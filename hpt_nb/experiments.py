@@ -161,7 +161,7 @@ def load_preset(
     except tomllib.TOMLDecodeError as e: raise InputError(f"{path}: not valid TOML ({e})") from None
     return parse_preset(doc, name, folder)
 
-# %% ../nbs/13_experiments.ipynb #84b1bdc4
+# %% ../nbs/13_experiments.ipynb #92eab9b7
 def lm_id(lm:LM)->str:
     "What identifies a model's weights: a hash of its file or its revision."
     return str(lm.info.get("sha256") or lm.info.get("revision") or "unknown")[:12]
@@ -171,16 +171,16 @@ def tune_config(preset, task, source:LM, counterpart, row, seed, vocab:Vocab, cf
     return dict(task=task.name, task_hash=task.hash, source=source.name, source_id=lm_id(source), counterpart=counterpart, row=row, method=preset.method,
                 vocab=dict(kind=ROWS[row], s=len(vocab), seed=seed if ROWS[row] in ("random", "common") else None, hash=vocab.hash), seed=seed, dtype=dtype, **asdict(cfg))
 
-def eval_config(preset, task, split_n, source_name, prompt:dict, target:LM, role, mode, ids)->dict:
+def eval_config(preset, task, split_n, prompt:dict, target:LM, role, mode, ids)->dict:
     "Identity of one prompt's score on one model."
-    return dict(task=task.name, task_hash=task.hash, split="validation", n=split_n, source=source_name,
+    return dict(task=task.name, task_hash=task.hash, split="validation", n=split_n, source=prompt["source"],
                 **{k: prompt[k] for k in ("counterpart", "row", "seed", "steps", "method")},
                 target=target.name, target_id=lm_id(target), role=role, mode=mode, prompt_ids=list(ids), dtype=preset.scoring_dtype)
 
-# %% ../nbs/13_experiments.ipynb #ac327407
+# %% ../nbs/13_experiments.ipynb #1925a223
 class Models:
-    "Loaded models by name and dtype; keeps the last `keep` of them."
-    def __init__(self, keep:int=3, load=load_lm): self.keep, self.load, self.held = keep, load, {}
+    "Loaded models by name and dtype; keeps the last `keep` of them. `InputError` if two would stand in the results under one name."
+    def __init__(self, keep:int=3, load=load_lm): self.keep, self.load, self.held, self.names = keep, load, {}, {}
     def __call__(self, name:str, dtype:str="float32")->LM:
         key = name, dtype
         lm = self.held.pop(key, None)
@@ -189,17 +189,18 @@ class Models:
             near = self.held.get((name, "float32"))
             lm = near.cast(getattr(torch, dtype)) if near is not None else self.load(name, dtype=dtype)
         self.held[key] = lm   # the latest stands last
+        other = self.names.setdefault(lm.name, name)
+        if other != name: raise InputError(f"models {other!r} and {name!r} are both called {lm.name!r}; rename the folder or file of one")
         return lm
 
-# %% ../nbs/13_experiments.ipynb #307a28be
+# %% ../nbs/13_experiments.ipynb #074552e7
 def scored_vocab(
     store:Store, preset:Preset, models:Models,
     source:str, counterpart:str,
 )->Vocab:
     "Common vocabulary of two models with its stability; from the store where it has been computed."
-    pair = sorted([source, counterpart])                  # one vocabulary serves both directions
-    v, lms = preset.vocab, [models(m) for m in pair]
-    config = dict(models=pair, ids=[lm_id(lm) for lm in lms], k=v.k, h=v.h, repeats=v.repeats if v.h != "exact" else None, seed=v.seed if v.h != "exact" else None, include_self=v.include_self)
+    v, lms = preset.vocab, sorted([models(source), models(counterpart)], key=lambda lm: lm.name)   # one vocabulary serves both directions
+    config = dict(models=[lm.name for lm in lms], ids=[lm_id(lm) for lm in lms], k=v.k, h=v.h, repeats=v.repeats if v.h != "exact" else None, seed=v.seed if v.h != "exact" else None, include_self=v.include_self)
     have = store.get("vocab", config)
     if have is None:
         began = time.perf_counter()
@@ -210,7 +211,7 @@ def scored_vocab(
         store.put("vocab", config, have, provenance(lms[0].device, lms[0].dtype, [v.seed], round(time.perf_counter() - began, 3)))
     return Vocab.load(store.file(have["file"]))
 
-# %% ../nbs/13_experiments.ipynb #bc3f582e
+# %% ../nbs/13_experiments.ipynb #8cdf448c
 def group_specs(preset, source:LM, scored:dict, whole:Vocab)->list:
     "(row, counterpart, seed, Vocab) of every tuned run of one source, in a fixed order; `scored`: counterpart -> scored Vocab."
     out = []
@@ -231,7 +232,7 @@ def tune_group(store, preset, models, source_name, task, on_step=None, checkpoin
     source = models(source_name)
     source_cfg = next(s for s in preset.sources if s.model == source_name)
     needs = any(ROWS[r] in ("common", "stable") for r in preset.rows)
-    scored = {cp: scored_vocab(store, preset, models, source_name, cp) for cp in source_cfg.counterparts} if needs else {}
+    scored = {models(cp).name: scored_vocab(store, preset, models, source_name, cp) for cp in source_cfg.counterparts} if needs else {}
     cfg, dtype = preset.tuning_for(task_key(preset, task)), preset.tuning_dtype
     if dtype == "auto": dtype = str(fast_dtype(source.device)).removeprefix("torch.")
     specs = group_specs(preset, source, scored, whole_vocab(source))
@@ -247,16 +248,16 @@ def tune_group(store, preset, models, source_name, task, on_step=None, checkpoin
             if store.has("tune", c): continue
             result = {k: getattr(r, k) for k in ("prompt_ids", "prompt_text", "tokens", "best_step", "best_holdout", "curve", "wall_s", "runs_in_pass", "forward_tokens")}
             store.put("tune", c, result, provenance(lm.device, dtype, [c["seed"]], r.wall_s))
-    return [dict(row=c["row"], counterpart=c["counterpart"], seed=c["seed"], steps=c["steps"], method=c["method"], **{k: store.get("tune", c)[k] for k in ("prompt_ids", "prompt_text")}) for c in configs]
+    return [dict(source=source.name, row=c["row"], counterpart=c["counterpart"], seed=c["seed"], steps=c["steps"], method=c["method"], **{k: store.get("tune", c)[k] for k in ("prompt_ids", "prompt_text")}) for c in configs]
 
 def task_key(preset, task)->str:
     "The name under which the preset lists a task (a file's path, for own tasks)."
     return task.info.get("listed_as", task.name)
 
-# %% ../nbs/13_experiments.ipynb #76443ca4
+# %% ../nbs/13_experiments.ipynb #7cd8b10e
 def untuned(store, preset, source:LM)->list:
     "Prompts of the rows Empty and Random."
-    none = dict(counterpart=None, steps=None, method=None)
+    none = dict(source=source.name, counterpart=None, steps=None, method=None)
     out = [dict(row="Empty", seed=None, prompt_ids=[], prompt_text="", **none)] if "Empty" in preset.rows else []
     if "Random" in preset.rows:
         ids = torch.tensor(sorted(source.token_bytes))
@@ -265,15 +266,15 @@ def untuned(store, preset, source:LM)->list:
             out.append(dict(row="Random", seed=seed, prompt_ids=pick, prompt_text=source.decode(pick), **none))
     return out
 
-# %% ../nbs/13_experiments.ipynb #385c1d16
-def _wanted(preset, source_cfg, prompt, models)->list:
-    "(target name, role, mode) of every score that a prompt needs."
+# %% ../nbs/13_experiments.ipynb #7a726774
+def _wanted(source_cfg)->list:
+    "(model, role, mode) of every score that a prompt of this source needs."
     return [(source_cfg.model, "original", "ids"), (source_cfg.model, "original", "text")] + [(t, "transfer", "text") for t in source_cfg.targets]
 
-def score_prompt(store, preset, task, split, source_name, prompt, target:LM, role, mode, memo)->dict:
+def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo)->dict:
     "One eval cell: from the store, from an equal one, or computed."
     ids = prompt["prompt_ids"] if mode == "ids" else target.encode(prompt["prompt_text"])
-    config = eval_config(preset, task, len(split), source_name, prompt, target, role, mode, ids)
+    config = eval_config(preset, task, len(split), prompt, target, role, mode, ids)
     have = store.get("eval", config)
     key = (target.name, task.hash, len(split), tuple(ids))
     if have is None:
@@ -323,7 +324,7 @@ def workload(preset, tasks:dict)->Work:
             for target in (s.model, *s.targets): parts["score", s.model, name, target] = (8 if target == s.model else 5)*prompts*tok*n
     return Work(parts)
 
-# %% ../nbs/13_experiments.ipynb #a653b529
+# %% ../nbs/13_experiments.ipynb #967f0466
 class _Bar:
     "The bar of a whole run; a part's share is filled as it goes on and completed when it ends."
     def __init__(self, work:Work, progress:bool):
@@ -367,10 +368,10 @@ def _score_all(store, preset, models, tasks, prompts, bar):
         memo = {}
         for s in preset.sources:
             for name, task in tasks.items():
-                todo = [(p, role, mode) for ps, pn, p in prompts if ps is s and pn == name for t, role, mode in _wanted(preset, s, p, models) if t == target]
+                todo = [(p, role, mode) for ps, pn, p in prompts if ps is s and pn == name for t, role, mode in _wanted(s) if t == target]
                 if not todo: continue
                 bar.begin(("score", s.model, name, target), f"scoring {name} prompts of {s.model} on {target}")
                 for i, (p, role, mode) in enumerate(todo):
-                    score_prompt(store, preset, task, splits[name], s.model, p, models(target, preset.scoring_dtype), role, mode, memo)
+                    score_prompt(store, preset, task, splits[name], p, models(target, preset.scoring_dtype), role, mode, memo)
                     bar.at((i+1)/len(todo))
                 bar.end()
