@@ -158,7 +158,7 @@ def test_model_files(place, capsys):
 
 @pytest.mark.parametrize("change, says", [
     (dict(label="sentiment"), "sentiment"), (dict(text="review"), "review"), (dict(train="gone.csv"), "gone.csv"),
-    (dict(labels='[" bad"]'), "label"), (dict(labels='[" bad", " bad"]'), " bad"), (dict(labels='[" great film", " great plot"]'), "start with")])
+    (dict(labels='[" bad"]'), "label"), (dict(labels='[" bad", " bad"]'), "two classes"), (dict(labels='[" great film", " great plot"]'), "start with")])
 def test_task_files(place, capsys, change, says):
     text = TASK
     for key, value in change.items():
