@@ -573,7 +573,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; m
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; } h3 { margin-top: 1.8rem; }
 .scroll { overflow-x: auto; max-width: 100%; margin: .8rem 0; } .scroll img { width: 100%; max-width: 62rem; display: block; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .3rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; white-space: nowrap; } th { border-bottom: 2px solid #888; }
+th, td { padding: .3rem .5rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; white-space: nowrap; } th { border-bottom: 2px solid #888; white-space: normal; overflow-wrap: normal; }
 .prompt { font-family: ui-monospace, monospace; white-space: pre; background: #f4f4f4; } .note { border-left: 4px solid #E69F00; background: #fdf6e3; padding: .5rem .8rem; }
 """
 
