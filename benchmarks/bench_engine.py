@@ -1,0 +1,181 @@
+"""How long a tuning step and a scored text take, against peers, in one process on one machine.
+
+    python benchmarks/bench_engine.py --task sst2.toml --out benchmarks/results/engine.json
+
+The peers are installed for this alone: pip install lm-eval==0.4.13 peft
+Absolute seconds belong to the machine; the ratios and the share of the machine's own matrix-product rate are what to read.
+"""
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+
+import pandas as pd
+import torch
+
+from hpt_nb.models import load_lm
+from hpt_nb.pez import PezConfig, RunSpec, SearchSpace, _Pass, batch_at
+from hpt_nb.scoring import PrefixScorer, label_ids, prefix_embeddings, text_ids
+from hpt_nb.store import provenance, write_atomic
+from hpt_nb.tasks import load_task
+
+PROMPT = " great movie plot bad boring story fun film dull true"   # ten tokens in SmolLM2 and Gemma
+
+
+def seconds(work, repeats):
+    "Median wall time of `work()` over `repeats` calls, after one that is not counted."
+    work()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def product_rate(dtype, repeats=5, n=2048):
+    "FLOP/s of an (n, n) matrix product: what the machine can do now."
+    a = torch.randn(n, n).to(dtype)
+    return 2 * n**3 / seconds(lambda: a @ a, repeats)
+
+
+def weights(lm):
+    "Parameters that every token passes through: all but the embedding tables."
+    tables = {id(m.weight) for m in lm.model.modules() if isinstance(m, torch.nn.Embedding)} | {id(lm.model.get_output_embeddings().weight)}
+    return sum(p.numel() for p in lm.model.parameters() if id(p) not in tables)
+
+
+class ReleasedManner:
+    """A PEZ step as the released language pipeline takes it: float32, the table normalised and searched anew each step (and once more after the
+    update), every text padded to 128 tokens, the logits of all positions, cross-entropy over the label words at the last one."""
+
+    def __init__(self, lm, task, batch, n_tokens=10, length=128):
+        self.lm, self.task, self.batch, self.length = lm, task, batch, length
+        self.labels, self.suffix = label_ids(lm, task), torch.tensor(lm.encode(task.suffix))
+        self.texts = [lm.encode(t)[:length] for t in task.train.texts[:2000]]
+        start = [i for w in task.labels for i in lm.encode(w)]
+        self.prompt = torch.nn.Parameter(lm.embeddings[torch.tensor((start * n_tokens)[:n_tokens])].clone())
+        from transformers import Adafactor
+        self.adafactor = Adafactor([self.prompt], lr=.3, relative_step=False, scale_parameter=False, warmup_init=False)
+        self.at = 0
+
+    def project(self):
+        unit = torch.nn.functional.normalize(self.lm.embeddings, dim=-1)
+        return self.lm.embeddings[(torch.nn.functional.normalize(self.prompt.detach(), dim=-1) @ unit.T).argmax(-1)]
+
+    def step(self):
+        pick = batch_at(len(self.texts), self.batch, 0, self.at)
+        pad = self.lm.tokenizer.pad_token_id or 0
+        ids = torch.tensor([self.texts[i] + [pad] * (self.length - len(self.texts[i])) for i in pick])
+        keep = torch.tensor([[1] * len(self.texts[i]) + [0] * (self.length - len(self.texts[i])) for i in pick])
+        hard = self.project().requires_grad_()
+        b = len(pick)
+        x = torch.cat([hard.expand(b, -1, -1), self.lm.embeddings[ids], self.lm.embeddings[self.suffix].expand(b, -1, -1)], 1)
+        mask = torch.cat([torch.ones(b, len(hard), dtype=torch.long), keep, torch.ones(b, len(self.suffix), dtype=torch.long)], 1)
+        logits = self.lm.model(inputs_embeds=x, attention_mask=mask, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, -1, self.labels], torch.tensor([self.task.train.labels[i] for i in pick]))
+        self.prompt.grad, = torch.autograd.grad(loss, hard)
+        torch.nn.utils.clip_grad_norm_([self.prompt], 1.)
+        self.adafactor.step()
+        self.prompt.data = self.project()
+        self.at += 1
+
+
+def our_pass(lm, task, runs, batch):
+    "`runs` PEZ runs side by side in the engine, over the whole vocabulary, reprojected as in the released pipeline."
+    few, space = replace(task, train=type(task.train)(task.train.texts[:2000], task.train.labels[:2000])), SearchSpace(lm)
+    return _Pass(lm, few, [RunSpec(space, "pez-reprojected", s) for s in range(runs)], PezConfig(batch=batch, holdout_n=16))
+
+
+def soft_step(lm, task, batch):
+    "A prompt-tuning step of PEFT on the same texts: its own virtual tokens, padded to the batch's longest, all logits."
+    import copy
+    from peft import PromptTuningConfig, TaskType, get_peft_model
+    model = get_peft_model(copy.deepcopy(lm.model), PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=10))
+    seqs, labels = text_ids(lm, task, task.train.texts[:2000]), label_ids(lm, task)
+    opt, at = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3), [0]
+    def step():
+        pick = batch_at(len(seqs), batch, 0, at[0])
+        t = max(len(seqs[i]) for i in pick)
+        ids = torch.tensor([[0] * (t - len(seqs[i])) + seqs[i] for i in pick])      # padded left, so that the last position is the answer's
+        mask = torch.tensor([[0] * (t - len(seqs[i])) + [1] * len(seqs[i]) for i in pick])
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, -1, labels].float()
+        torch.nn.functional.cross_entropy(logits, torch.tensor([task.train.labels[i] for i in pick])).backward()
+        opt.step(), opt.zero_grad()
+        at[0] += 1
+    return step
+
+
+def lm_eval_run(lm, task, split, prompt, batch):
+    "(seconds, predictions) of lm-eval on the same texts and format."
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    with tempfile.TemporaryDirectory() as tmp:
+        pd.DataFrame(dict(text=[t.strip() for t in split.texts], label=list(split.labels))).to_json(f"{tmp}/d.jsonl", orient="records", lines=True)
+        spec = dict(task="ours", dataset_path="json", dataset_kwargs=dict(data_files=dict(test=f"{tmp}/d.jsonl")), test_split="test", output_type="multiple_choice",
+                    doc_to_text=(prompt + " " if prompt else "") + "{{text}}" + task.suffix, doc_to_target="label", doc_to_choice=[w.strip() for w in task.labels], target_delimiter=" ",
+                    metric_list=[dict(metric="acc")])
+        model = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch, add_bos_token=bool(lm.bos_ids))
+        began = time.perf_counter()
+        out = simple_evaluate(model=model, tasks=[spec], bootstrap_iters=0, log_samples=True)
+        took = time.perf_counter() - began
+    samples = sorted(out["samples"]["ours"], key=lambda s: s["doc_id"])
+    return took, [max(range(len(task.labels)), key=lambda k: float(s["filtered_resps"][k][0])) for s in samples]
+
+
+def our_run(lm, task, split, prompt):
+    "(seconds, predictions, tokens) of the engine. A prompt is joined to the text by a space, as lm-eval joins them."
+    scorer = PrefixScorer(lm, label_ids(lm, task))
+    before, began = scorer.tokens, time.perf_counter()
+    # lm-eval encodes prompt, text and template as one string; so do we here, to compare like with like
+    prefix = prefix_embeddings(lm, prompt or None)
+    seqs = [lm.encode((" " if prompt else "") + t.strip() + task.suffix) for t in split.texts]
+    got = scorer.logits(prefix, seqs).argmax(-1).tolist()
+    return time.perf_counter() - began, got, scorer.tokens - before
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap.add_argument("--models", nargs="+", default=["smollm2-135m"])
+    ap.add_argument("--task", default="movie_snippets", help="a task or task file; SST-2's numbers need SST-2's file")
+    ap.add_argument("--limit", type=int, default=872, help="texts scored (872)")
+    ap.add_argument("--repeats", type=int, default=3)
+    ap.add_argument("--runs", type=int, default=20, help="runs side by side (20)")
+    ap.add_argument("--skip", nargs="*", default=[], choices=["pez", "peft", "lm-eval"])
+    ap.add_argument("--out", help="JSON file")
+    a = ap.parse_args()
+    task, found, began = load_task(a.task), {}, time.perf_counter()
+    split = task.subset("validation", min(a.limit, len(task.validation)), seed=0)
+    for name in a.models:
+        base = load_lm(name)
+        forms, r = {"float32": base, "bfloat16": base.cast(torch.bfloat16)}, {}
+        found[name] = r
+        for dtype in forms: r[f"product {dtype}"] = product_rate(getattr(torch, dtype))
+        if "pez" not in a.skip:
+            r["step released"] = seconds(ReleasedManner(base, task, 16).step, a.repeats)
+            for dtype, lm in forms.items():
+                for runs in (1, a.runs):
+                    p = our_pass(lm, task, runs, 16)
+                    r[f"step {dtype} x{runs}"] = seconds(p.advance, a.repeats if runs == 1 else 1)
+                    r[f"share {dtype} x{runs}"] = 4 * weights(base) * p.scorer.tokens / p.step / r[f"step {dtype} x{runs}"] / r[f"product {dtype}"]   # forward and backward
+            print(json.dumps(r, indent=1), flush=True)
+        if "peft" not in a.skip:
+            r["soft peft float32"] = seconds(soft_step(base, task, 16), a.repeats)
+        if "lm-eval" not in a.skip:
+            for dtype, lm in forms.items():
+                for prompt in ("", PROMPT):
+                    key = f"{dtype} {'prompt' if prompt else 'empty'}"
+                    ours = [our_run(lm, task, split, prompt) for _ in range(a.repeats)]
+                    theirs = [lm_eval_run(lm, task, split, prompt, 64) for _ in range(max(1, a.repeats - 1))]
+                    r[f"score ours {key}"], r[f"score lm-eval {key}"] = statistics.median(o[0] for o in ours), statistics.median(t[0] for t in theirs)
+                    r[f"same answers {key}"] = sum(x == y for x, y in zip(ours[0][1], theirs[0][1]))
+                    r[f"share score {key}"] = 2 * weights(base) * ours[0][2] / r[f"score ours {key}"] / r[f"product {dtype}"]
+                    print({k: v for k, v in r.items() if key in k}, flush=True)
+    config = dict(task=task.name, task_hash=task.hash, n=len(split), models=a.models, repeats=a.repeats, runs=a.runs, batch=16)
+    if a.out: write_atomic(a.out, json.dumps(dict(config=config, found=found, meta=provenance("cpu", "float32, bfloat16", [0], round(time.perf_counter() - began, 1))), indent=1))
+
+
+if __name__ == "__main__":
+    main()
