@@ -411,7 +411,7 @@ def agreement(
         out.append(total)
     return torch.cat(out)*2/(len(sets)*(len(sets)-1))
 
-# %% ../nbs/04_neighbors.ipynb #8b256aa2
+# %% ../nbs/04_neighbors.ipynb #8ef96831
 def check_k(k:int, m:int):
     "Raise `InputError` unless k of m anchors can be neighbours."
     if not 1 <= k <= m: raise InputError(f"k={k} neighbours asked of {m} anchors; need 1 <= k <= {m}")
@@ -423,7 +423,7 @@ def check_embeddings(
     repeats:int,
     include_self:bool,
 ):
-    "Raise `InputError` for anything that has no stability."
+    "Raise `InputError` for anything that has no stability; warn of zero rows."
     if len(embs) < 2: raise InputError(f"{len(embs)} embedding matrix given; stability compares two models or more")
     for i,e in enumerate(embs):
         if e.ndim != 2 or not e.is_floating_point(): raise InputError(f"embeddings of model {i} have shape {tuple(e.shape)} and type {e.dtype}; need a (common tokens, width) float matrix")
@@ -438,6 +438,8 @@ def check_embeddings(
     for i,e in enumerate(embs):
         bad = (~torch.cat([x.isfinite().all(1) for x in e.split(8192)])).nonzero()[:,0]
         if len(bad): raise InputError(f"{len(bad)} embedding row(s) of model {i} hold NaN or infinity, the first of them row {bad[0]}; leave these tokens out")
+        zero = (~torch.cat([x.any(1) for x in e.split(8192)])).nonzero()[:,0]
+        if len(zero): warnings.warn(f"{len(zero)} embedding row(s) of model {i} are zero, the first of them row {zero[0]}; their cosines count as 0")
 
 # %% ../nbs/04_neighbors.ipynb #334f07dc
 WORK = 2**29  # bytes for tiles and candidates, unless told otherwise

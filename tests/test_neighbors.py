@@ -69,6 +69,7 @@ def test_awkward_rows(kind, coarse, path, include_self):
     got = nb.top_all(rows, 6, include_self, tile=64) if path == "tiles" else nb.top_among(rows, everyone, everyone, 6, include_self, work=2**17)
     assert [set(r) for r in got.tolist()] == oracle_sets(emb, 6, None, include_self)
 
+@pytest.mark.filterwarnings("ignore:.*are zero")
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), c=st.integers(2, 90), d=st.integers(1, 9), data=st.data())
 def test_any_shape(seed, c, d, data):
@@ -202,6 +203,12 @@ def with_value(x):
 def test_bad_input(embs, kw, says):
     with pytest.raises(InputError, match=says) as e: nb.stability(embs, **{"k": 5, "h": None, **kw})
     assert "\n" not in str(e.value)
+
+def test_zero_rows_are_named():
+    embs = [e.clone() for e in E2]
+    embs[1][[4,8]] = 0
+    with pytest.warns(UserWarning, match="2 embedding row.* of model 1 are zero, the first of them row 4"): J = nb.stability(embs, k=5, h=None)
+    close(J, oracle_J(embs, 5))
 
 def test_input_is_left_alone():
     embs = random_embs(2, 80, 1)
