@@ -125,7 +125,8 @@ def test_run_and_report(place, unbroken, capsys):
 @pytest.mark.parametrize("sig, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(place, unbroken, sig, code):
     out = place / f"cut{int(sig)}"
-    first = subprocess.Popen(command(out), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    # a shell's background job inherits an ignored SIGINT; here it has to arrive
+    first = subprocess.Popen(command(out), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     for _ in range(1200):                            # stopped once the first source has been tuned
         if list((out / "cells").glob("tune-*")) or first.poll() is not None: break
         time.sleep(.05)
