@@ -7,7 +7,7 @@ __all__ = ['RATING_BOUND', 'TASKS', 'Split', 'Task', 'normalise', 'drop_conflict
            'first_copies', 'load_task']
 
 # %% ../nbs/02_tasks.ipynb #5e7e6d30
-import hashlib, json, re, sys, tarfile, unicodedata, zipfile
+import hashlib, json, logging, re, sys, tarfile, unicodedata, zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -189,10 +189,13 @@ def _read_hub(source:str, split:str, revision:str|None=None)->pd.DataFrame:
     m = _HUB.fullmatch(source)
     if not m: raise InputError(f"data source {source!r} is neither a file nor a data set's name; need \"owner/name[split]\" or \"owner/name/config[split]\"")
     from datasets import load_dataset   # slow to import, and needed by hub tasks alone
+    log = logging.getLogger("huggingface_hub"); level = log.level
+    log.setLevel(logging.ERROR)          # its retries are ten lines where one of ours will do
     try: return load_dataset(m["path"], m["config"], split=m["split"] or split, revision=revision).to_pandas()
     # datasets and its HTTP client raise a dozen kinds of errors for an unknown name, split or revision and for a missing network
     except Exception as e:
         raise InputError(f"data set {source!r} cannot be read from the hub ({type(e).__name__}); check its name and the network. Without a hub: movie_snippets, bbc_news, or a task file with own files") from e
+    finally: log.setLevel(level)
 
 def _read_source(source:str, key:str, folder:Path, revision:str|None)->tuple:
     "(rows, name for messages) of a file or a hub data set."
