@@ -56,7 +56,7 @@ def cmd_stability(a):
     vocab.save(out)
     _say(f"{len(vocab):,} tokens, J from {vocab.J.max():.3f} to {vocab.J.min():.3f}; most stable: {' '.join(repr(t) for t in vocab.tokens[:6])}: {out}")
 
-# %% ../nbs/15_cli.ipynb #2d24b6c9
+# %% ../nbs/15_cli.ipynb #5c55063d
 def cmd_tune(a):
     "hpt tune"
     seeds = _seeds(a.seeds)
@@ -86,8 +86,7 @@ def cmd_tune(a):
         space = SearchSpace(fast, vocab)
         runs = tune_runs(fast, task, [RunSpec(space, a.method, c["seed"]) for c in todo], cfg, progress=not a.quiet, desc=f"tuning {lm.name} on {task.name}")
         for c, r in zip(todo, runs):
-            store.put("tune", c, {k: getattr(r, k) for k in ("prompt_ids", "prompt_text", "tokens", "best_step", "best_holdout", "curve", "wall_s", "runs_in_pass", "forward_tokens")},
-                      provenance(fast.device, dtype, [c["seed"]], r.wall_s))
+            store.put("tune", c, r.result(), provenance(fast.device, dtype, [c["seed"]], r.wall_s))
     for c in configs:
         r = store.get("tune", c)
         _say(f"seed {c['seed']}: holdout {r['best_holdout']:.3f} at step {r['best_step']}: {r['prompt_text']!r}")

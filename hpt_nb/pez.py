@@ -63,7 +63,7 @@ class PezConfig:
 
 METHODS = ("pez", "pez-reprojected")
 
-# %% ../nbs/06_pez.ipynb #6318fde2
+# %% ../nbs/06_pez.ipynb #2c097573
 @dataclass(frozen=True)
 class RunSpec:
     "One run: where it may search, how, and its seed."
@@ -88,6 +88,10 @@ class Run:
     runs_in_pass:int
     forward_tokens:int        # tokens of the whole pass, forward
     config:dict = field(default_factory=dict)
+
+    def result(self)->dict:
+        "What a results folder keeps of the run."
+        return {k: v for k, v in vars(self).items() if k not in ("method", "seed", "config")}   # those stand in the cell's configuration
 
 # %% ../nbs/06_pez.ipynb #090cae3f
 def batch_at(

@@ -79,7 +79,7 @@ def plain_logits(
         out.append(lm.model(inputs_embeds=x_td[None], use_cache=False).logits[0, -1, labels.to(lm.device)].float())
     return torch.stack(out)
 
-# %% ../nbs/05_scoring.ipynb #3a1e0a01
+# %% ../nbs/05_scoring.ipynb #bfe728fd
 class LabelHead(torch.nn.Module):
     "Stands in for a model's output layer: `at` picks one hidden state a text, `labels` the output rows."
     def __init__(self, head, labels:Tensor):
@@ -102,7 +102,7 @@ def _headed(model, head):
     own, cfg = model.get_output_embeddings(), model.config.get_text_config()
     attention = cfg._attn_implementation
     model.set_output_embeddings(head)
-    # torch's fused CPU attention takes 1.5 times as long for short bfloat16 rows under a mask, forward and backward together
+    # torch's fused CPU attention is slower on short bfloat16 rows under a mask, above all in the backward pass
     if model.device.type == "cpu" and attention == "sdpa": cfg._attn_implementation = "eager"
     try: yield
     finally:
