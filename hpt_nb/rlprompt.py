@@ -6,19 +6,18 @@
 __all__ = ['RLConfig', 'gap_rewards', 'z_scores', 'soft_q_loss', 'action_ids', 'output_rows', 'FrozenPolicy', 'make_mlp',
            'follow', 'choose', 'write_prompts', 'few_shot', 'tune_rlprompt']
 
-# %% ../nbs/08_rlprompt.ipynb #420aec65
-import copy, json, time
+# %% ../nbs/08_rlprompt.ipynb #965fdaa4
+import copy, json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import safetensors.torch as st
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from .store import InputError, config_hash, write_atomic
 from .models import LM
 from .vocab import ids_by_text
 from .scoring import PrefixScorer, label_ids, text_ids
-from .pez import SearchSpace, _finish
+from .pez import SearchSpace, run_pass, _finish
 
 # %% ../nbs/08_rlprompt.ipynb #bac7e228
 @dataclass(frozen=True)
@@ -301,7 +300,7 @@ def _judge(self):
 
 _Pass.judge = _judge
 
-# %% ../nbs/08_rlprompt.ipynb #b57b08a2
+# %% ../nbs/08_rlprompt.ipynb #3ac984ef
 def _identity(self)->str:
     "Hash of everything that the pass depends on."
     who = [{k: v for k, v in m.info.items() if k in ("name", "sha256", "revision", "dtype")} for m in (self.lm, self.policy)]
@@ -338,33 +337,15 @@ def _load(self, path):
     self.step, self.wall_s, self.scorer.tokens, self.scorer.grad_tokens = rest["step"], rest["wall_s"], rest["tokens"], rest["grad_tokens"]
     self.curves, self.best = rest["curves"], rest["best"]
 
-_Pass.save, _Pass.load = _save, _load
+_Pass.save, _Pass.load, _Pass.finish = _save, _load, _finish
 
-# %% ../nbs/08_rlprompt.ipynb #d9af2654
+# %% ../nbs/08_rlprompt.ipynb #9f93c3df
 def tune_rlprompt(
     lm:LM, task,
     specs,                  # RunSpecs with method "rlprompt", tuned in one pass
     cfg:RLConfig=RLConfig(),
     policy:LM=None,         # a small causal language model to write with, frozen; None: the source itself
-    progress=True,          # a progress bar on stderr, with the time left
-    checkpoint=None,        # path; state is written there about once a minute and at the end, and taken up from there; the caller removes it once the runs are kept
-    every_s:float=60,       # seconds between checkpoints
-    desc:str="tuning",
-    on_step=None,           # called with the number of steps done after each (a caller's own bar)
+    **loop,                 # progress, checkpoint, ... of `run_pass`
 )->list:                    # pez.Runs, in the order of `specs`; their curves hold the mean raw "reward" too, their tokens the policy's
     "Tune prompts by RLPrompt (Deng et al. 2022); a run's result is the same alone and in company. `InputError` for a policy that can write none of the allowed tokens, or a class without texts."
-    if not specs: return []
-    p = _Pass(lm, task, specs, cfg, policy)
-    if checkpoint and Path(checkpoint).exists(): p.load(checkpoint)
-    began, saved = time.perf_counter() - p.wall_s, time.perf_counter()
-    with tqdm(total=cfg.steps, initial=p.step, desc=desc, unit="step", disable=not progress, dynamic_ncols=True) as bar:
-        while p.step < cfg.steps:
-            p.advance()
-            if p.step % cfg.eval_every == 0 or p.step == cfg.steps:
-                p.judge()
-                bar.set_postfix_str(f"holdout {min(b['holdout'] for b in p.best):.3f}-{max(b['holdout'] for b in p.best):.3f}", refresh=False)
-            bar.update()
-            if on_step: on_step(p.step)
-            p.wall_s = time.perf_counter() - began
-            if checkpoint and (time.perf_counter() - saved > every_s or p.step == cfg.steps): p.save(checkpoint); saved = time.perf_counter()
-    return _finish(p)
+    return run_pass(_Pass(lm, task, specs, cfg, policy), **loop) if specs else []

@@ -7,20 +7,19 @@ __all__ = ['SOFT_METHODS', 'vector_prefix', 'evaluate_vectors', 'SoftConfig', 's
            'vectors_to_text', 'vectors_from_text', 'SoftRun', 'tune_soft', 'prompt_vectors', 'save_peft', 'load_peft',
            'anchor_rows', 'encode_relative', 'transfer_soft']
 
-# %% ../nbs/09_soft.ipynb #ed529c56
-import base64, json, math, string, time
+# %% ../nbs/09_soft.ipynb #f9430d2d
+import base64, json, math, string
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import safetensors.torch as st
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
 from transformers import Adafactor
 from .store import InputError, config_hash, write_atomic
 from .models import LM, token_text
 from .scoring import PrefixScorer, label_ids, prompt_to_ids, text_ids
-from .pez import Run, SearchSpace, batch_at
+from .pez import Run, SearchSpace, batch_at, run_pass
 
 # %% ../nbs/09_soft.ipynb #8b7d5c59
 def vector_prefix(
@@ -230,7 +229,7 @@ def _load(self, path):
 
 _SoftPass.save, _SoftPass.load = _save, _load
 
-# %% ../nbs/09_soft.ipynb #cc044435
+# %% ../nbs/09_soft.ipynb #808633e8
 def _finish(p:_SoftPass)->list:
     "SoftRuns of a pass, with their readings."
     reads = [reading(p.lm, v, s.space) for s, v in zip(p.specs, p.best_pd)]
@@ -239,32 +238,17 @@ def _finish(p:_SoftPass)->list:
                     p.scorer.tokens, p.scorer.grad_tokens, asdict(p.cfg), vectors=v.cpu(), reading_holdout=score, cosines=tuple(read["cosines"]))
             for s, best, v, curve, read, score in zip(p.specs, p.best, p.best_pd, p.curves, reads, scores)]
 
+_SoftPass.finish = _finish
+
 def tune_soft(
     lm:LM, task,
     specs,                      # RunSpecs with a method of `SOFT_METHODS`; the space is where "random" starts are drawn and the reading is sought
     cfg:SoftConfig=SoftConfig(),
-    progress=True,              # a progress bar on stderr, with the time left
-    checkpoint=None,            # path; state is written there about once a minute and at the end, and taken up from there; the caller removes it once the runs are kept
-    every_s:float=60,           # seconds between checkpoints
-    desc:str="tuning",
-    on_step=None,               # called with the number of steps done after each
+    **loop,                     # progress, checkpoint, ... of `run_pass`
 )->list:                        # SoftRuns, in the order of `specs`
     "Tune several soft prompts on one model and task in one pass (Lester et al. 2021; Zhong et al. 2021). In float32 a run is the same alone and in company, up to rounding."
-    if not specs: return []
-    p = _SoftPass(lm, task, specs, cfg)
-    if checkpoint and Path(checkpoint).exists(): p.load(checkpoint)
-    began, saved = time.perf_counter() - p.wall_s, time.perf_counter()
-    with tqdm(total=cfg.steps, initial=p.step, desc=desc, unit="step", disable=not progress, dynamic_ncols=True) as bar:
-        while p.step < cfg.steps:
-            p.advance()
-            if p.step % cfg.eval_every == 0 or p.step == cfg.steps:
-                p.judge()
-                bar.set_postfix_str(f"holdout {min(b['holdout'] for b in p.best):.3f}-{max(b['holdout'] for b in p.best):.3f}", refresh=False)
-            bar.update()
-            if on_step: on_step(p.step)
-            p.wall_s = time.perf_counter() - began
-            if checkpoint and (time.perf_counter() - saved > every_s or p.step == cfg.steps): p.save(checkpoint); saved = time.perf_counter()
-    return _finish(p)
+    if loop.get("budgets") and any(s.method == "optiprompt" for s in specs): raise InputError("optiprompt's learning rate falls towards the last step, so a shorter budget is another pass; give no budgets")
+    return run_pass(_SoftPass(lm, task, specs, cfg), **loop) if specs else []
 
 # %% ../nbs/09_soft.ipynb #db54a5bd
 def prompt_vectors(

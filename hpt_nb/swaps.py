@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['AUTOPROMPT', 'MIXED', 'GCG', 'SWAP_METHODS', 'SwapConfig', 'propose', 'tune_swaps']
 
-# %% ../nbs/07_swaps.ipynb #8a2bb26b
-import json, time
+# %% ../nbs/07_swaps.ipynb #93393e4f
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 import safetensors.torch as st
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 from .store import InputError, config_hash, write_atomic
 from .models import LM
 from .scoring import PrefixScorer, fit_tokens, label_ids, text_ids
-from .pez import SearchSpace, batch_at, _finish, _identity, _judge, _start
+from .pez import SearchSpace, batch_at, run_pass, _finish, _identity, _judge, _start
 
 # %% ../nbs/07_swaps.ipynb #c0827db1
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ def _load(self, path):
 
 _SwapPass.identity, _SwapPass.sides, _SwapPass.save, _SwapPass.load = _swap_identity, _sides, _save, _load
 
-# %% ../nbs/07_swaps.ipynb #b56f3bec
+# %% ../nbs/07_swaps.ipynb #6e39a4cd
 def _finish_swaps(p:_SwapPass)->list:
     "Runs of a pass as they stand after the steps made so far; the judge's tokens are counted, and its name is kept."
     runs = _finish(p)
@@ -230,36 +229,15 @@ def _finish_swaps(p:_SwapPass)->list:
     return [replace(run, forward_tokens=run.forward_tokens + other.tokens, backward_tokens=run.backward_tokens + other.grad_tokens,
                     config=run.config | dict(judge=p.judging.lm.name)) for run in runs]
 
-# %% ../nbs/07_swaps.ipynb #16e9b6fb
+_SwapPass.finish = _finish_swaps
+
+# %% ../nbs/07_swaps.ipynb #a8ecb8ff
 def tune_swaps(
     lm:LM, task,
     specs,                      # RunSpecs (method "autoprompt", "mixed" or "gcg"), searched side by side in one pass
     cfg:SwapConfig,             # AUTOPROMPT, MIXED, GCG, or `replace` of one
     judge=None,                 # another LM, which reads each candidate as text, accepts by its loss and chooses by its holdout accuracy; None: `lm` itself, on the ids
-    progress=True,              # a progress bar on stderr, with the time left
-    checkpoint=None,            # path; state is written there about once a minute and at the end, and taken up from there; the caller removes it once the runs are kept
-    every_s:float=60,           # seconds between checkpoints
-    desc:str="tuning",
-    on_step=None,               # called with the number of steps done after each (a caller's own bar)
-    budgets=(),                 # numbers of steps, multiples of `eval_every`: after each, on_budget(steps, Runs) gets what a pass of that many steps would have returned
-    on_budget=None,
+    **loop,                     # progress, checkpoint, ... of `run_pass`
 )->list:                        # Runs, in the order of `specs`
     "Search prompts by single swaps for several runs in one pass; a run's result is the same alone and in company. `InputError` for bad settings, and where no candidate survives as text."
-    if not specs: return []
-    odd = [b for b in budgets if b % cfg.eval_every or not 0 < b <= cfg.steps]
-    if odd: raise InputError(f"budget {odd[0]}; need a multiple of eval_every={cfg.eval_every}, at most {cfg.steps} steps")
-    p = _SwapPass(lm, task, specs, cfg, judge)
-    if checkpoint and Path(checkpoint).exists(): p.load(checkpoint)
-    began, saved = time.perf_counter() - p.wall_s, time.perf_counter()
-    with tqdm(total=cfg.steps, initial=p.step, desc=desc, unit="step", disable=not progress, dynamic_ncols=True) as bar:
-        while p.step < cfg.steps:
-            p.advance()
-            if p.step % cfg.eval_every == 0 or p.step == cfg.steps:
-                p.judge()
-                bar.set_postfix_str(f"holdout {min(b['holdout'] for b in p.best):.3f}-{max(b['holdout'] for b in p.best):.3f}", refresh=False)
-            bar.update()
-            if on_step: on_step(p.step)
-            p.wall_s = time.perf_counter() - began
-            if on_budget and p.step in budgets: on_budget(p.step, _finish_swaps(p))
-            if checkpoint and (time.perf_counter() - saved > every_s or p.step == cfg.steps): p.save(checkpoint); saved = time.perf_counter()
-    return _finish_swaps(p)
+    return run_pass(_SwapPass(lm, task, specs, cfg, judge), **loop) if specs else []
