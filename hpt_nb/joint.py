@@ -108,10 +108,10 @@ def _choose(self):
 
 _JointPass.advance, _JointPass.judge = _advance, _choose
 
-# %% ../nbs/09b_joint.ipynb #de52bf8f
+# %% ../nbs/09b_joint.ipynb #9ce81064
 def _joint_identity(self)->str:
     "Hash of everything that the pass depends on."
-    return config_hash(dict(search="joint", methods=[s.method for s in self.specs], sides=[_identity(side) for side in self.sides]))
+    return config_hash(dict(search="joint", methods=[s.method for s in self.specs], sides=[_identity(side) for side in self.sides], weights=[None if w is None else config_hash(dict(J=w.tolist())) for w in self.weights]))
 
 def _save(self, path):
     tensors = {}
