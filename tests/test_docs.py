@@ -54,7 +54,7 @@ def test_every_notebook_is_a_page_and_findings_come_first(site, pages):
     assert {f"{c}.html" for c in CHAPTERS} | {"index.html", "names.html", "search.html"} <= set(pages)
     tree = re.search(r'<div class="sidebar-tree">(.*?)</div>', (site/"index.html").read_text(encoding="utf-8"), re.S)[1]
     order = [h.removesuffix(".html") for h in re.findall(r'href="([\w.]+\.html)"', tree)]
-    findings = [c for c in CHAPTERS if c.startswith("20_")]
+    findings = [c for c in CHAPTERS if c.startswith("3")]
     assert order == findings + [c for c in CHAPTERS if c not in findings] + ["names"]
 
 def test_no_link_or_image_is_broken(site, pages):
@@ -93,8 +93,8 @@ def test_equations_are_mathml(site, pages):
 def test_a_name_leads_to_its_definition(site, pages):
     text = (site/"05_scoring.html").read_text(encoding="utf-8")
     assert 'id="def-evaluate"' in text and 'id="def-label_logprobs"' in text
-    assert '05_scoring.html#def-evaluate' in (site/"10_transfer.html").read_text(encoding="utf-8")         # in code: evaluate is imported there
-    assert "#def-transfer" in (site/"10_transfer.html").read_text(encoding="utf-8")                          # in prose: `transfer`
+    assert '05_scoring.html#def-evaluate' in (site/"11_transfer.html").read_text(encoding="utf-8")         # in code: evaluate is imported there
+    assert "#def-transfer" in (site/"11_transfer.html").read_text(encoding="utf-8")                          # in prose: `transfer`
     names = [h for h in pages["names.html"].links if "#def-" in h]
     assert len(names) > 100 and "05_scoring.html#def-evaluate" in names
 
