@@ -5,21 +5,24 @@
 # %% auto #0
 __all__ = ['ROWS', 'REGISTRY', 'SIZES', 'CLASSES', 'TEXTS', 'SHARE', 'row_vocab', 'Method', 'method_config', 'Source',
            'VocabConfig', 'Preset', 'presets', 'parse_preset', 'load_preset', 'lm_id', 'tune_config', 'eval_config',
-           'Models', 'scored_vocab', 'passes', 'run_rows', 'tune_pass', 'task_key', 'untuned', 'score_prompt',
-           'score_vectors', 'read_prompt', 'Work', 'workload', 'planned_pieces', 'run_preset', 'model_size',
-           'product_rate', 'pieces', 'makespan', 'dry_run']
+           'Models', 'vocab_config', 'scored_vocab', 'passes', 'run_rows', 'tune_pass', 'task_key', 'untuned',
+           'score_prompt', 'score_vectors', 'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed',
+           'weight', 'Bar', 'begin', 'run_preset', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan',
+           'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
-import gc, time
+import gc, heapq, time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
-from .store import InputError, Store, WriteError, config_hash, provenance
-from .models import LM, _find, load_lm
+from .store import InputError, Store, WriteError, _finder, config_hash, provenance
+from .models import LM, _find, as_device, load_lm
 from .tasks import load_task
 from .vocab import Vocab, whole_vocab
 from .neighbors import stable_vocab
@@ -273,31 +276,41 @@ def eval_config(preset, task, split_n, prompt:dict, target:LM, role, mode, ids)-
 # %% ../nbs/14_experiments.ipynb #a5658aa6
 class Models:
     "Loaded models by name and dtype; keeps the last `keep` of them. `InputError` if two would stand in the results under one name."
-    def __init__(self, keep:int=3, load=load_lm): self.keep, self.load, self.held, self.names = keep, load, {}, {}
+    def __init__(self, keep:int=3, load=None, device="auto"):   # load: None is `load_lm` onto `device`
+        self.keep, self.own, self.load, self.held, self.names = keep, load is None, load or partial(load_lm, device=device), {}, {}
+        self.spread = as_device(device)[1] == device   # over devices by accelerate, whose hooks a cast copy would share
     def __call__(self, name:str, dtype:str="float32")->LM:
         key = name, dtype
         lm = self.held.pop(key, None)
         if lm is None:
             while len(self.held) >= self.keep: self.held.pop(next(iter(self.held))); gc.collect()
             near = self.held.get((name, "float32"))
-            lm = near.cast(getattr(torch, dtype)) if near is not None else self.load(name, dtype=dtype)
+            lm = self.load(name, dtype=dtype) if near is None or self.spread else near.cast(getattr(torch, dtype))
         self.held[key] = lm   # the latest stands last
-        other = self.names.setdefault(lm.name, name)
-        if other != name: raise InputError(f"models {other!r} and {name!r} are both called {lm.name!r}; rename the folder or file of one")
+        self._named(lm.name, name)
         return lm
+    def _named(self, lm_name, name)->str:
+        other = self.names.setdefault(lm_name, name)
+        if other != name: raise InputError(f"models {other!r} and {name!r} are both called {lm_name!r}; rename the folder or file of one")
+        return lm_name
     def name_of(self, name:str)->str:
         "The name that a model has in results; it is loaded only if that cannot be known otherwise."
         known = {v: k for k, v in self.names.items()}
-        return known[name] if name in known else _find(name)[1] if self.load is load_lm else self(name).name
+        return known[name] if name in known else self._named(_find(name)[1] if self.own else self(name).name, name)
 
 # %% ../nbs/14_experiments.ipynb #074552e7
+def vocab_config(v:VocabConfig, names)->dict:
+    "What identifies the scored vocabulary of models, beside their weights; one vocabulary serves both directions."
+    sampled = v.h != "exact"
+    return dict(models=sorted(names), k=v.k, h=v.h, repeats=v.repeats if sampled else None, seed=v.seed if sampled else None, include_self=v.include_self)
+
 def scored_vocab(
     store:Store, preset:Preset, models:Models,
     source:str, counterpart:str,
 )->Vocab:
     "Common vocabulary of two models with its stability; from the store where it has been computed."
-    v, lms = preset.vocab, sorted([models(source), models(counterpart)], key=lambda lm: lm.name)   # one vocabulary serves both directions
-    config = dict(models=[lm.name for lm in lms], ids=[lm_id(lm) for lm in lms], k=v.k, h=v.h, repeats=v.repeats if v.h != "exact" else None, seed=v.seed if v.h != "exact" else None, include_self=v.include_self)
+    v, lms = preset.vocab, sorted([models(source), models(counterpart)], key=lambda lm: lm.name)
+    config = vocab_config(v, [lm.name for lm in lms]) | dict(ids=[lm_id(lm) for lm in lms])
     have = store.get("vocab", config)
     if have is None:
         began = time.perf_counter()
@@ -440,71 +453,168 @@ def _load_tasks(preset, data=None)->dict:
     if len({t.name for t in out.values()}) < len(out): raise InputError(f"two tasks of {preset.name} share a name; give each its own")
     return out
 
-def _mean_tokens(task)->float:
-    "Rough number of tokens of a text with its template: four characters each."
-    texts = task.train.texts[:500]
-    return sum(min(task.max_text_tokens, len(t)/4) + 5 for t in texts)/len(texts)
+# %% ../nbs/14_experiments.ipynb #5b1d90c7
+@dataclass(frozen=True)
+class Unit:
+    "A part of a run that is done as a whole, by whichever process: plain data."
+    kind:str              # "draw": untuned prompts; "vocab": a scored vocabulary; "tune": a pass; "score": a source's prompts on one model
+    source:str            # models and tasks as the preset names them
+    target:str = ""       # the other model of a vocabulary; the model that scores
+    task:str = ""
+    methods:tuple = ()    # of a pass
+    second:str|None = None# a counterpart that takes part in the pass
+    seeds:tuple = ()      # of the runs in a pass
+    after:tuple = ()      # numbers of the units that must be done before
+    pieces:tuple = ()     # (kind, part of its configuration) of each cell that it makes, as in `Store.plan`
 
-@dataclass
-class Work:
-    "What a run has to do, for its bar: name -> weight, in text tokens read."
-    parts:dict
     @property
-    def total(self): return sum(self.parts.values())
+    def models(self)->tuple:
+        "The models that it loads."
+        return tuple(dict.fromkeys(m for m in (self.source if self.kind != "score" else None, self.target, self.second) if m))
+    def __str__(self):
+        if self.kind == "draw": return f"drawing prompts of {self.source}"
+        if self.kind == "vocab": return f"comparing {self.source} and {self.target}"
+        if self.kind == "score": return f"scoring {self.task} prompts of {self.source} on {self.target}"
+        return f"tuning {self.source} on {self.task}" + ("" if self.methods[0] in METHODS else f" by {', '.join(self.methods)}")
 
-def workload(preset, tasks:dict)->Work:
-    "Estimate of each part of a run."
-    parts = {}
+def shares(seeds:tuple, split:int)->list:
+    "Seeds in groups of at most `split`; 0: all in one."
+    n = split or len(seeds)
+    return [tuple(seeds[i:i+n]) for i in range(0, len(seeds), n)]
+
+# %% ../nbs/14_experiments.ipynb #c40e7a12
+def plan_units(
+    preset:Preset, tasks:dict, models:Models,
+    split:int=0,    # seeds in one pass, at most; 0: all
+)->list:            # Units, none before one that it comes after
+    "Everything that a run will do. `InputError` for a model that cannot be found."
+    units, known = [], {}
+    def add(key, **unit):
+        if key not in known: known[key] = len(units); units.append(Unit(**unit))
+        return known[key]
+    def vocab(a, b):
+        config = vocab_config(preset.vocab, [models.name_of(a), models.name_of(b)])
+        return add(tuple(config["models"]), kind="vocab", source=a, target=b, pieces=(("vocab", config),))
     for s in preset.sources:
-        for name, task in tasks.items():
-            tok, n = _mean_tokens(task), preset.n_for(name) or len(task.validation)
-            prompts = ("Empty" in preset.rows) + len(preset.seeds)*("Random" in preset.rows)
-            for methods, second in passes(preset, s, name):
-                cfg, runs = preset.config_for(methods[0], name), run_rows(preset, methods, s.counterparts, second)
-                prompts += len(runs)*len(preset.budgets_for(name, methods[0]))
-                judged = tok*(cfg.steps//cfg.eval_every)*min(cfg.holdout_n, len(task.holdout))
-                if runs: parts["tune", s.model, name, methods, second] = sum(f + 2*b + judged for f, b in (REGISTRY[m].cost(cfg, tok, len(task.labels)) for m, *_ in runs))
-            for target in (s.model, *s.targets): parts["score", s.model, name, target] = (8 if target == s.model else 5)*prompts*tok*n
-    return Work(parts)
+        for m in (s.model, *s.counterparts, *s.targets): models.name_of(m)   # a wrong name is known before anything is done
+    for name, task in tasks.items():
+        parts = {}   # (source, its share of the seeds) -> (units that make the prompts, what the prompts are)
+        for s in preset.sources:
+            base, none = dict(task=task.name, source=models.name_of(s.model)), dict(counterpart=None, method=None, steps=None)
+            for k, seeds in enumerate(shares(preset.seeds, split)):
+                few = replace(preset, seeds=seeds)
+                prompts = [base | dict(row="Empty", seed=None, **none)]*("Empty" in preset.rows and k == 0) + [base | dict(row="Random", seed=seed, **none) for seed in seeds if "Random" in preset.rows]
+                makers = [add(("draw", s.model), kind="draw", source=s.model)] if prompts else []
+                for methods, second in passes(preset, s, name):
+                    rows = run_rows(few, methods, s.counterparts, second)
+                    needs = [vocab(s.model, cp) for cp in dict.fromkeys(cp for _, row, cp, _ in rows if ROWS[row] in ("common", "stable"))]
+                    tuned = [base | dict(row=row, counterpart=cp and models.name_of(cp), seed=seed, method=m, steps=b) for m, row, cp, seed in rows for b in preset.budgets_for(name, m)]
+                    if tuned: makers.append(add(("tune", s.model, name, methods, second, k), kind="tune", source=s.model, task=name, methods=methods, second=second, seeds=seeds, after=tuple(needs), pieces=tuple(("tune", p) for p in tuned)))
+                    prompts += tuned
+                parts[s, k] = makers, prompts
+        for target in dict.fromkeys([s.model for s in preset.sources] + [t for s in preset.sources for t in s.targets]):
+            for (s, k), (makers, prompts) in parts.items():
+                cells = [p | dict(target=models.name_of(target), role=role, mode=mode) for p in prompts for t, role, mode in _wanted(s, p["method"]) if t == target]
+                carried = [vocab(s.model, target)] if any(c["mode"] == "vectors" and c["role"] == "transfer" for c in cells) else []
+                if cells: add(("score", s.model, name, target, k), kind="score", source=s.model, target=target, task=name, after=(*makers, *carried), pieces=tuple(("eval", c) for c in cells))
+    return units
+
+# %% ../nbs/14_experiments.ipynb #3d5f0c92
+def _key(prompt:dict)->tuple: return tuple(prompt[k] for k in ("row", "counterpart", "seed", "method", "steps"))
+
+class Job:
+    "What one process needs to do units of a preset: the results folder, the tasks by their names in the preset, the models that it holds."
+    def __init__(self, preset:Preset, store:Store, tasks:dict, models:Models, retry_failed:bool=False):
+        self.preset, self.store, self.tasks, self.models, self.retry = preset, store, tasks, models, retry_failed
+        self.memo, self.memo_of = {}, None   # scores of equal ids, on one model and task
+
+    def attempt(self, unit:Unit,
+        inputs:list,               # what the units in `unit.after` gave
+        at=lambda share: None,     # called with the share that is done
+    )->list|None:                  # the unit's prompts; None if it failed, now or before
+        "Do a unit. What fails is noted with its reason. `WriteError` where nothing can be written."
+        failed = _finder([] if self.retry else [(f["kind"], f["config"], f) for f in self.store.failures()])
+        if unit.kind != "score" and any(failed(*p) for p in unit.pieces): return None
+        try:
+            with self.store.working(unit.pieces) if unit.pieces else nullcontext(): return getattr(self, f"_{unit.kind}")(unit, inputs, at, failed)
+        except WriteError: raise
+        # whatever else a model or a device may raise: memory, a missing kernel, a broken file
+        except Exception as e:
+            note_failed(self.store, unit, e)
+            if isinstance(e, (torch.OutOfMemoryError, MemoryError)): self.models.held.clear(); gc.collect()
+            return None
+
+    def _draw(self, unit, inputs, at, failed)->list: return untuned(self.store, self.preset, self.models(unit.source))
+
+    def _vocab(self, unit, inputs, at, failed)->list:
+        scored_vocab(self.store, self.preset, self.models, unit.source, unit.target)
+        return []
+
+    def _tune(self, unit, inputs, at, failed)->list:
+        if None in inputs: raise InputError(f"a vocabulary of {unit.source} that this pass needs could not be made; its own note says why")
+        steps = self.preset.config_for(unit.methods[0], unit.task).steps
+        return tune_pass(self.store, replace(self.preset, seeds=unit.seeds), self.models, unit.source, self.tasks[unit.task], unit.methods, unit.second, on_step=lambda i: at(i/steps), checkpoint_dir=self.store.path/"checkpoints")
+
+    def _score(self, unit, inputs, at, failed)->list:
+        task, prompts = self.tasks[unit.task], {_key(p): p for made in inputs for p in made or ()}
+        split = task.subset("validation", self.preset.n_for(unit.task) or len(task.validation), seed=0)
+        if self.memo_of != (unit.task, unit.target): self.memo, self.memo_of = {}, (unit.task, unit.target)
+        self.models(unit.target, self.preset.scoring_dtype)   # if it cannot be loaded, that is no fault of the first cell
+        for i, (kind, part) in enumerate(unit.pieces):
+            if not failed(kind, part):
+                try: self._cell(unit, part, prompts.get(_key(part)), task, split)
+                except WriteError: raise
+                except Exception as e: note_failed(self.store, unit, e, [(kind, part)])
+            at((i + 1)/len(unit.pieces))
+        return []
+
+    def _cell(self, unit, part, prompt, task, split):
+        if prompt is None: raise InputError("its prompt was not made: " + (self.store.failed("tune", {k: part[k] for k in ("task", "source", "row", "counterpart", "seed", "method", "steps")}) or f"{unit.source} could not be loaded"))
+        if part["mode"] == "vectors": return score_vectors(self.store, self.preset, self.models, task, split, prompt, unit.source, unit.target, part["role"])
+        lm = self.models(unit.target, self.preset.scoring_dtype)
+        score_prompt(self.store, self.preset, task, split, prompt, lm, part["role"], part["mode"], self.memo)
+        if part["row"] != "Empty" and (part["role"], part["mode"]) != ("original", "text"): read_prompt(self.store, prompt, task, lm, part["role"], prompt["prompt_ids"] if part["mode"] == "ids" else lm.encode(prompt["prompt_text"]))
+
+def note_failed(store:Store, unit:Unit, reason, pieces=None):
+    "Note why a unit (or those pieces of it) failed, at each cell that is not there."
+    done = _finder([(c["kind"], c["config"], True) for _, c in store._notes("cells")])
+    for kind, part in unit.pieces if pieces is None else pieces:
+        if not done(kind, part): store.fail(kind, part, reason)
 
 # %% ../nbs/14_experiments.ipynb #c064a217
-class _Bar:
-    "The bar of a whole run; a part's share is filled as it goes on and completed when it ends."
-    def __init__(self, work:Work, progress:bool):
-        self.work = work
-        self.bar = tqdm(total=round(work.total), disable=not progress, dynamic_ncols=True, unit="tok", bar_format="{percentage:3.0f}%|{bar:24}| {elapsed} gone, {remaining} left | {desc}")
-    def begin(self, part, desc):
-        self.part, self.weight, self.before = part, self.work.parts.get(part, 0), self.bar.n
-        self.bar.set_description_str(desc)
-    def at(self, share:float): self.bar.update(max(0, round(self.before + self.weight*min(1, share)) - self.bar.n))
-    def end(self): self.at(1); self.bar.refresh()
-    def close(self): self.bar.close()
+def weight(preset:Preset, tasks:dict, unit:Unit)->float:
+    "Rough cost of a unit in text tokens, four characters each; a tuned one counts three times, a scored one four or five: float32 takes longer."
+    if unit.kind in ("draw", "vocab"): return 0.
+    task = tasks[unit.task]
+    texts = task.train.texts[:500]
+    tok = sum(min(task.max_text_tokens, len(t)/4) + 5 for t in texts)/len(texts)
+    if unit.kind == "score": return (4 if unit.target == unit.source else 5)*len(unit.pieces)*tok*(preset.n_for(unit.task) or len(task.validation))
+    cfg, source = preset.config_for(unit.methods[0], unit.task), next(s for s in preset.sources if s.model == unit.source)
+    judged = tok*(cfg.steps//cfg.eval_every)*min(cfg.holdout_n, len(task.holdout))
+    costs = (REGISTRY[m].cost(cfg, tok, len(task.labels)) for m, *_ in run_rows(replace(preset, seeds=unit.seeds), unit.methods, source.counterparts, unit.second))
+    return sum(forward + 2*back + judged for forward, back in costs)
 
-def planned_pieces(preset:Preset, tasks:dict, models:Models)->dict:
-    "(task's name in the preset, source, target or (methods, second) of a pass) -> the (kind, part of its configuration) of every piece of that group: a tuning pass, or the scores of a source's prompts on one model."
-    out = {}
-    for name, task in tasks.items():
-        for s in preset.sources:
-            base, cps, none = dict(task=task.name, source=models.name_of(s.model)), [models.name_of(c) for c in s.counterparts], dict(counterpart=None, method=None, steps=None)
-            prompts = [base | dict(row="Empty", seed=None, **none)]*("Empty" in preset.rows) + [base | dict(row="Random", seed=seed, **none) for seed in preset.seeds if "Random" in preset.rows]
-            for methods, second in passes(preset, s, name):
-                tuned = [base | dict(row=row, counterpart=cp, seed=seed, method=m, steps=b) for m, row, cp, seed in run_rows(preset, methods, cps, models.name_of(second) if second else None) for b in preset.budgets_for(name, m)]
-                if tuned: out[name, s.model, (methods, second)] = [("tune", p) for p in tuned]
-                prompts += tuned
-            for p in prompts:
-                for target, role, mode in _wanted(s, p["method"]): out.setdefault((name, s.model, target), []).append(("eval", p | dict(target=models.name_of(target), role=role, mode=mode)))
-    return out
+class Bar:
+    "The one bar of a whole run, over units of these weights; several may be under way."
+    def __init__(self, weights:list, progress:bool=True):
+        self.weights, self.shares, self.gone = weights, [0.]*len(weights), 0.
+        self.bar = tqdm(total=round(sum(weights)), disable=not progress, dynamic_ncols=True, unit="tok", bar_format="{percentage:3.0f}%|{bar:24}| {elapsed} gone, {remaining} left | {desc}")
+    def say(self, text:str): self.bar.set_description_str(text)
+    def at(self, i:int, share:float):
+        "Unit `i` is done by this share."
+        new = min(1., max(self.shares[i], share))
+        self.gone += self.weights[i]*(new - self.shares[i])
+        self.shares[i] = new
+        self.bar.update(max(0, round(self.gone) - self.bar.n))
+    def __enter__(self): return self
+    def __exit__(self, *a): self.bar.refresh(); self.bar.close()
 
-def _tried(store, pieces:list, retry:bool, work):
-    "Do one group's `work`; None where it failed, now or before (and is not to be tried again). What failed is noted with its reason, and the others go on."
-    if not retry and pieces and store.failed(*pieces[0]): return None
-    try:
-        with store.working(pieces): return work()
-    except (WriteError, InputError, KeyboardInterrupt): raise
-    # whatever else a model or a device may raise: memory, a missing kernel, a broken file
-    except Exception as e:
-        for kind, part in pieces: store.fail(kind, part, e)
-        return None
+# %% ../nbs/14_experiments.ipynb #d2c8f560
+def begin(preset:Preset, out, data=None)->tuple:
+    "(results folder, tasks by their names in the preset) of a run. `InputError` for a damaged file in the folder: known before anything is spent."
+    store, tasks = Store(out), _load_tasks(preset, data)
+    store.cells()
+    return store, tasks
 
 def run_preset(
     preset:Preset,
@@ -512,49 +622,22 @@ def run_preset(
     progress:bool=True,       # one bar on stderr for the whole run
     models:Models=None,
     data=None,                # folder of task files that stand in for the hub's tasks
-    retry_failed:bool=False,  # try groups again that failed before
+    retry_failed:bool=False,  # try again what failed before
+    split:int=0,              # seeds in one pass, at most; 0: all
 )->Store:                     # its `failures()` say what failed, and why
-    "Run a preset: vocabularies, tuning, scores. Stop it at any time; the same call goes on where it was."
-    store, models, tasks = Store(out), models or Models(), _load_tasks(preset, data)
+    "Run a preset, one unit after another. Stop it at any time; the same call goes on where it was."
+    (store, tasks), models = begin(preset, out, data), models or Models()
     for name in (preset.sources[0].model, *preset.sources[0].counterparts):   # fetched, converted and checked before the clock of the bar starts
         for task in tasks.values(): label_ids(models(name), task)
-    groups = planned_pieces(preset, tasks, models)
-    store.plan([p for g in groups.values() for p in g], preset.name)
-    bar = _Bar(workload(preset, tasks), progress)
-    try:
-        for name, task in tasks.items():
-            prompts = []
-            for s in preset.sources:
-                prompts += [(s, p) for p in untuned(store, preset, models(s.model))]
-                for methods, second in passes(preset, s, name):
-                    if (name, s.model, (methods, second)) not in groups: continue
-                    bar.begin(("tune", s.model, name, methods, second), f"tuning {s.model} on {name}" + ("" if methods[0] in METHODS else f" by {', '.join(methods)}"))
-                    steps = preset.config_for(methods[0], name).steps
-                    def tune(): return tune_pass(store, preset, models, s.model, task, methods, second, on_step=lambda i: bar.at(i/steps), checkpoint_dir=store.path/"checkpoints")
-                    prompts += [(s, p) for p in _tried(store, groups[name, s.model, (methods, second)], retry_failed, tune) or []]
-                    bar.end()
-            _score_all(store, preset, models, name, task, prompts, bar, groups, retry_failed)
-    finally: bar.close()
+    units = plan_units(preset, tasks, models, split)
+    store.plan([p for u in units for p in u.pieces], preset.name)
+    job, made = Job(preset, store, tasks, models, retry_failed), []
+    with Bar([weight(preset, tasks, u) for u in units], progress) as bar:
+        for i, u in enumerate(units):
+            bar.say(str(u))
+            made.append(job.attempt(u, [made[j] for j in u.after], lambda share: bar.at(i, share)))
+            bar.at(i, 1)
     return store
-
-def _score_all(store, preset, models, name, task, prompts, bar, groups, retry_failed):
-    "Score every prompt of a task on every model that wants it, model by model."
-    split = task.subset("validation", preset.n_for(name) or len(task.validation), seed=0)
-    for target in dict.fromkeys([s.model for s in preset.sources] + [t for s in preset.sources for t in s.targets]):
-        memo = {}
-        for s in preset.sources:
-            todo = [(p, role, mode) for ps, p in prompts if ps is s for t, role, mode in _wanted(s, p["method"]) if t == target]
-            if not todo: continue
-            bar.begin(("score", s.model, name, target), f"scoring {name} prompts of {s.model} on {target}")
-            def score():
-                for i, (p, role, mode) in enumerate(todo):
-                    lm = models(target, preset.scoring_dtype)
-                    if mode == "vectors": score_vectors(store, preset, models, task, split, p, s.model, target, role)
-                    else: score_prompt(store, preset, task, split, p, lm, role, mode, memo)
-                    if mode != "vectors" and p["row"] != "Empty" and (role, mode) != ("original", "text"): read_prompt(store, p, task, lm, role, p["prompt_ids"] if mode == "ids" else lm.encode(p["prompt_text"]))
-                    bar.at((i+1)/len(todo))
-            _tried(store, groups[name, s.model, target], retry_failed, score)
-            bar.end()
 
 # %% ../nbs/14_experiments.ipynb #5f3d37e4
 SIZES = {  # weights that every token passes through, and all weights with the tables; of models that no file at hand could tell
@@ -595,35 +678,50 @@ def _texts(name, task)->tuple:
 def pieces(
     preset:Preset,
     tasks:dict,           # name in the preset -> Task, or None where only its usual size is known
-)->list:                  # dicts: kind, source, task, target, cells, forward and backward tokens, operations, bytes of the model
-    "Every piece of a run: one tuning pass a source and task, one scoring a source, task and model."
+    split:int=0,          # seeds in one pass, at most; 0: all
+)->list:                  # dicts: kind, source, task, target, cells, forward and backward tokens, operations, bytes of the model, after (numbers of the pieces before it)
+    "Every large piece of a run: the tuning passes of a source and task, and their scores on each model."
     out = []
     for name, task in tasks.items():
         train, text, n_all, held = _texts(name, task)
         n, classes = preset.n_for(name) or n_all, len(task.labels) if task else CLASSES[name]
         for s in preset.sources:
             body, whole = model_size(s.model)
-            prompts, vectors = ("Empty" in preset.rows) + len(preset.seeds)*("Random" in preset.rows), 0
-            for methods, second in passes(preset, s, name):
-                cfg, runs, budgets = preset.config_for(methods[0], name), run_rows(preset, methods, s.counterparts, second), len(preset.budgets_for(name, methods[0]))
-                forward, back = (sum(k) for k in zip(*(REGISTRY[m].cost(cfg, train, classes) for m, *_ in runs), (0, 0)))
-                forward += len(runs)*(cfg.steps//cfg.eval_every)*min(cfg.holdout_n, held)*train   # a second model's tokens are counted as the source's
-                if runs: out.append(dict(kind="tune", source=s.model, task=name, target=s.model, methods=", ".join(methods), cells=len(runs)*budgets, forward=forward, backward=back, operations=2*body*(forward + back), bytes=2*whole))
-                prompts += len(runs)*budgets
-                vectors += len(runs)*(methods[0] in SOFT_METHODS)
-            for t in (s.model, *s.targets):
-                body, whole = model_size(t)
-                soft = vectors if t == s.model or t in s.counterparts else 0
-                cells = prompts*(2 if t == s.model else 1) + soft
-                forward = ((1.5 if t == s.model else 1)*prompts + soft)*n*text     # about half of the prompts keep their ids as text, and are scored once
-                out.append(dict(kind="score", source=s.model, task=name, target=t, cells=cells, methods="", forward=forward, backward=0, operations=2*body*forward, bytes=4*whole))
+            for share, seeds in enumerate(shares(preset.seeds, split)):
+                prompts, vectors, after = ("Empty" in preset.rows and share == 0) + len(seeds)*("Random" in preset.rows), 0, []
+                for methods, second in passes(preset, s, name):
+                    cfg, runs, budgets = preset.config_for(methods[0], name), run_rows(replace(preset, seeds=seeds), methods, s.counterparts, second), len(preset.budgets_for(name, methods[0]))
+                    forward, back = (sum(k) for k in zip(*(REGISTRY[m].cost(cfg, train, classes) for m, *_ in runs), (0, 0)))
+                    forward += len(runs)*(cfg.steps//cfg.eval_every)*min(cfg.holdout_n, held)*train   # a second model's tokens are counted as the source's
+                    if runs:
+                        after.append(len(out))
+                        out.append(dict(kind="tune", source=s.model, task=name, target=s.model, methods=", ".join(methods), cells=len(runs)*budgets, forward=forward, backward=back, operations=2*body*(forward + back), bytes=2*whole, after=[]))
+                    prompts += len(runs)*budgets
+                    vectors += len(runs)*(methods[0] in SOFT_METHODS)
+                for t in (s.model, *s.targets):
+                    size, there = model_size(t)
+                    soft = vectors if t == s.model or t in s.counterparts else 0
+                    cells = prompts*(2 if t == s.model else 1) + soft
+                    forward = ((1.5 if t == s.model else 1)*prompts + soft)*n*text     # about half of the prompts keep their ids as text, and are scored once
+                    out.append(dict(kind="score", source=s.model, task=name, target=t, cells=cells, methods="", forward=forward, backward=0, operations=2*size*forward, bytes=4*there, after=after))
     return out
 
-def makespan(seconds:list, devices:int)->float:
-    "Time until all pieces are done on equal devices, the longest first, each on one device."
-    ends = [0.]*devices
-    for t in sorted(seconds, reverse=True): ends[ends.index(min(ends))] += t
-    return max(ends)
+def ranks(cost:list, after:list)->list:
+    "Of each unit its cost and that of the costliest chain that waits for it; none stands before one that it comes after."
+    out = list(cost)
+    for i in reversed(range(len(cost))):
+        for j in after[i]: out[j] = max(out[j], cost[j] + out[i])
+    return out
+
+def makespan(cost:list, after:list, devices:int)->float:
+    "Time until all units are done on equal devices, one unit a device at a time, the one with the longest chain behind it first."
+    rank, done, todo, running, now = ranks(cost, after), set(), set(range(len(cost))), [], 0.
+    while todo or running:
+        ready = sorted((i for i in todo if done.issuperset(after[i])), key=lambda i: (-rank[i], i))
+        for i in ready[:devices - len(running)]: todo.remove(i); heapq.heappush(running, (now + cost[i], i))
+        now, i = heapq.heappop(running)
+        done.add(i)
+    return now
 
 # %% ../nbs/14_experiments.ipynb #22d31149
 def _hours(seconds:float)->str: return f"{seconds:.0f} s" if seconds < 120 else f"{seconds/60:.0f} min" if seconds < 7200 else f"{seconds/3600:.1f} h" if seconds < 172800 else f"{seconds/86400:.1f} days"
@@ -633,6 +731,7 @@ def dry_run(
     device:str="auto",
     devices=(1, 8, 64),       # equal devices to plan for
     rates=None,               # (tuning, scoring) operations a second that another machine reaches; None: measured here
+    split:int=0,              # seeds in one pass, at most; 0: all
 )->str:                       # some lines of text
     "What a run would do, fetch, take and cost; nothing is loaded but the tasks that are at hand."
     import pandas as pd
@@ -643,19 +742,23 @@ def dry_run(
         tasks[name] = None if name in TEXTS and not own else _load_tasks(replace(preset, tasks=(name,)), data)[name]
     dtype = str(fast_dtype(device)).removeprefix("torch.") if preset.tuning_dtype == "auto" else preset.tuning_dtype
     rate = dict(zip(("tune", "score"), rates or (product_rate(dtype, device)*SHARE["tune"], product_rate(preset.scoring_dtype, device)*SHARE["score"])))
-    rows = pd.DataFrame(pieces(preset, tasks))
+    rows = pd.DataFrame(pieces(preset, tasks, split))
     rows["seconds"] = rows.operations/rows.kind.map(rate)
     lines = [f"{preset.name}: {rows[rows.kind == 'tune'].cells.sum():,} tuned prompts in {(rows.kind == 'tune').sum()} passes, {rows[rows.kind == 'score'].cells.sum():,} scores", ""]
     for kind, g in rows.groupby("kind", sort=False):
-        for r in g.itertuples():
+        same = ["source", "task", "target", "methods"]
+        for r in g.groupby(same, sort=False)[["cells", "forward", "backward", "seconds", "bytes"]].agg(dict.fromkeys(["cells", "forward", "backward", "seconds"], "sum") | dict(bytes="max")).reset_index().itertuples():
             what = f"tune  {r.source} on {r.task} ({r.methods})" if kind == "tune" else f"score {r.task} prompts of {r.source} on {r.target}"
             lines.append(f"  {what}: {r.cells:,} cells, {(r.forward + r.backward)/1e6:,.1f} M tokens, {_hours(r.seconds)}, {r.bytes/2**30:.1f} GiB of weights")
     names = dict.fromkeys([*rows.source, *rows.target, *(c for s in preset.sources for c in s.counterparts)])
     lines += ["", "models: " + ", ".join(f"{n} ({model_size(n)[1]/1e6:,.0f} M weights)" for n in names),
               f"rates: {rate['tune']/1e9:,.0f} GFLOP/s tuning in {dtype}, {rate['score']/1e9:,.0f} scoring in {preset.scoring_dtype}: " + ("as given" if rates else f"matrix products on this {device} now, times the shares that the benchmark found"),
               f"memory: {rows.bytes.max()/2**30:.1f} GiB of weights at most at once, and up to half of what is then free for a pass (it shrinks to fit)"]
+    cost, after = list(rows.seconds), list(rows.after)
+    first = rows.loc[rows.seconds.idxmax()]
+    chain = max(ranks(cost, after))
     for d in devices:
-        end, longest = makespan(list(rows.seconds), d), rows.loc[rows.seconds.idxmax()]
-        limit = "" if d == 1 else f"; the longest piece alone ({longest.kind} {longest.task}, {longest.source} -> {longest.target}) takes {_hours(longest.seconds)}" if end <= longest.seconds*1.01 else "; limited by the work, not by one piece"
+        end = makespan(cost, after, d)
+        limit = "" if d == 1 else f"; limited by one chain: a pass and its scores take {_hours(chain)}, and no more devices shorten it (fewer seeds a pass do: --split)" if end <= chain*1.01 else f"; busy {sum(cost)/end/d:.0%} of the time"
         lines.append(f"on {d} such device{'s' if d > 1 else ''}: about {_hours(end)}{limit}")
-    return "\n".join(lines)
+    return "\n".join(lines + [f"the longest piece: {first.kind} {first.task}, {first.source} -> {first.target}, {_hours(first.seconds)}"])
