@@ -227,6 +227,11 @@ class PrefixScorer:
         self.tokens += prefix_rpd.shape[0]*prefix_rpd.shape[1]
         return [(layer.keys, layer.values) for layer in cache.layers]
 
+    def _plain(self, prefix_rpd:Tensor, seqs:list, runs:list)->Tensor:
+        "`plain_logits`, its tokens counted."
+        self.tokens += sum(prefix_rpd.shape[1] + len(s) for s in seqs)
+        return plain_logits(self.lm, self.labels, prefix_rpd, seqs, runs)
+
     def _packed(self, kv:list, p:int, rows:list, seqs:list, runs:list)->tuple[Tensor, list]:
         "(n, labels) logits and text numbers of `rows`, given the prefixes' keys and values."
         lay = Layout(rows, seqs, runs, device=self.lm.device)
@@ -298,9 +303,9 @@ def _joined_rows(self, seqs, runs, prefix_rpd):
 @torch.no_grad()
 def logits(self, prefix_rpd, seqs, runs=None, on_pass=None):
     "(n, labels) float32 label logits; prefix_rpd (r, p, d), seqs n lists of ids, runs n run numbers (None: all 0)."
-    runs, out = runs if runs is not None else [0]*len(seqs), torch.empty(len(seqs), len(self.labels))
-    if self.way == "plain": return plain_logits(self.lm, self.labels, prefix_rpd, seqs, runs).cpu()
-    kv, p = (self.read_prefix(prefix_rpd) if self.way == "packed" else None), prefix_rpd.shape[1]
+    runs, out, p = runs if runs is not None else [0]*len(seqs), torch.empty(len(seqs), len(self.labels)), prefix_rpd.shape[1]
+    if self.way == "plain": return self._plain(prefix_rpd, seqs, runs).cpu()
+    kv = self.read_prefix(prefix_rpd) if self.way == "packed" else None
     def work(part):
         got, texts = self._packed(kv, p, part, seqs, runs) if self.way == "packed" else self._padded(prefix_rpd, part, seqs, runs)
         out[texts] = got.cpu()
@@ -312,7 +317,7 @@ PrefixScorer.logits = logits
 
 # %% ../nbs/05_scoring.ipynb #cc7f1784
 def _no_gradient(lm)->InputError:
-    return InputError(f"no gradient reaches the prompt through {lm.name}; load it unquantised, or in a form that its library differentiates (8 bits, not 4, on a CPU)")
+    return InputError(f"no gradient reaches the prompt through {lm.name}; load it unquantised, or in a form that its library differentiates (8 bits, or 4 with float32 arithmetic)")
 
 def loss_and_grad(self, prefix_rpd, seqs, targets, runs=None):
     "Mean cross-entropy over the label words of each run (r,), and its gradient (r, p, d) float32 in the prefix; `targets`: n label numbers."
@@ -327,7 +332,7 @@ def loss_and_grad(self, prefix_rpd, seqs, targets, runs=None):
     def work(part):
         if self.way == "plain":
             texts = [i for row in part for i in row]
-            got = plain_logits(self.lm, self.labels, leaf, [seqs[i] for i in texts], [runs[i] for i in texts])
+            got = self._plain(leaf, [seqs[i] for i in texts], [runs[i] for i in texts])
         elif packed: got, texts = self._packed(leaves, leaf.shape[1], part, seqs, runs)
         else: got, texts = (self._joined if joined else self._padded)(leaf, part, seqs, runs)
         each = torch.nn.functional.cross_entropy(got, targets_n[texts].to(got.device), reduction="none")*share_n[texts].to(got.device)

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from hpt_nb import scoring
 from hpt_nb.models import LM
@@ -101,6 +101,18 @@ def test_any_transformers_model_can_be_scored_and_is_left_as_it_was():
     evaluate(held, task, SimpleNamespace(texts=["good", "bad"], labels=[0, 1]), "Try this")
     assert held.model.config._attn_implementation == attention and held.model.get_output_embeddings() is head
     assert all(torch.equal(v, before[k]) for k, v in held.model.state_dict().items())
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3"])
+def test_a_model_spread_over_places_by_accelerate_gives_the_same(arch, tmp_path):
+    "One layer waits on disk and is fetched by accelerate's hooks; so would one on another GPU be."
+    lm, n = tiny_lm(arch), 8
+    lm.model.save_pretrained(tmp_path/"model")
+    place = dict.fromkeys(["model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.norm", "lm_head"], "cpu") | {"model.layers.1": "disk"}
+    spread = LM.wrap(AutoModelForCausalLM.from_pretrained(tmp_path/"model", device_map=place, offload_folder=tmp_path/"disk", dtype=torch.float32), lm.tokenizer, name="spread")
+    assert any(w.is_meta for w in spread.model.parameters()) and PrefixScorer(spread, LABELS).way == "packed"
+    ask = prefix_of(lm, 2, 10), texts_of(n, 300), [i % 3 for i in range(n)], [i % 2 for i in range(n)]
+    for got, want in zip(PrefixScorer(spread, LABELS).loss_and_grad(*ask), PrefixScorer(lm, LABELS).loss_and_grad(*ask)): assert torch.allclose(got, want, atol=1e-6)
 
 
 def test_an_error_in_the_model_leaves_it_as_it_was(monkeypatch):
