@@ -7,7 +7,7 @@ __all__ = ['cmd_vocab', 'cmd_stability', 'cmd_tune', 'cmd_eval', 'cmd_fingerprin
            'parser', 'main']
 
 # %% ../nbs/21_cli.ipynb #292b191f
-import argparse, json, os, sys
+import argparse, ast, importlib.util, json, os, sys
 from pathlib import Path
 from .store import InputError, visible
 
@@ -82,10 +82,12 @@ def cmd_tune(a):
     given = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, lr=a.lr, init=a.init, eval_every=a.eval_every, holdout_n=a.holdout) | _settings(a.set)
     method, cfg = method_config(a.method, **given)
     if a.top and not a.vocab: raise InputError("--top needs --vocab, the scored vocabulary to take the best tokens of")
-    other = a.judge if method.extra == "judge" else a.policy if method.extra == "policy" else None
-    for option, value in dict(judge=a.judge, policy=a.policy).items():
-        if value and method.extra != option: raise InputError(f"--{option} does not go with method {a.method}; leave it out")
-    if method.needed and not other: raise InputError(f"method {a.method} needs --{method.extra} MODEL")
+    others = dict(judge=a.judge and [a.judge], policy=a.policy and [a.policy], also=a.also)
+    for option, names in others.items():
+        if names and method.extra != option: raise InputError(f"--{option} does not go with method {a.method}; leave it out")
+    names = others.get(method.extra) or []
+    if method.needed and not names: raise InputError(f"method {a.method} needs --{method.extra} MODEL")
+    if "whole" not in method.kinds and not a.vocab: raise InputError(f"method {a.method} needs --vocab, tokens that all its models share; make them with hpt vocab or hpt stability {a.model} {' '.join(names)}")
     from hpt_nb.models import load_lm
     from hpt_nb.pez import RunSpec, SearchSpace, fast_dtype
     from hpt_nb.store import Store, provenance
@@ -98,16 +100,17 @@ def cmd_tune(a):
     vocab = vocab if vocab is not None else whole_vocab(lm)
     space = SearchSpace(lm, vocab)
     dtype = str(fast_dtype(lm.device)).removeprefix("torch.") if a.dtype == "auto" else a.dtype
-    second = load_lm(other) if other else None
-    configs = [dict(task=task.name, task_hash=task.hash, source=lm.name, source_id=lm_id(lm), counterpart=None, row="tune", method=a.method, **({method.extra: lm_id(second)} if second else {}),
+    seconds = [load_lm(name) for name in names]
+    def extra(each): return {method.extra: each if method.extra == "also" else each[0]} if each else {}
+    configs = [dict(task=task.name, task_hash=task.hash, source=lm.name, source_id=lm_id(lm), counterpart=None, row="tune", method=a.method, **extra([lm_id(m) for m in seconds]),
                     vocab=dict(kind="file" if a.vocab else "whole", s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **asdict(cfg)) for s in seeds]
     todo = [c for c in configs if not store.has("tune", c)]
     if todo:
         import torch
         fast = lm.cast(getattr(torch, dtype))
         space = SearchSpace(fast, vocab)
-        more = {method.extra: second.cast(getattr(torch, dtype))} if second else {}
-        runs = method.run(fast, task, [RunSpec(space, a.method, c["seed"]) for c in todo], cfg, progress=not a.quiet, desc=f"tuning {lm.name} on {task.name}", **more)
+        runs = method.run(fast, task, [RunSpec(space, a.method, c["seed"]) for c in todo], cfg, progress=not a.quiet, desc=f"tuning {lm.name} on {task.name}",
+                          **extra([m.cast(getattr(torch, dtype)) for m in seconds]))
         for c, r in zip(todo, runs):
             store.put("tune", c, r.result(), provenance(fast.device, dtype, [c["seed"]], r.wall_s))
     for c in configs:
@@ -171,7 +174,17 @@ def cmd_report(a):
 # %% ../nbs/21_cli.ipynb #221e2c9d
 class _Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are one line."
+    later = None   # called before help is shown, for what is not known until then
     def error(self, message): raise InputError(f"{message}; see {self.prog} --help")
+    def format_help(self):
+        if self.later: self.later()
+        return super().format_help()
+
+def _methods()->dict:
+    "name -> what it is, of each method in the registry; read from its source, since importing it loads torch."
+    lines = ast.parse(Path(importlib.util.find_spec("hpt_nb.experiments").origin).read_text(encoding="utf-8")).body
+    table = next(line.value for line in lines if isinstance(line, ast.Assign) and line.targets[0].id == "REGISTRY")
+    return {key.value: method.args[0].value for key, method in zip(table.keys, table.values)}
 
 def parser()->argparse.ArgumentParser:
     "The argument parser of `hpt`."
@@ -193,7 +206,9 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--k", type=_positive(), default=64, help="neighbours a token (64)"); c.add_argument("--seed", type=int, default=0)
     c = command("tune", cmd_tune, "tune hard prompts on one model")
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--out", required=True, help="results folder")
-    c.add_argument("--method", default="pez", help="pez (as published), pez-reprojected (as released), autoprompt, mixed, gcg, rlprompt, soft or optiprompt")
+    method = c.add_argument("--method", default="pez")
+    c.later = lambda: setattr(method, "help", "; ".join(f"{name}: {about}" for name, about in _methods().items()).replace("%", "%%"))
+    c.add_argument("--also", nargs="+", action="extend", metavar="MODEL", help="the other models, for joint (tuned together) and joint-choice (chosen together); --vocab must be of them all")
     c.add_argument("--judge", metavar="MODEL", help="the model that accepts, for mixed"); c.add_argument("--policy", metavar="MODEL", help="the model that writes, for rlprompt (the tuned model itself)")
     c.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other settings of the method")
     c.add_argument("--vocab", help="parquet of hpt stability or hpt vocab: only its tokens may be chosen"); c.add_argument("--top", type=_positive(), metavar="S", help="its S most stable")

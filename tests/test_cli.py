@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -115,6 +116,34 @@ def unbroken(place):
     return results(place / "whole")
 
 
+def test_joint_tunes_on_several_models(place, capsys, tmp_path):
+    main(["vocab", "./one", "./two", "--out", str(tmp_path / "v.parquet")]), main(["stability", "./one", "./two", "--k", "8", "--out", str(tmp_path / "s.parquet")]), capsys.readouterr()
+    tune = ("tune", "./one", "--task", "mine.toml", "--steps", "4", "--batch", "4", "--tokens", "3", "--eval-every", "2", "--holdout", "8", "--quiet")
+    for method, vocab in (("joint", "v"), ("joint-choice", "s")):
+        code, out, err = hpt(capsys, *tune, "--method", method, "--also", "./two", "--vocab", tmp_path / f"{vocab}.parquet", "--seeds", "0,1", "--out", tmp_path / method)
+        assert code == 0 and out.count("seed ") == 2, err
+        cells, table = Store(tmp_path / method).cells("tune"), pd.read_parquet(tmp_path / f"{vocab}.parquet")
+        for c in cells: assert set(c["result"]["prompt_ids"]) <= set(table["id:one"]) and len(c["config"]["also"]) == 1 and c["config"]["method"] == method
+    code, out, _ = hpt(capsys, *tune, "--method", "joint", "--also", "./two", "--vocab", tmp_path / "s.parquet", "--set", "by_J=true", "--out", tmp_path / "J")
+    assert code == 0 and Store(tmp_path / "J").cells("tune")[0]["config"]["by_J"] is True
+    joint = (*tune, "--out", "x", "--method", "joint")
+    main(["vocab", "./one", "./one", "--out", str(tmp_path / "own.parquet")]), capsys.readouterr()
+    refused(capsys, "method joint needs --also MODEL", *joint)
+    refused(capsys, "method joint needs --vocab, tokens that all its models share; make them with hpt vocab or hpt stability ./one ./two", *joint, "--also", "./two")
+    refused(capsys, "does not cover two", *joint, "--also", "./two", "--vocab", tmp_path / "own.parquet")
+    refused(capsys, "two different", *joint, "--also", "./one", "--vocab", tmp_path / "v.parquet")
+    refused(capsys, "by_J needs a scored vocabulary", *joint, "--also", "./two", "--vocab", tmp_path / "v.parquet", "--set", "by_J=true")
+    refused(capsys, "no_such_model", *joint, "--also", "./no_such_model", "--vocab", tmp_path / "v.parquet")
+    refused(capsys, "--also does not go with method pez", *tune, "--out", "x", "--also", "./two")
+    refused(capsys, "--judge does not go with method joint", *joint, "--judge", "./two")
+
+
+def test_readme_names_every_method():
+    from hpt_nb.experiments import REGISTRY
+    said = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").split("`--method` takes")[1].split("The presets")[0]
+    for name in REGISTRY: assert f" {name}" in said
+
+
 def test_run_and_report(place, unbroken, capsys):
     assert len(unbroken) == 2 * 3 * (1 + 2 + 4 * 2)
     code, out, err = hpt(capsys, "report", "whole", "--out", "site")
@@ -145,7 +174,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(place, unbroken, s
 def test_unknown_names(place, capsys):
     refused(capsys, "no_such_model", "eval", "./no_such_model", "--task", "mine.toml")
     refused(capsys, "no task 'no_such_task'; known: ", "eval", "./one", "--task", "no_such_task")
-    refused(capsys, "no preset 'no_such'; known: offline", "run", "no_such", "--out", "x")
+    refused(capsys, "no preset 'no_such'; known: ", "run", "no_such", "--out", "x")
     refused(capsys, "unknown method 'magic'; known: pez", "tune", "./one", "--task", "mine.toml", "--method", "magic", "--out", "x")
     refused(capsys, "no_such_results", "report", "no_such_results", "--out", "x")
 
