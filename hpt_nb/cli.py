@@ -154,12 +154,17 @@ def cmd_fingerprint(a):
 def cmd_run(a):
     "hpt run"
     if a.engine != "local": raise InputError(f"--engine {a.engine!r}; known: local")
-    from hpt_nb.experiments import dry_run, load_preset, run_preset
-    if a.dry_run: return _say(dry_run(load_preset(a.preset), a.data, rates=a.rates and _rates(a.rates)))
+    from hpt_nb.experiments import dry_run, load_preset, variations
+    presets = variations(load_preset(a.preset))
+    if a.dry_run: return _say("\n\n".join(dry_run(p, a.data, rates=a.rates and _rates(a.rates)) for p in presets.values()))
     if not a.out: raise InputError("no --out; name the results folder")
-    store = run_preset(load_preset(a.preset), a.out, progress=not a.quiet, data=a.data, retry_failed=a.retry_failed)
-    if failed := store.failures(): raise InputError(f"{len(failed)} pieces failed, the first: {failed[0]['reason']}; the others are done. hpt status {a.out} lists them, hpt run ... --retry-failed tries them again")
-    _say(f"done: {len(store.cells('eval'))} scores of {len(store.cells('tune'))} tuned prompts in {a.out}; hpt report {a.out} --out SITE makes the page")
+    for name, preset in presets.items(): _run_one(preset, str(Path(a.out)/name), a)      # one folder each, where settings are varied
+
+def _run_one(preset, out, a):
+    from hpt_nb.experiments import run_preset
+    store = run_preset(preset, out, progress=not a.quiet, data=a.data, retry_failed=a.retry_failed)
+    if failed := store.failures(): raise InputError(f"{len(failed)} pieces failed, the first: {failed[0]['reason']}; the others are done. hpt status {out} lists them, hpt run ... --retry-failed tries them again")
+    _say(f"done: {len(store.cells('eval'))} scores of {len(store.cells('tune'))} tuned prompts in {out}; hpt report {out} --out SITE makes the page")
 
 def cmd_status(a):
     "hpt status"
@@ -169,7 +174,8 @@ def cmd_status(a):
 def cmd_report(a):
     "hpt report"
     from hpt_nb.report import write_report
-    _say(f"{write_report(a.dir, a.out, partial=a.partial)}")
+    if a.preset: from hpt_nb.experiments import load_preset     # it brings torch, which a page does not need
+    _say(f"{write_report(a.dir, a.out, partial=a.partial, preset=load_preset(a.preset) if a.preset else None)}")
 
 # %% ../nbs/21_cli.ipynb #221e2c9d
 class _Parser(argparse.ArgumentParser):
@@ -236,6 +242,7 @@ def parser()->argparse.ArgumentParser:
     c = command("report", cmd_report, "web page of a results folder")
     c.add_argument("dir", metavar="DIR"); c.add_argument("--out", required=True, help="folder of the page")
     c.add_argument("--partial", action="store_true", help="show the tables that are finished, say which are not")
+    c.add_argument("--preset", metavar="PRESET_OR_TOML", help="refuse results that this experiment, as it is now, would not make")
     return p
 
 # %% ../nbs/21_cli.ipynb #e58cb336

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'REGISTRY', 'SIZES', 'CLASSES', 'TEXTS', 'SHARE', 'row_vocab', 'Method', 'method_config', 'Source',
-           'VocabConfig', 'Preset', 'presets', 'parse_preset', 'load_preset', 'lm_id', 'tune_config', 'eval_config',
-           'Models', 'vocab_config', 'scored_vocab', 'passes', 'run_rows', 'tune_pass', 'task_key', 'untuned',
-           'score_prompt', 'score_vectors', 'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed',
-           'weight', 'Bar', 'begin', 'run_preset', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan',
-           'dry_run']
+           'VocabConfig', 'Preset', 'presets', 'variations', 'parse_preset', 'load_preset', 'lm_id', 'tune_config',
+           'eval_config', 'Models', 'vocab_config', 'scored_vocab', 'example_words', 'near_tokens', 'keep_examples',
+           'passes', 'run_rows', 'tune_pass', 'task_key', 'untuned', 'score_prompt', 'score_vectors', 'read_prompt',
+           'Unit', 'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar', 'begin', 'run_preset', 'model_size',
+           'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
-import gc, heapq, time
+import gc, heapq, re, time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -137,6 +137,7 @@ class Preset:
     about:str = ""
     folder:str = "."                            # task files are named relative to the preset
     settings:dict = field(default_factory=dict) # method -> its own settings
+    vary:dict = field(default_factory=dict)     # field of [vocab] -> other values to run it with, one at a time (`variations`)
 
     def tuning_for(self, task:str)->PezConfig: return replace(self.tuning, **self.by_task.get(task, {}).get("tuning", {}))
     def n_for(self, task:str)->int: return self.by_task.get(task, {}).get("n", self.n)
@@ -178,6 +179,23 @@ def _names(value, where:str, kind=str)->tuple:
         raise InputError(f"{where}: {value!r}; need a list of different {'names' if kind is str else 'whole numbers'}")
     return tuple(value)
 
+# %% ../nbs/14_experiments.ipynb #3760700e
+def _vary(table, where:str)->dict:
+    "Checked [vary]: field of VocabConfig -> values. `InputError` for an unknown field, no list, or a value of the wrong kind."
+    for key, values in _only(table, {f.name for f in fields(VocabConfig)}, where).items():
+        if not isinstance(values, list) or not values or len(set(map(repr, values))) < len(values): raise InputError(f"{where}: {key} = {values!r}; need a list of different values")
+        for v in values:
+            _typed(VocabConfig, {key: v}, where)
+            if type(v) is int and v < (0 if key == "seed" else 1): raise InputError(f"{where}: {key} = {v}; need at least {0 if key == 'seed' else 1}")
+            if key == "h" and v != "exact" and type(v) is not int: raise InputError(f"{where}: h = {v!r}; need \"exact\" or a number of anchors")
+    return {k: tuple(v) for k, v in table.items()}
+
+def variations(preset:Preset)->dict:
+    "Sub-folder's name -> Preset: as given, and with each value under [vary] in its turn. Without [vary] the preset alone, under the name ''."
+    if not preset.vary: return {"": preset}
+    plain = replace(preset, vary={})
+    return {"as-given": plain} | {f"{k}-{v}": replace(plain, vocab=replace(preset.vocab, **{k: v})) for k, values in preset.vary.items() for v in values if v != getattr(preset.vocab, k)}
+
 # %% ../nbs/14_experiments.ipynb #01f6da5e
 def parse_preset(
     doc:dict,            # a parsed TOML document
@@ -185,7 +203,7 @@ def parse_preset(
     folder=".",
 )->Preset:
     "Check a preset; `InputError` names the key that is wrong, and how."
-    _only(doc, {"name", "about", "tasks", "rows", "seeds", "method", "methods", "source", "vocab", "tuning", "scoring", "task"}, where)
+    _only(doc, {"name", "about", "tasks", "rows", "seeds", "method", "methods", "source", "vocab", "tuning", "scoring", "task", "vary"}, where)
     named = doc.get("method")
     settings = named if isinstance(named, dict) else {}   # [method.NAME] tables; a name is the only method
     for need in ("tasks", "source"):
@@ -221,7 +239,7 @@ def parse_preset(
     if odd: raise InputError(f"{where}: seed {odd[0]}; need a whole number of at most 63 bits")
     by_task = {t: _only(v, {"tuning", "n", "budgets", "methods", "method"}, f"{where}: [task.{t}]") for t, v in _only(doc.get("task", {}), tasks, f"{where}: [task]").items()}
     preset = Preset(str(doc.get("name", where)), tasks, tuple(sources), rows, seeds, methods,
-                    vocab, _typed(PezConfig, tuning, f"{where}: [tuning]"), budgets and _names(budgets, f"{where}: [tuning] budgets", int), dtypes[0], scoring.get("n", 0), dtypes[1], by_task, str(doc.get("about", "")), str(folder), settings)
+                    vocab, _typed(PezConfig, tuning, f"{where}: [tuning]"), budgets and _names(budgets, f"{where}: [tuning] budgets", int), dtypes[0], scoring.get("n", 0), dtypes[1], by_task, str(doc.get("about", "")), str(folder), settings, _vary(doc.get("vary", {}), f"{where}: [vary]"))
     for t in tasks:
         _typed(PezConfig, by_task.get(t, {}).get("tuning", {}), f"{where}: [task.{t}.tuning]"); preset.tuning_for(t)
         if type(preset.n_for(t)) is not int or preset.n_for(t) < 0: raise InputError(f"{where}: n = {preset.n_for(t)!r}; need a number of texts, or 0 for all")
@@ -319,7 +337,29 @@ def scored_vocab(
         path = store.file(have["file"]); path.parent.mkdir(parents=True, exist_ok=True)
         vocab.save(path)
         store.put("vocab", config, have, provenance(lms[0].device, lms[0].dtype, [v.seed], round(time.perf_counter() - began, 3)))
+        keep_examples(store, config, vocab, lms)
     return Vocab.load(store.file(have["file"]))
+
+# %% ../nbs/14_experiments.ipynb #c32f4ff7
+def example_words(vocab:Vocab)->dict:
+    "{\"stable\": row, \"unstable\": row} of a vocabulary sorted by J: its first and its last token of a space and four or more small letters; {} where it has fewer than two."
+    rows = [i for i, t in enumerate(vocab.tokens) if re.fullmatch(r" [a-z]{4,}", t)]
+    return dict(stable=rows[0], unstable=rows[-1]) if len(rows) > 1 else {}
+
+def near_tokens(vocab:Vocab, lms, u:int, k:int)->dict:
+    "Model's name -> [[token, cosine], ...]: the k common tokens nearest to row u, nearest first, ties to the lower row."
+    near = {}
+    for lm, ids in zip(lms, vocab.ids):
+        emb_cd = lm.embeddings[ids.to(lm.device)].double()
+        cos = torch.nn.functional.cosine_similarity(emb_cd, emb_cd[u:u+1]).cpu()
+        cos[u] = -2.   # itself
+        near[lm.name] = [[vocab.tokens[i], round(cos[i].item(), 4)] for i in cos.sort(descending=True, stable=True).indices[:min(k, len(cos) - 1)].tolist()]
+    return near
+
+def keep_examples(store:Store, config:dict, vocab:Vocab, lms):
+    "Store the neighbourhoods of a vocabulary's example words; `lms` in the order of `vocab.models`."
+    examples = [dict(what=what, token=vocab.tokens[u], rank=u+1, J=round(vocab.J[u].item(), 6), near=near_tokens(vocab, lms, u, config["k"])) for what, u in example_words(vocab).items()]
+    if examples: store.put("neighbors", config, dict(examples=examples), provenance(lms[0].device, lms[0].dtype))
 
 # %% ../nbs/14_experiments.ipynb #b8b883a7
 def passes(preset:Preset, source:Source, task:str)->list:

@@ -64,6 +64,18 @@ def put_eval(store, run, target, mode, ids, hits, **changes):
     digits = lambda ys: "".join(map(str, ys))
     store.put("eval", config, dict(correct=int(sum(hits)), n=len(hits), predictions=digits(guess), labels=digits(labels), wall_s=.25), META)
 
+def put_readings(store):
+    "What each prompt reads like on each model, as `hpt run` keeps it."
+    for cell in store.cells("eval"):
+        c = cell["config"]
+        if c["row"] == "Empty" or (c["role"], c["mode"]) == ("original", "text"): continue
+        run = {k: c[k] for k in ("task", "task_hash", "source", "counterpart", "row", "seed", "steps", "method", "target", "role")}
+        store.put("reading", run, dict(tokens=[" film", "ing", "{unknown}"], perplexity=20. + len(c["row"]) + c["seed"]), META)
+
+def put_neighbors(store):
+    near = {m: [[f" word{i}", round(.9 - .01*i, 2)] for i in range(o, o + 8)] for o, m in enumerate(("toy-a", "toy-b"))}
+    store.put("neighbors", dict(models=["toy-a", "toy-b"], k=8), dict(examples=[dict(what=w, token=f" word{i}", rank=i + 1, J=.9 - .5*i, near=near) for i, w in enumerate(("stable", "unstable"))]), META)
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory): return fill(tmp_path_factory.mktemp("store")/"full")
 
@@ -146,6 +158,25 @@ def test_rows_of_other_methods_are_shown_after_the_papers(tmp_path):
     assert report.accuracy_table(report.results_frame(store), "toy_reviews", "toy-a").Method.tolist()[-2:] == ["Ours", "GCG"]
     report.write_report(tmp_path, tmp_path/"site")
 
+def test_loss_is_split_as_plain_means_say(store, df):
+    "Re-tokenisation and the rest, from the counts alone."
+    mean = lambda **want: np.mean([100*c["result"]["correct"]/c["result"]["n"] for c in plain_cells(store, task="toy_news", source="toy-a", row="Ours", **want)])
+    ids, text, there = mean(role="original", mode="ids"), mean(role="original", mode="text"), mean(role="transfer")
+    got = report.losses(df, "toy_news", "toy-a").query("row == 'Ours'").set_index("step").points
+    assert got.to_dict() == pytest.approx({"re-tokenisation": text - ids, "the rest": there - text, "both": there - ids})
+
+def test_round_trips_count_each_prompt_once(df):
+    trips = report.roundtrips(df).set_index("row")
+    assert trips.prompts.to_dict() == {r: 2*2*2 for r in ROWS if r != "Empty"}     # two tasks, two sources, two seeds
+    assert (trips.changed == 0).all() and (trips.low == 0).all() and (trips.high > .2).all()
+
+def test_page_of_a_full_run_has_every_part(tmp_path):
+    store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
+    put_readings(store), put_neighbors(store)
+    page = report.write_report(tmp_path, tmp_path/"site").read_text(encoding="utf-8")
+    for part in ("Source model: toy-a", ">Transfer<", "What is lost on the way", "Prompts that do not survive as text", "What the prompts read like", "Figure 1, drawn from data", "Table 6: tuning", "Table 7: the stable vocabulary", "{unknown}"): assert part in page, part
+    assert Page(page).open == []
+
 # ---- what is refused ----
 
 @pytest.mark.parametrize("change", [dict(steps=60), dict(dtype="bfloat16"), dict(task_hash="other"), dict(split="holdout")], ids=lambda c: next(iter(c)))
@@ -179,10 +210,87 @@ def test_every_missing_piece_is_noticed(tmp_path):
         assert report.unfinished(df.drop(index=i), tunes), df.loc[i, ["row", "seed", "target", "mode"]].tolist()
     assert report.unfinished(df, tunes) == []
 
-@pytest.mark.parametrize("damage", [lambda b: b[:len(b)//2], lambda b: b"", lambda b: b.replace(b'"correct": ', b'"correct": 1')], ids=["cut", "empty", "edited"])
-def test_damaged_file_is_named(tmp_path, damage):
-    store = fill(tmp_path, tasks=("toy_reviews",))
-    victim = sorted((tmp_path/"cells").glob("eval-*.json"))[3]
+CHANGES = {"tune": dict(dtype="bfloat16"), "eval": dict(dtype="bfloat16")}
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_run_gone_on_with_on_another_processor_is_named(tmp_path, kind):
+    "Number format auto is bfloat16 on one machine and float32 on another: the second half of a run is then another configuration."
+    store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
+    for cell in store.cells(kind):
+        if cell["config"]["seed"] != 1 or cell["config"]["row"] not in TUNED: continue
+        (store.path/"cells"/f"{kind}-{cell['hash']}.json").unlink()
+        store.put(kind, cell["config"] | CHANGES[kind], cell["result"], META)
+    says = {"tune": r"the number format of tuning is (b?)float(32|16) \(\d+ results\) and (b?)float(32|16) \(\d+ results\); .* tuning dtype is auto .* \[tuning\]", "eval": r"dtype is b?float(32|16) \(\d+ results\) and b?float"}[kind]
+    with pytest.raises(InputError, match=says): report.write_report(tmp_path, tmp_path/"site")
+    assert not (tmp_path/"site").exists()
+
+def test_two_tasks_may_be_tuned_in_two_formats_and_the_page_says_so(tmp_path):
+    store = fill(tmp_path, pairs=(("toy-a", "toy-b"),))
+    for cell in store.cells("tune"):
+        if cell["config"]["task"] == "toy_news":
+            (store.path/"cells"/f"tune-{cell['hash']}.json").unlink()
+            store.put("tune", cell["config"] | {"dtype": "bfloat16"}, cell["result"], META)
+    page = report.write_report(tmp_path, tmp_path/"site").read_text(encoding="utf-8")
+    assert "tuned in float32, scored in float32" in page and "tuned in bfloat16, scored in float32" in page
+
+def test_another_machine_is_named_beside_the_table(tmp_path):
+    store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
+    cell = plain_cells(store, row="Ours", seed=1)[0]
+    store.put("eval", cell["config"], cell["result"], META | {"cpu": "another cpu"})
+    page = report.write_report(tmp_path, tmp_path/"site").read_text(encoding="utf-8")
+    assert re.search(r"more than one processor: toy cpu \(\d+ scores\), another cpu \(1 scores\)", page)
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r != "Empty"])
+def test_a_seed_missing_from_one_row_is_named(tmp_path, row):
+    "In every kind of row: its scores of one seed are gone, and so is what was tuned."
+    store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),), seeds=(0, 1, 2))
+    for kind in ("eval", "tune"):
+        for cell in store.cells(kind):
+            if cell["config"]["row"] == row and cell["config"]["seed"] == 2: (store.path/"cells"/f"{kind}-{cell['hash']}.json").unlink()
+    with pytest.raises(InputError, match=rf"is unfinished, \d+ piece.*{re.escape(report.ROWS[row])}.*seed 2"): report.write_report(tmp_path, tmp_path/"site")
+    df = report.results_frame(store)
+    for make in (report.accuracy_table, report.differences_table, report.loss_table, report.reencoding_table, report.prompt_table):
+        with pytest.raises(InputError, match="is unfinished: .*seed 2"): make(df, "toy_reviews", "toy-a")     # no mean over two seeds beside means over three
+    assert not (tmp_path/"site").exists()
+
+def foreign_json(store): (store.path/"cells"/"notes.json").write_text("{}")
+def foreign_text(store): (store.path/"cells"/"README").write_text("mine")
+def foreign_folder(store): (store.path/"cells"/"old").mkdir()
+def renamed(store):
+    cell = sorted((store.path/"cells").glob("eval-*.json"))[0]
+    cell.rename(cell.with_name("eval-0123456789ab.json"))
+def copied(store):
+    cell = sorted((store.path/"cells").glob("tune-*.json"))[0]
+    cell.with_name("tune-0123456789ab.json").write_bytes(cell.read_bytes())
+def other_version(store):
+    cell = sorted((store.path/"cells").glob("eval-*.json"))[0]
+    cell.write_text(cell.read_text().replace('"schema": 1', '"schema": 99'))
+def bad_plan(store):
+    store.plan([("eval", dict(task="toy_reviews", row="Empty", target="toy-a", mode="ids"))])
+    plan = next((store.path/"plans").iterdir())
+    plan.write_bytes(plan.read_bytes()[:40])
+
+@pytest.mark.parametrize("spoil, names", [(foreign_json, "notes.json: not one of our result files"), (foreign_text, "README: not one of our result files"), (foreign_folder, "old: not one of our result files"),
+    (renamed, "eval-0123456789ab.json: holds the cell eval-"), (copied, "tune-0123456789ab.json: holds the cell tune-"), (other_version, "schema 99, this version reads 1"), (bad_plan, "plan-.*json: not whole JSON")], ids=lambda x: getattr(x, "__name__", ""))
+def test_foreign_files_are_named(tmp_path, spoil, names):
+    store = fill(tmp_path/"run", tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
+    spoil(store)
+    with pytest.raises(InputError, match=names) as e: report.write_report(store.path, tmp_path/"site")
+    assert "\n" not in str(e.value) and not (tmp_path/"site").exists()
+
+def test_what_a_killed_writer_leaves_is_no_result(small, tmp_path):
+    "A half-written temporary file is hidden and unnamed as a cell: it is passed over, and the page is the same."
+    import shutil
+    shutil.copytree(small.path, tmp_path/"run")
+    (tmp_path/"run"/"cells"/".eval-0123456789ab.json.a1b2c3.tmp").write_text('{"schema": 1, "kin')
+    assert report.write_report(tmp_path/"run", tmp_path/"one").read_bytes() == report.write_report(small.path, tmp_path/"two").read_bytes()
+
+@pytest.mark.parametrize("kind", ["eval", "tune", "vocab", "reading", "neighbors"])
+@pytest.mark.parametrize("damage", [lambda b: b[:len(b)//2], lambda b: b"", lambda b: b.replace(b'"toy-', b'"toy+'), lambda b: b"[]"], ids=["cut", "empty", "edited", "foreign"])
+def test_damaged_file_is_named(tmp_path, kind, damage):
+    store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
+    put_readings(store), put_neighbors(store)
+    victim = sorted((tmp_path/"cells").glob(f"{kind}-*.json"))[-1]
     victim.write_bytes(damage(victim.read_bytes()))
     with pytest.raises(InputError, match=victim.name): report.write_report(tmp_path, tmp_path/"site")
     assert not (tmp_path/"site").exists()
