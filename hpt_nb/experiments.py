@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ROWS', 'REGISTRY', 'SIZES', 'CLASSES', 'TEXTS', 'SHARE', 'row_vocab', 'Method', 'method_config', 'Source',
            'VocabConfig', 'Preset', 'presets', 'parse_preset', 'load_preset', 'lm_id', 'tune_config', 'eval_config',
-           'Models', 'scored_vocab', 'passes', 'run_rows', 'tune_pass', 'task_key', 'untuned', 'score_prompt',
-           'score_vectors', 'read_prompt', 'Work', 'workload', 'planned_pieces', 'run_preset', 'model_size',
-           'product_rate', 'pieces', 'makespan', 'dry_run']
+           'Models', 'stored_vocab', 'scored_vocab', 'passes', 'run_rows', 'tune_pass', 'task_key', 'untuned',
+           'score_prompt', 'score_vectors', 'read_prompt', 'Work', 'workload', 'planned_pieces', 'run_preset',
+           'count_weights', 'model_size', 'product_rate', 'pieces', 'makespan', 'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
 import gc, time
@@ -291,12 +291,13 @@ class Models:
         return known[name] if name in known else _find(name)[1] if self.load is load_lm else self(name).name
 
 # %% ../nbs/14_experiments.ipynb #074552e7
-def scored_vocab(
-    store:Store, preset:Preset, models:Models,
-    source:str, counterpart:str,
+def stored_vocab(
+    store:Store,
+    lms:list,              # N >= 2 models
+    v:VocabConfig=VocabConfig(),
 )->Vocab:
-    "Common vocabulary of two models with its stability; from the store where it has been computed."
-    v, lms = preset.vocab, sorted([models(source), models(counterpart)], key=lambda lm: lm.name)   # one vocabulary serves both directions
+    "Common vocabulary of several models with its stability; from the store where it has been computed."
+    lms = sorted(lms, key=lambda lm: lm.name)   # one vocabulary serves every direction
     config = dict(models=[lm.name for lm in lms], ids=[lm_id(lm) for lm in lms], k=v.k, h=v.h, repeats=v.repeats if v.h != "exact" else None, seed=v.seed if v.h != "exact" else None, include_self=v.include_self)
     have = store.get("vocab", config)
     if have is None:
@@ -307,6 +308,13 @@ def scored_vocab(
         vocab.save(path)
         store.put("vocab", config, have, provenance(lms[0].device, lms[0].dtype, [v.seed], round(time.perf_counter() - began, 3)))
     return Vocab.load(store.file(have["file"]))
+
+def scored_vocab(
+    store:Store, preset:Preset, models:Models,
+    source:str, counterpart:str,
+)->Vocab:
+    "`stored_vocab` of a source and a counterpart of a preset."
+    return stored_vocab(store, [models(source), models(counterpart)], preset.vocab)
 
 # %% ../nbs/14_experiments.ipynb #b8b883a7
 def passes(preset:Preset, source:Source, task:str)->list:
@@ -565,6 +573,11 @@ CLASSES = {"sst2": 2, "ag_news": 4}
 TEXTS = {"sst2": (16, 30, 872, 5000), "ag_news": (57, 57, 7600, 5000)}   # tokens of a training and of a reported text with its template, reported texts, holdout
 SHARE = {"tune": .45, "score": .7}   # of the rate of plain matrix products that the engine reaches (benchmarks/results/engine.json)
 
+def count_weights(model)->tuple:
+    "(weights that every token passes through, all weights with the tables) of a transformers model."
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} | {id(model.get_output_embeddings().weight)}
+    return sum(p.numel() for p in model.parameters() if id(p) not in tables), sum(p.numel() for p in model.parameters())
+
 def model_size(name:str)->tuple:
     "(weights a token passes through, all weights) of a model by its name; `InputError` if neither the table nor a configuration at hand knows it."
     if (known := SIZES.get(Path(name).name.lower())): return known
@@ -572,9 +585,7 @@ def model_size(name:str)->tuple:
     # transformers raises many kinds of errors where a configuration cannot be had
     try: config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as e: raise InputError(f"size of {name!r} is not known and its configuration cannot be read ({type(e).__name__}); give a folder, or a network") from None
-    with torch.device("meta"): model = AutoModelForCausalLM.from_config(config)
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} | {id(model.get_output_embeddings().weight)}
-    return sum(p.numel() for p in model.parameters() if id(p) not in tables), sum(p.numel() for p in model.parameters())
+    with torch.device("meta"): return count_weights(AutoModelForCausalLM.from_config(config))
 
 # %% ../nbs/14_experiments.ipynb #c163818f
 def product_rate(dtype:str="float32", device:str="cpu", seconds:float=.3)->float:
