@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ROWS', 'REGISTRY', 'SIZES', 'CLASSES', 'TEXTS', 'SHARE', 'row_vocab', 'Method', 'method_config', 'Source',
            'VocabConfig', 'Preset', 'presets', 'variations', 'parse_preset', 'load_preset', 'lm_id', 'tune_config',
-           'eval_config', 'Models', 'vocab_config', 'scored_vocab', 'example_words', 'near_tokens', 'keep_examples',
-           'passes', 'run_rows', 'tune_pass', 'task_key', 'untuned', 'score_prompt', 'score_vectors', 'read_prompt',
-           'Unit', 'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar', 'begin', 'run_preset', 'model_size',
-           'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
+           'eval_config', 'Models', 'vocab_config', 'stored_vocab', 'scored_vocab', 'example_words', 'near_tokens',
+           'keep_examples', 'passes', 'run_rows', 'tune_pass', 'task_key', 'untuned', 'score_prompt', 'score_vectors',
+           'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar', 'begin', 'run_preset',
+           'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
 import gc, heapq, re, time
@@ -322,12 +322,13 @@ def vocab_config(v:VocabConfig, names)->dict:
     sampled = v.h != "exact"
     return dict(models=sorted(names), k=v.k, h=v.h, repeats=v.repeats if sampled else None, seed=v.seed if sampled else None, include_self=v.include_self)
 
-def scored_vocab(
-    store:Store, preset:Preset, models:Models,
-    source:str, counterpart:str,
+def stored_vocab(
+    store:Store,
+    lms:list,              # N >= 2 models
+    v:VocabConfig=VocabConfig(),
 )->Vocab:
-    "Common vocabulary of two models with its stability; from the store where it has been computed."
-    v, lms = preset.vocab, sorted([models(source), models(counterpart)], key=lambda lm: lm.name)
+    "Common vocabulary of several models with its stability; from the store where it has been computed."
+    lms = sorted(lms, key=lambda lm: lm.name)   # one vocabulary serves every direction
     config = vocab_config(v, [lm.name for lm in lms]) | dict(ids=[lm_id(lm) for lm in lms])
     have = store.get("vocab", config)
     if have is None:
@@ -339,6 +340,13 @@ def scored_vocab(
         store.put("vocab", config, have, provenance(lms[0].device, lms[0].dtype, [v.seed], round(time.perf_counter() - began, 3)))
         keep_examples(store, config, vocab, lms)
     return Vocab.load(store.file(have["file"]))
+
+def scored_vocab(
+    store:Store, preset:Preset, models:Models,
+    source:str, counterpart:str,
+)->Vocab:
+    "`stored_vocab` of a source and a counterpart of a preset."
+    return stored_vocab(store, [models(source), models(counterpart)], preset.vocab)
 
 # %% ../nbs/14_experiments.ipynb #c32f4ff7
 def example_words(vocab:Vocab)->dict:
@@ -688,6 +696,11 @@ CLASSES = {"sst2": 2, "ag_news": 4}
 TEXTS = {"sst2": (16, 30, 872, 5000), "ag_news": (57, 57, 7600, 5000)}   # tokens of a training and of a reported text with its template, reported texts, holdout
 SHARE = {"tune": .45, "score": .7}   # of the rate of plain matrix products that the engine reaches (benchmarks/results/engine.json)
 
+def count_weights(model)->tuple:
+    "(weights that every token passes through, all weights with the tables) of a transformers model."
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} | {id(model.get_output_embeddings().weight)}
+    return sum(p.numel() for p in model.parameters() if id(p) not in tables), sum(p.numel() for p in model.parameters())
+
 def model_size(name:str)->tuple:
     "(weights a token passes through, all weights) of a model by its name; `InputError` if neither the table nor a configuration at hand knows it."
     if (known := SIZES.get(Path(name).name.lower())): return known
@@ -695,9 +708,7 @@ def model_size(name:str)->tuple:
     # transformers raises many kinds of errors where a configuration cannot be had
     try: config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as e: raise InputError(f"size of {name!r} is not known and its configuration cannot be read ({type(e).__name__}); give a folder, or a network") from None
-    with torch.device("meta"): model = AutoModelForCausalLM.from_config(config)
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} | {id(model.get_output_embeddings().weight)}
-    return sum(p.numel() for p in model.parameters() if id(p) not in tables), sum(p.numel() for p in model.parameters())
+    with torch.device("meta"): return count_weights(AutoModelForCausalLM.from_config(config))
 
 # %% ../nbs/14_experiments.ipynb #c163818f
 def product_rate(dtype:str="float32", device:str="cpu", seconds:float=.3)->float:
