@@ -14,10 +14,11 @@ __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 'PAPER', 'STEPS', 'FEATURES'
            'pairs_frame', 'plot_transfer', 'table_html', 'figure_html', 'headline', 'unfinished', 'planned_left',
            'finished', 'overview', 'overview_table', 'plot_overview', 'readings_frame', 'stability_maps', 'maps_for',
            'unread', 'features_frame', 'reading_table', 'correlations', 'correlation_table', 'features_verdict',
-           'words_verdict', 'method_scores', 'complete_ways', 'methods_left', 'distinct', 'method_stats',
-           'method_table', 'part_note', 'method_differences', 'method_differences_table', 'method_verdicts',
-           'method_sentences', 'methods_headline', 'spent_frame', 'spent_table', 'compute_frame', 'plot_compute',
-           'compute_panels', 'soft_table', 'methods_section', 'write_report']
+           'words_verdict', 'levels_frame', 'level_differences', 'levels_table', 'method_scores', 'complete_ways',
+           'methods_left', 'distinct', 'method_stats', 'method_table', 'part_note', 'method_differences',
+           'method_differences_table', 'method_verdicts', 'method_sentences', 'methods_headline', 'spent_frame',
+           'spent_table', 'compute_frame', 'plot_compute', 'compute_panels', 'soft_table', 'methods_section',
+           'write_report']
 
 # %% ../nbs/16_report.ipynb #9380702f
 import io, math, unicodedata
@@ -992,6 +993,40 @@ def words_verdict(features:pd.DataFrame)->str:
     said = f"More real words go with a higher accuracy on the target in {int((c.rho > 0).sum())} of {len(c)} settings (task, source, target); the 95 % interval excludes zero upwards in {up} and downwards in {down}. "
     return said + ("The paper's claim is borne out in all of them." if up==len(c) else "The paper's claim is not borne out here." if not up else "The paper's claim is borne out in part.")
 
+# %% ../nbs/16_report.ipynb #87301d14
+def levels_frame(
+    folder,        # holds a results folder for each level
+)->pd.DataFrame:   # `results_frame` of each, with its `level` first
+    "Results of all levels of a varied experiment. `InputError` if there are none, if one is unfinished, or if they differ in more than the vocabulary."
+    found = sorted(p.parent for p in Path(folder).glob("*/cells"))
+    if not found: raise InputError(f"{folder}: no results folder in it; need the folder of a run with [vary]")
+    parts = [(p.name, Store(p), results_frame(Store(p))) for p in found]
+    for name, store, df in parts:
+        if lacks := unfinished(df, tunes_frame(store)) or planned_left(store): raise InputError(f"{store.path} is unfinished, {len(lacks)} piece(s) missing, the first: {lacks[0]}; run it again to finish")
+    all_ = pd.concat([df.assign(level=name) for name, _, df in parts], ignore_index=True)
+    for (task, source), g in all_.groupby(["task", "source"]):
+        if mixed := _differing(g, [s for s in _SETTINGS if s!="vocab_s"]): raise InputError(f"{folder}, {task} from {source}: the levels differ in more than the vocabulary: {mixed}; {_apart(g)}")
+    return all_[["level", *(c for c in all_ if c!="level")]]
+
+def level_differences(levels:pd.DataFrame, base:str="as-given", row:str="Ours")->pd.DataFrame:
+    "One row's accuracy at each level (percent), and less that of `base`, paired by seed: task, source, level, place, mean, sd, seeds, points, seeds_low/high, texts_low/high. `InputError` without `base`."
+    if base not in set(levels.level): raise InputError(f"no level {base!r}; there are: {', '.join(sorted(set(levels.level)))}")
+    out, one = [], levels[levels.row==row]
+    one = one[(one["mode"]=="ids") | (one.role=="transfer")]
+    for (task, source, target), g in one.groupby(["task", "source", "target"]):
+        hits = {level:100*_stack(h) for level, h in g.groupby("level")}
+        for level, h in sorted(hits.items(), key=lambda kv: kv[0]!=base):
+            if h.shape!=hits[base].shape: raise InputError(f"{task} from {source} on {target}: level {level} has {h.shape[0]} seeds, {base} {hits[base].shape[0]}; run both with the same")
+            d = h - hits[base]
+            (a, b), (x, y), by_seed = seed_interval(d.mean(axis=1)), text_interval(d.mean(axis=0)), h.mean(axis=1)
+            out.append(dict(task=task, source=source, level=level, place="Original" if target==source else target, mean=h.mean(), sd=by_seed.std(ddof=1) if len(h) > 1 else math.nan, seeds=len(h), points=d.mean(), seeds_low=a, seeds_high=b, texts_low=x, texts_high=y))
+    return pd.DataFrame(out)
+
+def levels_table(d:pd.DataFrame)->pd.DataFrame:
+    "`level_differences` as text."
+    return pd.DataFrame([{"Task":r.task, "Source":r.source, "Level":r.level, "On":r.place, "Accuracy":f"{r.mean:.1f}" + ("" if math.isnan(r.sd) else f" ± {r.sd:.1f}"), **({"Less as given":"", "95 % over seeds":"", "95 % over texts":"", "Interval spans zero":""} if r.level=="as-given" else
+        {"Less as given":f"{r.points:+.1f}", "95 % over seeds":_interval(r.seeds_low, r.seeds_high), "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"})} for r in d.itertuples()])
+
 # %% ../nbs/16_report.ipynb #367e2114
 def _reading_section(features:pd.DataFrame, gone:int=0)->str:
     lost = f'<p class="note">{gone} scores are left out here: the reading of their prompt is not in the store; run it again to add them.</p>' if gone else ""
@@ -1264,6 +1299,7 @@ def write_report(
     store, out = Store(store_path), Path(out_dir)
     if out.exists() and not out.is_dir(): raise InputError(f"{out_dir} is a file; a folder for the page is needed: name another")
     if preset is not None: check_preset(store, preset)
+    if not (store.path/"cells").exists() and any(store.path.glob("*/cells")): return write_atomic(out/"index.html", _page("Settings varied", "", [("One setting at a time", _levels_section(levels_frame(store.path)))]))
     df, tunes, vocabs = results_frame(store), tunes_frame(store), vocab_frame(store)
     lacks = unfinished(df, tunes) or planned_left(store)
     if lacks and not partial: raise InputError(f"{store.path} is unfinished, {len(lacks)} piece(s) missing, the first: {lacks[0]}; call hpt run again with the same folder to finish, or report with --partial")
@@ -1280,6 +1316,11 @@ def write_report(
     lead = f"<p>{_cell(_READ)} {_cell(_ran(df))}</p><p>{_cell(headline(df))}</p>"
     if lacks: lead += f'<p class="note">{_cell(f"This run is not finished: {len(lacks)} pieces are missing, and what they belong to is left out. The first: {lacks[0]}.")}</p>'
     return write_atomic(out/"index.html", _page("Hard prompts across models", lead, sections))
+
+def _levels_section(levels:pd.DataFrame)->str:
+    return f"<p>{_cell(_LEVELS)}</p>" + table_html(levels_table(level_differences(levels)), "Levels") + table_html(provenance_table(levels), "Origin")
+
+_LEVELS = "Ours with one vocabulary setting changed, and less Ours as given, in points on the same seeds and texts. Original: by the tuned ids; others: the prompt's text."
 
 def _readings_html(df, readings, maps)->str:
     try: return _reading_section(features_frame(df, readings, maps), unread(df, readings))
