@@ -375,8 +375,8 @@ def passes(preset:Preset, source:Source, task:str)->list:
     out = {}
     for m in preset.methods_for(task):
         for second in source.counterparts if REGISTRY[m].needed else (None,):
-            out.setdefault((REGISTRY[m].run, preset.config_for(m, task), second), []).append(m)
-    return [(tuple(methods), second) for (_, _, second), methods in out.items()]
+            out.setdefault((REGISTRY[m].run, REGISTRY[m].cost, preset.config_for(m, task), second), []).append(m)   # runs of a pass cost the same, so that each has an equal share of it
+    return [(tuple(methods), second) for (_, _, _, second), methods in out.items()]
 
 def run_rows(preset:Preset, methods, counterparts, second=None)->list:
     "(method, row, counterpart, seed) of every run of one pass, in a fixed order; with `second`, a counterpart that takes part, all of them are with it."

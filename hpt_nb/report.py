@@ -68,9 +68,9 @@ def tunes_frame(
         if vocab["vocab_kind"] == "whole": vocab["vocab_s"] = None   # nothing was restricted: its size is the model's, not a setting
         more = {"tune_dtype":cfg["dtype"], "tuned_ids":res["prompt_ids"], "tune_wall_s":res["wall_s"], "tune_device":cell["meta"].get("device"), "pass_steps":cell["result"].get("pass_steps", cfg["steps"]),
                 "second":cfg["counterpart"] if "second_id" in cell["config"] else None, **{k:cell["config"].get(k) for k in _OWN},
-                **{k:cell["result"].get(k) for k in ("backward_tokens", "multiplications", "reading_holdout", "cosines")}}
+                **{k:cell["result"].get(k) for k in ("backward_tokens", "reading_holdout", "cosines")}}
         rows.append({**cfg, **res, **vocab, **more})
-    return _tidy(rows, (*_RUN, *_TUNE, *_OWN, *_TUNED, "pass_steps", "backward_tokens", "multiplications", "reading_holdout", "cosines", "second", "vocab_kind", "vocab_s", "vocab_hash", "tune_dtype", "tuned_ids", "tune_wall_s", "tune_device"))
+    return _tidy(rows, (*_RUN, *_TUNE, *_OWN, *_TUNED, "pass_steps", "backward_tokens", "reading_holdout", "cosines", "second", "vocab_kind", "vocab_s", "vocab_hash", "tune_dtype", "tuned_ids", "tune_wall_s", "tune_device"))
 
 # %% ../nbs/16_report.ipynb #9217c0ba
 def _hits(cell:dict)->np.ndarray:
@@ -1188,14 +1188,14 @@ def methods_headline(ms:pd.DataFrame)->str:
 # %% ../nbs/16_report.ipynb #d1cadc98
 def spent_frame(
     tunes:pd.DataFrame,   # from `tunes_frame`
-    weights:dict=None,    # model -> weights that a token passes through, for runs that do not hold their multiplications
+    weights:dict=None,    # model -> weights that a token passes through; without them there are no multiplications
 )->pd.DataFrame:          # a row for each run: task, source, method, steps, vocab, seed; forward_tokens, backward_tokens, multiplications, wall_s, all for one run
     "What each run cost: its equal share of its pass."
     t, weights = tunes, weights or {}
-    share = pd.DataFrame({k:t[of].astype(float)/t.runs_in_pass for k, of in dict(forward_tokens="forward_tokens", backward_tokens="backward_tokens", multiplications="multiplications", wall_s="tune_wall_s").items()})
+    share = pd.DataFrame({k:t[of].astype(float)/t.runs_in_pass for k, of in dict(forward_tokens="forward_tokens", backward_tokens="backward_tokens", wall_s="tune_wall_s").items()})
     each = pd.Series([np.mean([weights.get(m, math.nan) for m in (r.source, r.second) if m and not pd.isna(m)]) for r in t.itertuples()], index=t.index, dtype=float)
-    share["multiplications"] = share.multiplications.fillna((share.forward_tokens + share.backward_tokens.fillna(0))*each)
-    keys = t[["task", "source", "method", "steps", "counterpart", "seed", "runs_in_pass", "best_holdout"]] if "best_holdout" in t else t[["task", "source", "method", "steps", "counterpart", "seed", "runs_in_pass"]]
+    share["multiplications"] = (share.forward_tokens + share.backward_tokens.fillna(0))*each
+    keys = t[["task", "source", "method", "steps", "counterpart", "seed", "runs_in_pass"]]
     return pd.concat([keys.assign(vocab=t.vocab_kind), share], axis=1)
 
 def spent_table(spent:pd.DataFrame, ms:pd.DataFrame=None)->pd.DataFrame:

@@ -253,6 +253,14 @@ def test_the_policy_comes_to_write_the_best_of_all_prompts(reverse):
     assert greedy() == every[earned.argmax()].tolist()
 
 
+def test_the_two_z_scores_differ_where_texts_disagree():
+    "Why the registry scores as released: of four prompts one is right on most texts; per input, loud disagreement on few texts hides it."
+    rewards = torch.tensor([[2., 2, 2, -9], [1, 1, 1, 1], [0, 0, 0, 3], [-1, -1, -1, 5.]])
+    assert z_scores(rewards, "input").argmax() != z_scores(rewards, "prompt").argmax()
+    from hpt_nb.experiments import REGISTRY
+    assert REGISTRY["rlprompt"].config.zscore == "prompt" and RLConfig().zscore == "input"   # the release's, by name; the paper's, by default
+
+
 @pytest.mark.parametrize("arch", ["gpt2", "opt-proj", "gemma3", "llama"])
 def test_a_run_is_the_same_alone_and_in_company(arch):
     lm, task = tiny_lm(arch), toy_task()
