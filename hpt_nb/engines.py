@@ -20,6 +20,7 @@ from .experiments import Bar, Job, Models, Preset, begin, model_size, note_faile
 def import_ray():
     "The module `ray`. `InputError` where it is not installed."
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")       # a busy machine takes longer than Ray's 30 s
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")   # a worker that asks for no GPU leaves CUDA_VISIBLE_DEVICES alone
     try: import ray
     except ImportError: raise InputError("--engine ray needs Ray, which is not installed; run: pip install 'hpt_nb[ray]', or use --engine local") from None
@@ -62,7 +63,7 @@ def ray_cluster():
         yield ray
     except Exception as e:   # Ray raises a plain Exception where it does not start in time
         if isinstance(e, InputError) or ray.is_initialized(): raise
-        raise InputError(f"Ray cannot be {f'reached at RAY_ADDRESS={address}' if address else 'started here'} ({_line(e)}); " + ("start it there (ray start --head) or unset RAY_ADDRESS" if address else "use --engine local")) from None
+        raise InputError(f"Ray cannot be {f'reached at RAY_ADDRESS={address}' if address else 'started here'} ({_line(e)}); " + ("start it there (ray start --head), set RAY_AUTH_MODE=token if it asks for a token, or unset RAY_ADDRESS" if address else "use --engine local")) from None
     finally:
         ray.shutdown()
         if folder: shutil.rmtree(folder, ignore_errors=True)
