@@ -20,7 +20,6 @@ from .experiments import Bar, Job, Models, Preset, begin, model_size, note_faile
 def import_ray():
     "The module `ray`. `InputError` where it is not installed."
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")       # a busy machine takes longer than Ray's 30 s
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")   # a worker that asks for no GPU leaves CUDA_VISIBLE_DEVICES alone
     try: import ray
     except ImportError: raise InputError("--engine ray needs Ray, which is not installed; run: pip install 'hpt_nb[ray]', or use --engine local") from None
@@ -47,6 +46,14 @@ def _alive(pid:int)->bool:
     except OSError: pass   # somebody else's
     return True
 
+def _start_here(ray, **kw):
+    "Start Ray on this machine. Its own limit of 30 s is short where others are busy: then once more, with its files in memory."
+    try: ray.init(address="local", **kw)
+    except Exception as e:   # Ray raises a plain one
+        if "timed out" not in str(e): raise
+        ray.shutdown()
+        ray.init(address="local", **kw)
+
 @contextmanager
 def ray_cluster():
     "Ray, connected: to the cluster of `RAY_ADDRESS`, or to one that is started on this machine and ended with the block. `InputError` where that fails."
@@ -59,7 +66,7 @@ def ray_cluster():
         if address: ray.init(address=address, runtime_env=dict(env_vars={k: v for k, v in os.environ.items() if k.startswith(_ENV)}), **quiet)
         else:
             folder = _own_folder()
-            ray.init(address="local", include_dashboard=False, object_store_memory=256*2**20, _temp_dir=str(folder), _node_ip_address="127.0.0.1", **quiet)
+            _start_here(ray, include_dashboard=False, object_store_memory=256*2**20, _temp_dir=str(folder), _node_ip_address="127.0.0.1", **quiet)
         yield ray
     except Exception as e:   # Ray raises a plain Exception where it does not start in time
         if isinstance(e, InputError) or ray.is_initialized(): raise

@@ -27,10 +27,11 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None and "CI" 
 ROWS = 'rows = ["Empty", "PEZ", "Ours"]\nseeds'
 CLUSTER = """
 import logging, os, sys
-os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_raylet_start_wait_time_s="300")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray
-at = ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL, object_store_memory=100*2**20, _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
-print(at.address_info["gcs_address"], flush=True)
+from hpt_nb.engines import _start_here
+_start_here(ray, num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL, object_store_memory=100*2**20, _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
+print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
 
