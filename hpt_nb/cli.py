@@ -167,16 +167,22 @@ def cmd_fingerprint(a):
 # %% ../nbs/21_cli.ipynb #2f392af4
 def cmd_run(a):
     "hpt run"
-    if a.engine != "local": raise InputError(f"--engine {a.engine!r}; known: local")
+    if a.engine not in ("local", "ray"): raise InputError(f"--engine {a.engine!r}; known: local, ray")
+    if a.cpus and a.engine != "ray": raise InputError("--cpus goes with --engine ray; leave it out, or set OMP_NUM_THREADS")
     from hpt_nb.experiments import dry_run, load_preset, variations
     presets = variations(load_preset(a.preset))
-    if a.dry_run: return _say("\n\n".join(dry_run(p, a.data, rates=a.rates and _rates(a.rates)) for p in presets.values()))
+    if a.dry_run: return _say("\n\n".join(dry_run(p, a.data, rates=a.rates and _rates(a.rates), split=a.split) for p in presets.values()))
     if not a.out: raise InputError("no --out; name the results folder")
     for name, preset in presets.items(): _run_one(preset, str(Path(a.out)/name), a)      # one folder each, where settings are varied
 
 def _run_one(preset, out, a):
-    from hpt_nb.experiments import run_preset
-    store = run_preset(preset, out, progress=not a.quiet, data=a.data, retry_failed=a.retry_failed)
+    how = dict(progress=not a.quiet, data=a.data, retry_failed=a.retry_failed, split=a.split)
+    if a.engine == "local":
+        from hpt_nb.experiments import run_preset
+        store = run_preset(preset, out, **how)
+    else:
+        from hpt_nb.engines import run_on_ray
+        store = run_on_ray(preset, out, **how, cpus=a.cpus or 1)
     if failed := store.failures(): raise InputError(f"{len(failed)} pieces failed, the first: {failed[0]['reason']}; the others are done. hpt status {out} lists them, hpt run ... --retry-failed tries them again")
     _say(f"done: {len(store.cells('eval'))} scores of {len(store.cells('tune'))} tuned prompts in {out}; hpt report {out} --out SITE makes the page")
 
@@ -248,7 +254,9 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("preset", metavar="PRESET_OR_TOML"); c.add_argument("--out", help="results folder")
     c.add_argument("--dry-run", action="store_true", help="say what would be done, fetched and spent, and do nothing")
     c.add_argument("--rates", metavar="T,S", help="with --dry-run: TFLOP/s that another device reaches in tuning and in scoring, in place of this one's")
-    c.add_argument("--engine", default="local", help="local")
+    c.add_argument("--engine", default="local", help="local: one unit after another; ray: side by side, here or on the cluster of RAY_ADDRESS")
+    c.add_argument("--cpus", type=_positive(), metavar="N", help="with --engine ray: processors, and threads, a worker (1)")
+    c.add_argument("--split", type=_positive(), default=0, metavar="N", help="at most N seeds in one tuning pass, so that more devices share the work (all in one)")
     c.add_argument("--data", metavar="DIR", help="folder of task files (sst2.toml, ag_news.toml) that stand in for the hub's tasks")
     c.add_argument("--retry-failed", action="store_true", help="try pieces again that failed before")
     c = command("status", cmd_status, "what of a run is done, running, failed and left, and how long it will take")

@@ -21,7 +21,7 @@ from .vocab import Vocab
 from .scoring import check_lengths, evaluate, label_ids, text_ids
 from .pez import RunSpec, SearchSpace, fast_dtype
 from .soft import SOFT_METHODS
-from .experiments import REGISTRY, SHARE, Models, Preset, Source, VocabConfig, Work, _Bar, count_weights, lm_id, method_config, product_rate, score_prompt, stored_vocab, tune_config
+from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, lm_id, method_config, product_rate, score_prompt, stored_vocab, tune_config
 from .report import spans_zero, text_interval
 from .export import to_json
 
@@ -220,9 +220,7 @@ def transferable(
     _tell(progress, f"{task.name}: {len(task.train):,} texts to tune on, {min(cfg.holdout_n, len(task.holdout)):,} to choose on, {len(split):,} of {len(task.validation):,} to score on; {estimate(parts, dtype, load(source).device)}")
     common = stored_vocab(store, [load(n) for n in names], VocabConfig(k=k, s=s))
     vocab = common.top(min(s, len(common)))
-    bar = _Bar(Work(parts), progress)
-    try: done = _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar)
-    finally: bar.close()
+    with _PartsBar(parts, progress) as bar: done = _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar)
     chosen, candidates, scores, reads = done
     first = load(source)
     facts = dict(given=given, method=method, settings=asdict(cfg), seed=chosen["seed"], seeds=list(seeds), tuning_dtype=dtype, tokens=chosen["tokens"],
@@ -232,6 +230,13 @@ def transferable(
     return dict(prompt=chosen["prompt_text"], out=str(store.path), **facts)
 
 # %% ../nbs/18_practice.ipynb #0f5720b6
+class _PartsBar(Bar):
+    "The bar of named parts, one after another."
+    def __init__(self, parts:dict, progress): super().__init__(list(parts.values()), progress); self.order = list(parts)
+    def begin(self, part, text): self.part = self.order.index(part); self.say(text)
+    def fill(self, share): self.at(self.part, share)
+    def end(self): self.fill(1)
+
 def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar)->tuple:
     "(chosen prompt, candidates, scores, model -> reads it as tuned)"
     source, base = load(names[0]), dict(task=task.name, source=load(names[0]).name)
@@ -241,7 +246,7 @@ def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, 
     tuning = [("tune", base | dict(seed=seed, method=method)) for seed in seeds]
     store.plan(tuning + [p for ps in pieces.values() for p in ps], "transferable")
     bar.begin(("tune", names[0]), f"tuning {source.name}")
-    with store.working(tuning): prompts = tuned_prompts(store, load, names, task, vocab, method, cfg, seeds, dtype, lambda i: bar.at(i/cfg.steps))
+    with store.working(tuning): prompts = tuned_prompts(store, load, names, task, vocab, method, cfg, seeds, dtype, lambda i: bar.fill(i/cfg.steps))
     bar.end()
     votes = {}
     for n in names:
@@ -256,7 +261,7 @@ def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, 
     for n, role in places:
         bar.begin(("score", n), f"scoring on {load(n).name}")
         lm, done, total = load(n), [0], len(every)*len(modes[n])
-        def on_score(): done[0] += 1; bar.at(done[0]/total)
+        def on_score(): done[0] += 1; bar.fill(done[0]/total)
         with store.working(pieces[n]): scores += [worth_on(store, task, split, every, lm, role, mode, on_score) for mode in modes[n]]
         reads[lm.name] = reads_as_tuned(source, prompts[best]["prompt_ids"], lm)
         bar.end()

@@ -2,7 +2,6 @@
 
 `HPT_KILLS=20` kills that often; the default is few, for continuous integration."""
 import errno
-import json
 import multiprocessing
 import os
 import random
@@ -15,6 +14,7 @@ import pytest
 
 from hpt_nb.store import InputError, Store, WriteError, status, write_atomic
 from tiny_run import PRESET, make_place, results
+from watched import noted, wait_for, watch
 
 KILLS = int(os.environ.get("HPT_KILLS", 3))
 CFG = {"task": "sst2", "seed": 0}
@@ -237,27 +237,12 @@ CTX.set_forkserver_preload(["hpt_nb.experiments", "transformers.models.llama.mod
 
 
 def _run(place, out, log, every_s):
-    "`hpt run` that notes in `log` what it computes: tuning steps by source, and the scored prompts. Checkpoints are written every `every_s` seconds."
+    "`hpt run` that notes in `log` what it computes (`watched`)."
     os.chdir(place)
     import torch
     torch.set_num_threads(1)
-    from hpt_nb import experiments
     from hpt_nb.cli import main
-    tune, score = experiments.tune_runs, experiments.evaluate
-
-    def note(*what):
-        with open(log, "a") as f: f.write(json.dumps(what) + "\n")
-
-    def tune_runs(lm, task, specs, cfg, *a, on_step=None, **k):
-        def step(i): note("step", lm.name, i); on_step(i)
-        return tune(lm, task, specs, cfg, *a, on_step=step, every_s=every_s, **k)
-
-    def evaluate(lm, task, split, ids, *a, **k):
-        got = score(lm, task, split, ids, *a, **k)
-        note("score", lm.name, list(ids))
-        return got
-    experiments.tune_runs, experiments.evaluate = tune_runs, evaluate
-    note("begin")
+    watch(log, every_s)
     sys.stdout = open(os.devnull, "w")
     sys.exit(main(["run", "preset.toml", "--out", str(out), "--quiet"]))
 
@@ -268,13 +253,9 @@ def start(place, out, log, every_s=60):
     return p
 
 
-def noted(log): return [json.loads(line) for line in log.read_text().splitlines(True) if line.endswith("\n")] if log.exists() else []
-
-
 def kill_after(p, log, n, jitter_s):
     "kill -9, a moment after the run has noted its `n`-th piece of work."
-    while p.is_alive() and len(noted(log)) < n: time.sleep(.002)
-    time.sleep(jitter_s)
+    wait_for(p, log, n, jitter_s)
     p.kill(); p.join()
 
 
@@ -307,6 +288,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_table(place, unbroken, i
     assert {n: ((out / "cells" / n).read_bytes(), (out / "cells" / n).stat().st_mtime_ns) for n in done} == done
     assert results(out) == want and tables(out) == want_tables
     before, after = noted(log), noted(again)
+    assert any(x[0] == "step" for x in before + after)
     tuned = {c["config"]["source"] for c in cells if c["kind"] == "tune"}    # a pass whose first run is kept has its checkpoint until the last one is
     scored = {(c["config"]["target"], tuple(c["config"]["prompt_ids"])) for c in cells if c["kind"] == "eval"}
     assert not [x for x in after if x[0] == "step" and x[1] in tuned]

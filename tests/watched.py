@@ -1,0 +1,44 @@
+"Runs that note what they compute, for tests that kill them."
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+
+def watch(log, every_s=60):
+    "Have this process note in `log` what it computes: tuning steps by source, and the scored prompts. Checkpoints are written every `every_s` seconds."
+    from hpt_nb import experiments
+    tune, score = experiments.tune_runs, experiments.evaluate
+
+    def note(*what):
+        with open(log, "a") as f: f.write(json.dumps(what) + "\n")
+
+    def tune_runs(lm, task, specs, cfg, *a, on_step=None, **k):
+        def step(i): note("step", lm.name, i); on_step(i)
+        return tune(lm, task, specs, cfg, *a, on_step=step, every_s=every_s, **k)
+
+    def evaluate(lm, task, split, ids, *a, **k):
+        if os.environ.get("HPT_TEST_OOM") == lm.name and not ids: raise MemoryError("no room")
+        got = score(lm, task, split, ids, *a, **k)
+        note("score", lm.name, list(ids))
+        return got
+    experiments.REGISTRY.update({m: replace(x, run=tune_runs) for m, x in experiments.REGISTRY.items() if x.run is tune})
+    experiments.evaluate = evaluate
+    note("begin", os.getpid())
+
+
+def watch_worker():
+    "The same in a Ray worker, as its environment says."
+    watch(os.environ["HPT_TEST_LOG"], float(os.environ["HPT_TEST_EVERY"]))
+
+
+def noted(log):
+    log = Path(log)
+    return [json.loads(line) for line in log.read_text().splitlines(True) if line.endswith("\n")] if log.exists() else []
+
+
+def wait_for(p, log, n, jitter_s):
+    "Wait until a moment after the run has noted its `n`-th piece of work, or has ended."
+    while p.is_alive() and len(noted(log)) < n: time.sleep(.002)
+    time.sleep(jitter_s)
