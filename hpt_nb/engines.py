@@ -46,13 +46,13 @@ def _alive(pid:int)->bool:
     except OSError: pass   # somebody else's
     return True
 
-def _start_here(ray, **kw):
-    "Start Ray on this machine. Its own limit of 30 s is short where others are busy: then once more, with its files in memory."
-    try: ray.init(address="local", **kw)
-    except Exception as e:   # Ray raises a plain one
-        if "timed out" not in str(e): raise
-        ray.shutdown()
-        ray.init(address="local", **kw)
+def _start_here(ray, tries:int=4, **kw):
+    "Start Ray on this machine. Its own limit of 30 s is short where others are busy: then again."
+    for left in reversed(range(tries)):
+        try: return ray.init(address="local", **kw)
+        except Exception as e:   # Ray raises a plain one
+            ray.shutdown()
+            if "timed out" not in str(e) or not left: raise
 
 @contextmanager
 def ray_cluster():
