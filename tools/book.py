@@ -141,6 +141,7 @@ def write_pages(folder:Path, index:Index):
         if path.stem == "index": nb.cells.append(nbformat.v4.new_markdown_cell(contents()))
         nbformat.write(nb, folder/path.name)
     (folder/"names.md").write_text(names_page(index), encoding="utf-8")
+    if (NBS/"images").is_dir(): shutil.copytree(NBS/"images", folder/"images")
     (folder/"_static").mkdir()
     shutil.copy(NBS/"book.css", folder/"_static")
 
