@@ -22,10 +22,10 @@ RATES = 300e12, 40e12                                          # operations a se
 
 def frames()->dict:
     "results folder -> its scored prompts, of the tables that are finished."
-    from hpt_nb.report import _finished, results_frame, tunes_frame
+    from hpt_nb.report import finished, results_frame, tunes_frame
     from hpt_nb.store import Store
     stores = {name: Store(ROOT/"results"/name) for name in RESULTS}
-    return {name: _finished(results_frame(s), tunes_frame(s), s.path)[0] for name, s in stores.items()}
+    return {name: finished(results_frame(s), tunes_frame(s), s.path)[0] for name, s in stores.items()}
 
 def comparisons(frames):
     "Ours less Baseline on every target of every results folder."
