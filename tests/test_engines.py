@@ -46,7 +46,9 @@ def cluster():
     import tempfile
     with tempfile.TemporaryDirectory(prefix="hpt-test-", dir="/tmp" if os.path.isdir("/tmp") else None, ignore_cleanup_errors=True) as tmp:
         p = subprocess.Popen([sys.executable, "-c", CLUSTER, tmp], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        yield p.stdout.readline().strip()
+        address = p.stdout.readline().strip()
+        assert address, "Ray did not start: is this machine too busy?"
+        yield address
         p.stdin.close()
         p.wait(60)
 
