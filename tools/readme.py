@@ -71,11 +71,11 @@ def markdown_table(table)->str:
     return "\n".join("| " + " | ".join(map(str, r)) + " |" for r in rows)
 
 _SAID = {
-    "en": ("![Ours less Baseline (PEZ) on each target, in points, with its 95 % interval over seeds]({figure})\n\nOurs less the paper's Baseline on the target model, in points, for every comparison in `results/`; bars are 95 % intervals over seeds, filled dots are those where neither the interval over seeds nor that over texts spans zero. "
+    "en": ("![Ours less Baseline (PEZ) on each target, in points, with its 95 % interval over seeds]({figure})\n\nOurs less the paper's Baseline on the target model, in points, for every comparison in `results/`; bars are 95 % intervals over seeds (those of two seeds go on beyond the edge), filled dots are those where neither the interval over seeds nor that over texts spans zero. "
            "Ours is above in {above} of {n} comparisons, by {mean:+.1f} points on average; {settled} of {n} are settled by both intervals.\n\n{table}\n\nAccuracy in percent on {texts} SST-2 texts, mean ± standard deviation over {seeds} seeds: {variant} tuned on {source} (Original), then carried as text to the other model, "
            "which is the counterpart too. {steps} steps are far fewer than the paper's 5,000.",
            "A full reproduction, `hpt run paper`, tunes {tuned} prompts and takes {scores:,} scores. At {a:.0f} TFLOP/s reached in tuning and {b:.0f} in scoring, about an H100's in this engine by estimate, not by measurement, that is **{hours:.0f} GPU-hours**; `hpt run paper --dry-run --rates {a:.0f},{b:.0f}` says it piece by piece, and without `--rates` for the machine that it runs on."),
-    "ja": ("![各ターゲットでの Ours と Baseline (PEZ) の差（ポイント）とシードについての 95 % 区間]({figure})\n\n`results/` にあるすべての比較について、ターゲットモデルでの Ours と論文の Baseline の差（ポイント）。棒はシードについての 95 % 区間、塗りつぶした点はシードの区間もテキストの区間も 0 を含まないもの。"
+    "ja": ("![各ターゲットでの Ours と Baseline (PEZ) の差（ポイント）とシードについての 95 % 区間]({figure})\n\n`results/` にあるすべての比較について、ターゲットモデルでの Ours と論文の Baseline の差（ポイント）。棒はシードについての 95 % 区間（シード二つのものは枠の外まで続く）、塗りつぶした点はシードの区間もテキストの区間も 0 を含まないもの。"
            "Ours が上回るのは {n} 件中 {above} 件、平均 {mean:+.1f} ポイントで、両方の区間で決着がつくのは {n} 件中 {settled} 件である。\n\n{table}\n\nSST-2 の {texts} 文での正解率（%）、シード {seeds} 個の平均 ± 標準偏差。{variant} で {source} に対して最適化し（Original）、テキストとして他方のモデルへ移した。"
            "そのモデルは counterpart でもある。{steps} ステップは論文の 5,000 よりはるかに少ない。",
            "完全な再現 `hpt run paper` は {tuned} 個のプロンプトを最適化し、{scores:,} 個の正解率を測る。最適化で {a:.0f} TFLOP/s、評価で {b:.0f} TFLOP/s（この実装での H100 の見積もりで、実測ではない）とすると **{hours:.0f} GPU 時間**である。`hpt run paper --dry-run --rates {a:.0f},{b:.0f}` が内訳を示し、`--rates` なしでは手元の機械での時間を示す。")}
