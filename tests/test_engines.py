@@ -57,6 +57,7 @@ def _run(place, out, log, every_s, address, argv, env):
     "`hpt run` on a Ray whose workers note in `log` what they compute; with no address, on one of its own."
     os.chdir(place)
     os.environ.update(env, HPT_TEST_LOG=str(log), HPT_TEST_EVERY=str(every_s), RAY_USAGE_STATS_ENABLED="0")
+    if address: os.environ.update(RAY_ADDRESS=address, RAY_AUTH_MODE="token")   # Ray reads the second when it is imported
     import torch
     torch.set_num_threads(1)
     if "ray" in argv:
@@ -67,7 +68,6 @@ def _run(place, out, log, every_s, address, argv, env):
             given = (runtime_env or {}).get("env_vars", {})
             return init(*a, runtime_env=seen | dict(env_vars=given | dict(PYTHONPATH=str(HERE))), **k)
         ray.init = hooked
-        if address: os.environ.update(RAY_ADDRESS=address, RAY_AUTH_MODE="token")
     else: watch(log, every_s)
     sys.stdout = open(os.devnull, "w")
     sys.stderr = open(f"{log}.err", "w")
