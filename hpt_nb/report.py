@@ -1226,7 +1226,7 @@ def plot_compute(points:pd.DataFrame, x:str="multiplications", base:dict=None, a
         ax.plot(getattr(r, x), r.mean, VOCAB_MARKS.get(r.vocab, "x"), ms=7, color=color, mfc=color if r.read=="tokens" else "white", label=r.method)
     for (name, value), style in zip((base or {}).items(), ("--", ":")): ax.axhline(value, color=_color(name), lw=1.2, ls=style, label=name)
     names = {"multiplications":"multiplications of one run", "forward_tokens":"forward tokens of one run", "wall_s":"wall time of one run (s)"}
-    ax.set(xlabel=names[x], ylabel="accuracy (%)", xscale="log")
+    ax.set(xlabel=names[x], ylabel="accuracy (%)", xscale="log" if points[x].max() > 10*points[x].min() else "linear")
     ax.grid(alpha=.3)
     return ax
 
