@@ -32,7 +32,7 @@ report: setup
 test: setup
 	$(BIN)/python -m pytest -q tests/test_project.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --ignore tests/test_project.py tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/test_project.py tests
 
 readme: setup
 	$(BIN)/nbdev_export

@@ -183,7 +183,8 @@ def _run_one(preset, out, a):
     else:
         from hpt_nb.engines import run_on_ray
         store = run_on_ray(preset, out, **how, cpus=a.cpus or 1)
-    if failed := store.failures(): raise InputError(f"{len(failed)} pieces failed, the first: {failed[0]['reason']}; the others are done. hpt status {out} lists them, hpt run ... --retry-failed tries them again")
+    failed = sorted(store.failures(), key=lambda f: {"vocab": 0, "tune": 1}.get(f["kind"], 2))     # what others wait for comes first
+    if failed: raise InputError(f"{len(failed)} pieces failed, the first: {failed[0]['reason']}; the others are done. hpt status {out} lists them, hpt run ... --retry-failed tries them again")
     _say(f"done: {len(store.cells('eval'))} scores of {len(store.cells('tune'))} tuned prompts in {out}; hpt report {out} --out SITE makes the page")
 
 def cmd_status(a):

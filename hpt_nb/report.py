@@ -1049,7 +1049,7 @@ def method_scores(
     if not len(part): raise InputError(f"no results for task {task!r} from {source!r}; there are: {', '.join(f'{t} from {s}' for t, s in tables(df))}")
     mixed = _differing(part, ["task_hash", "split", "n", "dtype"]) or ("its labels differ" if part["labels"].nunique() > 1 else "")
     for way, g in part.groupby(["method", "steps"]): mixed = mixed or _differing(g)
-    if mixed: raise InputError(f"{task} from {source} mixes configurations: {mixed}; keep each configuration in a folder of its own")
+    if mixed: raise InputError(f"{task} from {source} mixes configurations: {mixed}; {_apart(part)}")
     fixed, vectors = part.row.isin(UNTUNED), part["mode"]=="vectors"
     out = part.assign(method=part.method.where(~fixed, part.row), steps=part.steps.where(~fixed, 0), vocab=part.vocab_kind.where(~fixed, DASH), read=np.where(vectors, "vectors", "tokens"),
                       second=part.second.where(part.second.notna(), DASH), place=part.target.where(part.role=="transfer", "Original"))
