@@ -176,6 +176,7 @@ def cmd_run(a):
     for name, preset in presets.items(): _run_one(preset, str(Path(a.out)/name), a)      # one folder each, where settings are varied
 
 def _run_one(preset, out, a):
+    "One experiment into one folder, by the engine that was asked for."
     how = dict(progress=not a.quiet, data=a.data, retry_failed=a.retry_failed, split=a.split)
     if a.engine == "local":
         from hpt_nb.experiments import run_preset

@@ -366,8 +366,9 @@ def near_tokens(vocab:Vocab, lms, u:int, k:int)->dict:
 
 def keep_examples(store:Store, config:dict, vocab:Vocab, lms):
     "Store the neighbourhoods of a vocabulary's example words; `lms` in the order of `vocab.models`."
+    began = time.perf_counter()
     examples = [dict(what=what, token=vocab.tokens[u], rank=u+1, J=round(vocab.J[u].item(), 6), near=near_tokens(vocab, lms, u, config["k"])) for what, u in example_words(vocab).items()]
-    if examples: store.put("neighbors", config, dict(examples=examples), provenance(lms[0].device, lms[0].dtype))
+    if examples: store.put("neighbors", config, dict(examples=examples), provenance(lms[0].device, lms[0].dtype, wall_s=round(time.perf_counter() - began, 3)))
 
 # %% ../nbs/14_experiments.ipynb #b8b883a7
 def passes(preset:Preset, source:Source, task:str)->list:

@@ -323,11 +323,11 @@ def _working(self, cells, every_s:float=30):
         with suppress(OSError): path.unlink(missing_ok=True)
 
 def _fresh(self, within_s:float)->list:
-    "The pieces of each live worker: [(kind, part), ...] a worker. A heartbeat from the future is as stale as an old one: the clock was moved."
+    "The pieces of each live worker: [(kind, part, when it began), ...] a worker. A heartbeat from the future is as stale as an old one: the clock was moved."
     out = []
     for p, cell in self._notes("running"):
         with suppress(OSError):
-            if abs(time.time() - p.stat().st_mtime) < within_s: out.append([(k, c) for k,c in cell["result"]["cells"]])
+            if abs(time.time() - p.stat().st_mtime) < within_s: out.append([(k, c, cell["meta"]["date"]) for k,c in cell["result"]["cells"]])
     return out
 
 Store.working, Store._fresh = _working, _fresh
@@ -376,7 +376,8 @@ def status(
         else: cells += [] if cell is None else [(cell["kind"], cell["config"], cell)]
     notes = [(c["kind"], c["config"], c) for _, c in store._notes("failed")]
     done, why = _finder(cells), _finder(notes)
-    busy = _finder([(kind, part, i) for i, pieces in enumerate(store._fresh(fresh_s)) for kind, part in pieces])
+    failed_at = _finder([(k, c, note["meta"].get("date") or "") for k, c, note in notes])
+    busy = _finder([(kind, part, i) for i, pieces in enumerate(store._fresh(fresh_s)) for kind, part, began in pieces if began >= (failed_at(kind, part) or "")])   # what failed since went with its worker
     for kind, part in store.planned():
         row = dict(kind=kind, piece=_piece(part), groups=_groups(kind, part), planned=True)
         if note := why(kind, part): seen.add(f"failed-{kind}-{note['hash']}")

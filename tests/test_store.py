@@ -2,6 +2,7 @@
 import hashlib, io, json, multiprocessing, os, pathlib, subprocess, sys, tarfile, time, venv, zipfile
 import pytest
 from hypothesis import given, settings, strategies as st
+import hpt_nb.store as store_module
 from hpt_nb.store import InputError, Store, WriteError, cache_dir, config_hash, duration, fetch_package, keep, provenance, recall, status, status_text, visible, write_atomic
 
 CFG = {"task":"sst2", "lr":0.3, "seeds":(0, 1)}
@@ -237,9 +238,22 @@ def test_the_state_of_a_run_that_had_no_plan_is_that_of_its_cells():
     "The results in the repository, which an earlier version wrote."
     s = Store(pathlib.Path(__file__).parents[1]/"results"/"offline")
     df = status(s)
-    assert len(df) == len(s.cells()) > 100 and set(df.state) == {"done"} and df[df.kind != "neighbors"].wall_s.notna().all()
+    assert len(df) == len(s.cells()) > 100 and set(df.state) == {"done"} and df.wall_s.notna().all()
     assert set(df.kind) == {"vocab", "tune", "eval", "neighbors"} and not df.duplicated(["kind", "piece"]).any() and "what may be missing is not known" in status_text(df)
     assert not df.planned.any()
+
+def test_what_failed_after_a_worker_began_it_is_not_running_though_its_heartbeat_is_fresh(tmp_path, monkeypatch):
+    "The worker was killed, and another noted it; a worker that begins it again runs it."
+    s, other = Store(tmp_path), dict(PART, seed=99)
+    s.plan([("tune", PART), ("tune", other)])
+    dates = iter(f"2026-01-01T00:00:0{i}+00:00" for i in range(9))
+    real = store_module.provenance
+    monkeypatch.setattr(store_module, "provenance", lambda *a, **k: real(*a, **k) | dict(date=next(dates)))
+    with s.working([("tune", PART), ("tune", other)]):
+        assert list(status(s).state) == ["running", "running"]
+        s.fail("tune", PART, "its worker died")
+        assert list(status(s).state) == ["failed", "running"]
+        with s.working([("tune", PART)]): assert list(status(s).state) == ["running", "running"]
 
 def test_heartbeats_are_fresh_while_the_worker_lives(tmp_path):
     s = Store(tmp_path)
