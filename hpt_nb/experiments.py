@@ -133,7 +133,7 @@ class Preset:
     tuning_dtype:str = "auto"                   # "auto": bfloat16 where the processor has it
     n:int = 0                                   # validation texts scored, stratified; 0: all
     scoring_dtype:str = "float32"
-    by_task:dict = field(default_factory=dict)  # task -> {"tuning": {...}, "n": ..., "budgets": [...], "methods": [...], "method": {...}} that differ there
+    by_task:dict = field(default_factory=dict)  # task -> {"tuning": {...}, "n": ..., "seeds": [...], "budgets": [...], "methods": [...], "method": {...}} that differ there
     about:str = ""
     folder:str = "."                            # task files are named relative to the preset
     settings:dict = field(default_factory=dict) # method -> its own settings
@@ -141,6 +141,7 @@ class Preset:
 
     def tuning_for(self, task:str)->PezConfig: return replace(self.tuning, **self.by_task.get(task, {}).get("tuning", {}))
     def n_for(self, task:str)->int: return self.by_task.get(task, {}).get("n", self.n)
+    def seeds_for(self, task:str)->tuple: return tuple(self.by_task.get(task, {}).get("seeds", self.seeds))
     def methods_for(self, task:str)->tuple: return tuple(self.by_task.get(task, {}).get("methods", self.methods))
     def config_for(self, method:str, task:str):
         "A method's configuration: [tuning] for PEZ; another's is as published, with [tuning]'s prompt length, texts a step and holdout texts (all of it for joint tuning), and then what [method.NAME] says."
@@ -237,7 +238,7 @@ def parse_preset(
     seeds = _names(doc.get("seeds", [0,1,2,3,4]), f"{where}: seeds", int)
     odd = [n for n in seeds if not -2**63 <= n < 2**63]
     if odd: raise InputError(f"{where}: seed {odd[0]}; need a whole number of at most 63 bits")
-    by_task = {t: _only(v, {"tuning", "n", "budgets", "methods", "method"}, f"{where}: [task.{t}]") for t, v in _only(doc.get("task", {}), tasks, f"{where}: [task]").items()}
+    by_task = {t: _only(v, {"tuning", "n", "seeds", "budgets", "methods", "method"}, f"{where}: [task.{t}]") for t, v in _only(doc.get("task", {}), tasks, f"{where}: [task]").items()}
     preset = Preset(str(doc.get("name", where)), tasks, tuple(sources), rows, seeds, methods,
                     vocab, _typed(PezConfig, tuning, f"{where}: [tuning]"), budgets and _names(budgets, f"{where}: [tuning] budgets", int), dtypes[0], scoring.get("n", 0), dtypes[1], by_task, str(doc.get("about", "")), str(folder), settings, _vary(doc.get("vary", {}), f"{where}: [vary]"))
     for t in tasks:
@@ -246,6 +247,7 @@ def parse_preset(
         mine = by_task.get(t, {}).get("budgets", budgets)
         if mine: _names(mine, f"{where}: [task.{t}] budgets", int)
         there = by_task.get(t, {})
+        if "seeds" in there and (odd := [s for s in _names(there["seeds"], f"{where}: [task.{t}] seeds", int) if s not in seeds]): raise InputError(f"{where}: [task.{t}] seed {odd[0]}; need some of seeds = {list(seeds)}")
         if "methods" in there: _only(dict.fromkeys(_names(there["methods"], f"{where}: [task.{t}] methods")), methods, f"{where}: [task.{t}] methods")
         _only(there.get("method", {}), methods, f"{where}: [task.{t}.method]")
         for m in preset.methods_for(t):
@@ -550,7 +552,7 @@ def plan_units(
         parts = {}   # (source, its share of the seeds) -> (units that make the prompts, what the prompts are)
         for s in preset.sources:
             base, none = dict(task=task.name, source=models.name_of(s.model)), dict(counterpart=None, method=None, steps=None)
-            for k, seeds in enumerate(shares(preset.seeds, split)):
+            for k, seeds in enumerate(shares(preset.seeds_for(name), split)):
                 few = replace(preset, seeds=seeds)
                 prompts = [base | dict(row="Empty", seed=None, **none)]*("Empty" in preset.rows and k == 0) + [base | dict(row="Random", seed=seed, **none) for seed in seeds if "Random" in preset.rows]
                 makers = [add(("draw", s.model), kind="draw", source=s.model)] if prompts else []
@@ -739,7 +741,7 @@ def pieces(
         n, classes = preset.n_for(name) or n_all, len(task.labels) if task else CLASSES[name]
         for s in preset.sources:
             body, whole = model_size(s.model)
-            for share, seeds in enumerate(shares(preset.seeds, split)):
+            for share, seeds in enumerate(shares(preset.seeds_for(name), split)):
                 prompts, vectors, after = ("Empty" in preset.rows and share == 0) + len(seeds)*("Random" in preset.rows), 0, []
                 for methods, second in passes(preset, s, name):
                     cfg, runs, budgets = preset.config_for(methods[0], name), run_rows(replace(preset, seeds=seeds), methods, s.counterparts, second), len(preset.budgets_for(name, methods[0]))

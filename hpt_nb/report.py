@@ -537,7 +537,7 @@ def _wanted(preset, kind:str, c:dict)->dict:
         return one(dict(k=v.k, h=v.h, repeats=v.repeats if drawn else None, seed=v.seed if drawn else None, include_self=v.include_self))
     task = _listed(preset, c["task"])
     if task is None: return {"task":list(preset.tasks)}
-    want = {"row":list(preset.rows), "seed":[None, *preset.seeds] if kind=="eval" else list(preset.seeds)}
+    want = {"row":list(preset.rows), "seed":[None, *preset.seeds_for(task)] if kind=="eval" else list(preset.seeds_for(task))}
     if kind=="eval": return want | {"dtype":[preset.scoring_dtype]} | ({"n":[preset.n_for(task)]} if preset.n_for(task) else {})
     methods = preset.methods_for(task)
     if c["method"] not in methods: return {"method":list(methods)}

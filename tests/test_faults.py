@@ -236,19 +236,20 @@ CTX = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessin
 CTX.set_forkserver_preload(["hpt_nb.experiments", "transformers.models.llama.modeling_llama", "transformers.models.gemma3.modeling_gemma3", "accelerate"])   # imported once, not in each run
 
 
-def _run(place, out, log, every_s):
+def _run(place, out, log, every_s, argv, env):
     "`hpt run` that notes in `log` what it computes (`watched`)."
     os.chdir(place)
+    os.environ.update(env)
     import torch
     torch.set_num_threads(1)
     from hpt_nb.cli import main
     watch(log, every_s)
     sys.stdout = open(os.devnull, "w")
-    sys.exit(main(["run", "preset.toml", "--out", str(out), "--quiet"]))
+    sys.exit(main(["run", "preset.toml", "--out", str(out), "--quiet", *argv]))
 
 
-def start(place, out, log, every_s=60):
-    p = CTX.Process(target=_run, args=(place, out, log, every_s))
+def start(place, out, log, every_s=60, *argv, **env):
+    p = CTX.Process(target=_run, args=(place, out, log, every_s, argv, env))
     p.start()
     return p
 
@@ -303,3 +304,24 @@ def test_two_runs_on_one_folder_at_once(place, unbroken):
     for j in jobs: j.join()
     assert [j.exitcode for j in jobs] == [0, 0]
     assert results(place / "both") == unbroken[1] and tables(place / "both") == unbroken[2] and strays(place / "both") == []
+
+
+YEAR_S = 365*86400
+
+
+def test_a_clock_that_was_moved_back_changes_nothing(place, unbroken):
+    "A run is killed while the clock is a year ahead, one score of it has failed; the clock is set right; the run goes on."
+    out, log, again = place/"clock", place/"clock.log", place/"clock-again.log"
+    kill_after(start(place, out, log, 0, HPT_TEST_CLOCK_S=str(YEAR_S), HPT_TEST_OOM="one"), log, 67, 0)   # a start, 60 steps, some scores
+    for p in out.rglob("*"): os.utime(p, (time.time() + YEAR_S,)*2)            # the kernel's part of that clock
+    s, done = Store(out), {q.name:(q.read_bytes(), q.stat().st_mtime_ns) for q in (out/"cells").iterdir()}
+    year = time.gmtime().tm_year + 1
+    assert done and s.failures() and all(int(c["meta"]["date"][:4]) == year for c in s.cells())
+    assert "running" not in set(status(s).state)                               # its heartbeat is from the future, and dead
+    p = start(place, out, again, 0, "--retry-failed"); p.join()
+    assert p.exitcode == 0
+    assert {n:((out/"cells"/n).read_bytes(), (out/"cells"/n).stat().st_mtime_ns) for n in done} == done
+    assert results(out) == unbroken[1] and tables(out) == unbroken[2]
+    assert s.failures() == [] and set(status(s).state) == {"done"}
+    steps = Counter(map(tuple, [x for x in noted(log) + noted(again) if x[0] == "step"]))
+    assert sum(n - 1 for n in steps.values()) <= 1                             # the checkpoint from the future was taken up

@@ -46,7 +46,7 @@ def changed(good, draw, values):
 
 # ---- presets ----
 
-FULL = {**tomllib.loads(PRESET), "about": "x", "rows": list(ROWS), "methods": ["pez"], "scoring": {"n": 3, "dtype": "float32"}, "task": {"mine.toml": {"n": 2, "budgets": [10], "tuning": {"steps": 20}}}}
+FULL = {**tomllib.loads(PRESET), "about": "x", "rows": list(ROWS), "methods": ["pez"], "scoring": {"n": 3, "dtype": "float32"}, "task": {"mine.toml": {"n": 2, "seeds": [0], "budgets": [10], "tuning": {"steps": 20}}}}
 FULL["vocab"] |= dict(h="exact", repeats=2, seed=0, include_self=True)
 FULL["tuning"] |= dict(lr=.3, clip=1., init="labels", budgets=[10])
 
@@ -61,7 +61,7 @@ def test_any_change_of_a_preset_is_understood_or_refused(data):
     got = refused(lambda: parse_preset(doc, "p"))
     if got is not None:
         assert set(got.rows) <= set(ROWS) and all(type(s) is int for s in got.seeds) and got.tasks and all(s.model for s in got.sources)
-        for t in got.tasks: assert got.tuning_for(t).steps >= 1 and got.n_for(t) >= 0
+        for t in got.tasks: assert got.tuning_for(t).steps >= 1 and got.n_for(t) >= 0 and set(got.seeds_for(t)) <= set(got.seeds)
 
 
 @MANY

@@ -291,6 +291,31 @@ def test_a_writer_whose_temporary_file_was_cleaned_writes_again(tmp_path, monkey
     s.put("toy", CFG, {"x":1}, {})
     assert taken and s.get("toy", CFG) == {"x":1} and len(os.listdir(tmp_path/"cells")) == 1
 
+def test_a_folder_of_ten_thousand_cells(tmp_path, monkeypatch, capsys):
+    "All are read, each file once; one more is written and one is asked for without a look at the others; the one damaged among them is named, and no other is lost."
+    from hpt_nb.cli import main
+    n, s, read, opened = 10_000, Store(tmp_path), store_module._bytes, []
+    monkeypatch.setattr(store_module, "_bytes", lambda p: (opened.append(p.name), read(p))[1])
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", lambda fd: None)      # a test of numbers, not of disks
+        for i in range(n): s.put("eval", {"task":"t", "seed":i}, {"correct":i}, {"wall_s":1.})
+    s.plan([("eval", {"task":"t", "seed":i}) for i in range(n + 5)])
+    assert opened == []
+    assert [c["config"]["seed"] for c in sorted(s.cells("eval"), key=lambda c: c["config"]["seed"])] == list(range(n)) and len(opened) == len(set(opened)) == n
+    opened.clear()
+    assert s.get("eval", {"task":"t", "seed":77}) == {"correct":77} and not s.has("eval", {"task":"t", "seed":n}) and len(opened) <= 2
+    opened.clear()
+    assert main(["status", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "10,000" in out and "left: 5 pieces, about 5 s" in out and len(out.splitlines()) < 8 and len(opened) == len(set(opened))
+    hurt = s._at("eval", {"task":"t", "seed":4321}); hurt.write_bytes(hurt.read_bytes()[:-20])
+    with pytest.raises(InputError, match=f"{hurt.name}: .*") as e: s.cells()
+    assert "\n" not in str(e.value)
+    df = status(s)
+    assert df.state.value_counts().to_dict() == {"done":n - 1, "left":6, "damaged":1} and df[df.state=="damaged"].piece.item() == hurt.name
+    hurt.unlink(); s.put("eval", {"task":"t", "seed":4321}, {"correct":4321}, {})
+    assert len(s.cells()) == n
+
 def test_status_of_no_folder_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no such folder; need the results folder of a run"): status(Store(tmp_path/"none"))
     assert "no plan and no results" in status_text(status(Store(tmp_path)))
