@@ -6,16 +6,13 @@
 __all__ = ['JOINT_METHODS', 'nearest_together', 'JointConfig', 'tune_joint']
 
 # %% ../nbs/10_joint.ipynb #1abf4f96
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
-import safetensors.torch as st
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from .store import InputError, config_hash, write_atomic
+from .store import InputError, config_hash
 from .models import LM
-from .pez import PezConfig, RunSpec, SearchSpace, batch_at, run_pass, _Pass, _finish, _identity, _judge
+from .pez import PezConfig, RunSpec, SearchSpace, batch_at, read_state, run_pass, write_state, _Pass, _finish, _identity, _judge
 
 # %% ../nbs/10_joint.ipynb #c8c09622
 def nearest_together(
@@ -121,14 +118,10 @@ def _save(self, path):
             tensors |= {f"{m}.{r}.iterate": side.params[r].data, f"{m}.{r}.row": state["exp_avg_sq_row"], f"{m}.{r}.col": state["exp_avg_sq_col"]}
     rest = dict(step=self.step, wall_s=self.wall_s, tokens=[[s.scorer.tokens, s.scorer.grad_tokens] for s in self.sides], losses=self.losses, curves=self.curves,
                 best=self.best, seen=[[list(k), v] for k, v in self.seen.items()])
-    write_atomic(path, st.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=dict(identity=self.identity(), state=json.dumps(rest))))
+    write_state(path, self.identity(), tensors, rest)
 
 def _load(self, path):
-    try:
-        with st.safe_open(path, "pt") as f: meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-        if meta.get("identity") != self.identity(): raise ValueError("of another pass")
-        rest = json.loads(meta["state"])
-    except Exception as e: raise InputError(f"checkpoint {Path(path).name} cannot be used ({' '.join(str(e).split())[:80]}); delete it to start this pass anew") from None
+    tensors, rest = read_state(path, self.identity())
     for m, (side, (tokens, grad_tokens)) in enumerate(zip(self.sides, rest["tokens"])):
         side.scorer.tokens, side.scorer.grad_tokens = tokens, grad_tokens
         for r in self.learn[m]:

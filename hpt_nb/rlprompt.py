@@ -7,17 +7,15 @@ __all__ = ['RLConfig', 'gap_rewards', 'z_scores', 'soft_q_loss', 'action_ids', '
            'follow', 'choose', 'write_prompts', 'few_shot', 'tune_rlprompt']
 
 # %% ../nbs/08_rlprompt.ipynb #965fdaa4
-import copy, json
+import copy
 from dataclasses import asdict, dataclass
-from pathlib import Path
-import safetensors.torch as st
 import torch
 from torch import Tensor, nn
-from .store import InputError, config_hash, write_atomic
+from .store import InputError, config_hash
 from .models import LM
 from .vocab import ids_by_text
 from .scoring import PrefixScorer, label_ids, text_ids
-from .pez import SearchSpace, run_pass, _finish
+from .pez import SearchSpace, lm_facts, read_state, run_pass, spec_facts, write_state, _finish
 
 # %% ../nbs/08_rlprompt.ipynb #bac7e228
 @dataclass(frozen=True)
@@ -303,9 +301,7 @@ _Pass.judge = _judge
 # %% ../nbs/08_rlprompt.ipynb #3ac984ef
 def _identity(self)->str:
     "Hash of everything that the pass depends on."
-    who = [{k: v for k, v in m.info.items() if k in ("name", "sha256", "revision", "dtype")} for m in (self.lm, self.policy)]
-    runs = [[s.method, s.seed, len(s.space), int((s.space.ids.cpu()*torch.arange(1, len(s.space)+1)).sum())] for s in self.specs]
-    return config_hash(dict(models=who, task=self.task.hash, cfg=asdict(self.cfg), runs=runs))
+    return config_hash(dict(models=[lm_facts(m) for m in (self.lm, self.policy)], task=self.task.hash, cfg=asdict(self.cfg), runs=spec_facts(self.specs)))
 
 def _state(run:_Learner)->dict:
     "All tensors of a run, by name; those of Adam are there after its first step."
@@ -320,17 +316,13 @@ def _restore(run:_Learner, state:dict):
     run.adam.load_state_dict(dict(run.adam.state_dict(), state={i: {k: moments[f"{i}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")} for i in range(n)} if moments else {}))
 
 def _save(self, path):
-    tensors = {f"{r}.{k}": v.detach().cpu().contiguous() for r, run in enumerate(self.learners) for k, v in _state(run).items()}
+    tensors = {f"{r}.{k}": v for r, run in enumerate(self.learners) for k, v in _state(run).items()}
     rest = dict(step=self.step, wall_s=self.wall_s, tokens=self.scorer.tokens, grad_tokens=self.scorer.grad_tokens, curves=self.curves, best=self.best,
                 runs=[dict(losses=run.losses, rewards=run.rewards, seen=[[list(k), v] for k, v in run.seen.items()]) for run in self.learners])
-    write_atomic(path, st.save(tensors, metadata=dict(identity=_identity(self), state=json.dumps(rest))))
+    write_state(path, _identity(self), tensors, rest)
 
 def _load(self, path):
-    try:
-        with st.safe_open(path, "pt") as f: meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-        if meta.get("identity") != _identity(self): raise ValueError("of another pass")
-        rest = json.loads(meta["state"])
-    except Exception as e: raise InputError(f"checkpoint {Path(path).name} cannot be used ({' '.join(str(e).split())[:80]}); delete it to start this pass anew") from None
+    tensors, rest = read_state(path, _identity(self))
     for r, (run, own) in enumerate(zip(self.learners, rest["runs"])):
         _restore(run, {k.removeprefix(f"{r}."): v for k, v in tensors.items() if k.startswith(f"{r}.")})
         run.losses, run.rewards, run.seen = own["losses"], own["rewards"], {tuple(k): v for k, v in own["seen"]}

@@ -19,7 +19,7 @@ from transformers import Adafactor
 from .store import InputError, config_hash, write_atomic
 from .models import LM, token_text
 from .scoring import PrefixScorer, label_ids, prompt_to_ids, text_ids
-from .pez import Run, SearchSpace, batch_at, run_pass
+from .pez import Run, SearchSpace, batch_at, lm_facts, read_state, run_pass, spec_facts, write_state
 
 # %% ../nbs/09_soft.ipynb #8b7d5c59
 def vector_prefix(
@@ -201,9 +201,7 @@ _SoftPass.advance, _SoftPass.judge = _advance, _judge
 # %% ../nbs/09_soft.ipynb #9b9512aa
 def _identity(self)->str:
     "Hash of everything that the pass depends on."
-    info = {k: v for k, v in self.lm.info.items() if k in ("name", "sha256", "revision", "dtype")}
-    runs = [[s.method, s.seed, len(s.space), int((s.space.ids.cpu()*torch.arange(1, len(s.space)+1)).sum())] for s in self.specs]
-    return config_hash(dict(lm=info, task=self.task.hash, cfg=asdict(self.cfg), runs=runs))
+    return config_hash(dict(lm=lm_facts(self.lm), task=self.task.hash, cfg=asdict(self.cfg), runs=spec_facts(self.specs)))
 
 def _save(self, path):
     tensors, plain = {}, []
@@ -212,14 +210,10 @@ def _save(self, path):
         plain.append({k: v for k, v in state.items() if not isinstance(v, Tensor)})
         tensors |= {f"{r}.vectors": p.data, f"{r}.best": best} | {f"{r}.state.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
     rest = dict(step=self.step, wall_s=self.wall_s, tokens=self.scorer.tokens, grad_tokens=self.scorer.grad_tokens, losses=self.losses, curves=self.curves, best=self.best, plain=plain)
-    write_atomic(path, st.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=dict(identity=_identity(self), state=json.dumps(rest))))
+    write_state(path, _identity(self), tensors, rest)
 
 def _load(self, path):
-    try:
-        with st.safe_open(path, "pt") as f: meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-        if meta.get("identity") != _identity(self): raise ValueError("of another pass")
-        rest = json.loads(meta["state"])
-    except Exception as e: raise InputError(f"checkpoint {Path(path).name} cannot be used ({' '.join(str(e).split())[:80]}); delete it to start this pass anew") from None
+    tensors, rest = read_state(path, _identity(self))
     for r, (p, opt) in enumerate(zip(self.params, self.optimisers)):
         p.data, self.best_pd[r] = tensors[f"{r}.vectors"].to(p), tensors[f"{r}.best"].to(p)
         kept = {k.removeprefix(f"{r}.state."): v for k, v in tensors.items() if k.startswith(f"{r}.state.")}

@@ -6,17 +6,14 @@
 __all__ = ['AUTOPROMPT', 'MIXED', 'GCG', 'SWAP_METHODS', 'SwapConfig', 'propose', 'tune_swaps']
 
 # %% ../nbs/07_swaps.ipynb #93393e4f
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
-import safetensors.torch as st
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from .store import InputError, config_hash, write_atomic
+from .store import InputError, config_hash
 from .models import LM
 from .scoring import PrefixScorer, fit_tokens, label_ids, text_ids
-from .pez import SearchSpace, batch_at, run_pass, _finish, _identity, _judge, _start
+from .pez import SearchSpace, batch_at, read_state, run_pass, write_state, _finish, _identity, _judge, _start
 
 # %% ../nbs/07_swaps.ipynb #c0827db1
 @dataclass(frozen=True)
@@ -205,15 +202,11 @@ def _sides(self): return list(dict.fromkeys((self.source, self.judging)))
 def _save(self, path):
     rest = dict(step=self.step, wall_s=self.wall_s, tokens=[[s.scorer.tokens, s.scorer.grad_tokens] for s in self.sides()], losses=self.losses, curves=self.curves,
                 best=self.best, seen=[[list(k), v] for k, v in self.seen.items()])
-    write_atomic(path, st.save(dict(prompts=self.project()), metadata=dict(identity=self.identity(), state=json.dumps(rest))))
+    write_state(path, self.identity(), dict(prompts=self.project()), rest)
 
 def _load(self, path):
-    try:
-        with st.safe_open(path, "pt") as f: meta, prompts = f.metadata() or {}, f.get_tensor("prompts")
-        if meta.get("identity") != self.identity(): raise ValueError("of another pass")
-        rest = json.loads(meta["state"])
-    except Exception as e: raise InputError(f"checkpoint {Path(path).name} cannot be used ({' '.join(str(e).split())[:80]}); delete it to start this pass anew") from None
-    self.prompts = [tuple(row) for row in prompts.tolist()]
+    tensors, rest = read_state(path, self.identity())
+    self.prompts = [tuple(row) for row in tensors["prompts"].tolist()]
     for side, (tokens, grad_tokens) in zip(self.sides(), rest["tokens"]): side.scorer.tokens, side.scorer.grad_tokens = tokens, grad_tokens
     self.step, self.wall_s, self.losses, self.curves, self.best = (rest[k] for k in ("step", "wall_s", "losses", "curves", "best"))
     self.seen = {tuple(k): v for k, v in rest["seen"]}
