@@ -55,10 +55,9 @@ def make_place(folder, seeds, steps, texts):
 
 def sweep(place, way, out):
     "Seconds from the command's start to its exit."
-    env = os.environ | dict(OMP_NUM_THREADS=str(CPUS), GOMP_SPINCOUNT="0")
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", "import sys; from hpt_nb.cli import main; sys.exit(main(sys.argv[1:]))", "run", "preset.toml", "--out", str(out), "--split", "1", "--quiet", *WAYS[way]],
-                          cwd=place, env=env, capture_output=True, text=True)
+                          cwd=place, capture_output=True, text=True)
     if done.returncode: raise SystemExit(f"{way}: {done.stderr.strip()[-500:]}")
     return time.perf_counter() - began
 
@@ -94,8 +93,8 @@ def measure(a):
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--seeds", type=int, default=100)
-    p.add_argument("--steps", type=int, default=60, help="of tuning a seed")
-    p.add_argument("--texts", type=int, default=1000, help="scored a prompt")
+    p.add_argument("--steps", type=int, default=100, help="of tuning a seed")
+    p.add_argument("--texts", type=int, default=2000, help="scored a prompt")
     p.add_argument("--repeats", type=int, default=2)
     p.add_argument("--out")
     a = p.parse_args()
