@@ -55,11 +55,14 @@ def make_place(folder, seeds, steps, texts):
 
 def sweep(place, way, out):
     "Seconds from the command's start to its exit."
-    began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", "import sys; from hpt_nb.cli import main; sys.exit(main(sys.argv[1:]))", "run", "preset.toml", "--out", str(out), "--split", "1", "--quiet", *WAYS[way]],
-                          cwd=place, capture_output=True, text=True)
-    if done.returncode: raise SystemExit(f"{way}: {done.stderr.strip()[-500:]}")
-    return time.perf_counter() - began
+    argv = [sys.executable, "-c", "import sys; from hpt_nb.cli import main; sys.exit(main(sys.argv[1:]))", "run", "preset.toml", "--out", str(out), "--split", "1", "--quiet", *WAYS[way]]
+    with tempfile.TemporaryFile("w+") as err:   # no pipes: Ray's processes would hold them open a while after the command has ended
+        began = time.perf_counter()
+        code = subprocess.run(argv, cwd=place, stdout=subprocess.DEVNULL, stderr=err).returncode
+        took = time.perf_counter() - began
+        err.seek(0)
+        if code: raise SystemExit(f"{way}: {err.read().strip()[-500:]}")
+    return took
 
 
 def made(out):
