@@ -107,6 +107,37 @@ def test_vocab_stability_tune_eval(place, capsys, tmp_path):
     assert got["accuracy"] == got["correct"] / got["n"] and got["n"] == 24 and got["prompt"] == "the film"
 
 
+def test_a_vocabulary_that_three_models_agree_on_serves_every_method(place, capsys, tmp_path):
+    "The artefact of `hpt stability`: J is Eq. 6's mean over the pairs of models, counted here by sets in float64; each method takes it, and chooses from its best tokens alone."
+    from itertools import combinations
+    import numpy as np
+    from hpt_nb.experiments import JOINT_METHODS, REGISTRY
+    from hpt_nb.models import load_lm
+    from tiny import tiny_lm
+    lm = tiny_lm("gpt2", 7)
+    lm.model.save_pretrained(tmp_path / "third"), lm.tokenizer.save_pretrained(tmp_path / "third")
+    models, v = ("./one", "./two", tmp_path / "third"), tmp_path / "three.parquet"
+    code, out, err = hpt(capsys, "stability", *models, "--exact", "--k", "8", "--out", v)
+    table = pd.read_parquet(v)
+    assert code == 0 and {"id:one", "id:two", "id:third"} <= set(table.columns) and len(table) > 60, err
+    near = []
+    for m in models:
+        w = load_lm(str(m), dtype="float32").embeddings[table[f"id:{Path(m).name}"].to_list()].double().numpy()
+        w /= np.linalg.norm(w, axis=1, keepdims=True)
+        near.append([set(row) for row in np.argsort(-(w @ w.T), axis=1)[:, :8]])
+    J = np.mean([[len(a & b) / len(a | b) for a, b in zip(*pair)] for pair in combinations(near, 2)], axis=0)
+    assert np.abs(J - table.J).max() < 1e-6 and table.J.nunique() > 3
+    allowed = set(table.head(30)["id:one"])
+    own = {"soft": ["--init", "the film"], "optiprompt": ["--init", "the film"], "gcg": ["--set", "n_candidates=4", "topk=4", "drop_unstable=false"], "autoprompt": ["--set", "n_candidates=4", "topk=4", "drop_unstable=false"],
+           "mixed": ["--judge", "./two", "--set", "n_candidates=4", "topk=4", "drop_unstable=false"], "rlprompt": ["--set", "prompts=2", "shots=2"]} | {m: ["--also", "./two", tmp_path / "third"] for m in JOINT_METHODS}
+    for method in REGISTRY:
+        code, out, err = hpt(capsys, "tune", "./one", "--task", "mine.toml", "--method", method, *own.get(method, []), "--vocab", v, "--top", "30", "--steps", "2", "--tokens", "3", "--eval-every", "1", "--holdout", "8",
+                             *([] if method == "rlprompt" else ["--batch", "4"]), "--quiet", "--out", tmp_path / method)
+        assert code == 0, (method, err)
+        cell, = Store(tmp_path / method).cells("tune")
+        assert cell["config"]["vocab"]["s"] == 30 and set(cell["result"]["prompt_ids"]) <= allowed and len(cell["result"]["prompt_ids"]) == 3, method
+
+
 def command(out): return [sys.executable, "-c", "from hpt_nb.cli import main; raise SystemExit(main())", "run", "preset.toml", "--out", str(out)]
 
 
