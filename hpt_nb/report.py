@@ -170,10 +170,14 @@ def missing(part:pd.DataFrame)->list:
     seeds, targets = set(part.seed.dropna()), sorted(set(part[part.role=="transfer"].target))
     source = part.source.iloc[0]
     want = [(source, "ids"), (source, "text"), *((t, "text") for t in targets)]
-    lacks = [f"Empty on {t}" for t in (source, *targets) if not ((part.row=="Empty") & (part.target==t)).any()]
-    for (row, other), g in part[part.row!="Empty"].groupby(["row", "counterpart"]):
+    have = {}   # (row, counterpart) -> (target, mode) -> seeds; this is asked for each table anew, so no frame is filtered here
+    for row, other, target, mode, seed in zip(*(part[c] for c in ("row", "counterpart", "target", "mode", "seed"))): have.setdefault((row, other), {}).setdefault((target, mode), set()).add(seed)
+    empty = {t for (row, _), there in have.items() if row=="Empty" for t, _ in there}
+    lacks = [f"Empty on {t}" for t in (source, *targets) if t not in empty]
+    for (row, other), there in sorted(have.items()):
+        if row=="Empty": continue
         for target, mode in want:
-            gone = sorted(seeds - set(g[(g.target==target) & (g["mode"]==mode)].seed))
+            gone = sorted(seeds - there.get((target, mode), set()))
             if gone: lacks.append(f"{ROWS.get(row, row)}{'' if other==DASH else f' with {other}'} on {target} as {mode}, seed {', '.join(map(str, gone))}")
     return lacks
 
