@@ -35,7 +35,7 @@ from pathlib import Path
 import torch
 
 TEXTS = dict(text=" a gripping story, told with warmth and wit. It was", target=" terrible", start="x x x x x x x x x x", topk=256)
-JOBS = {"random": dict(TEXTS, model="random", steps=30, width=16, seeds=list(range(30)), timed=5), "smollm2-135m": dict(TEXTS, model="smollm2-135m", steps=5, width=32, seeds=list(range(8)), timed=2)}
+JOBS = {"random": dict(TEXTS, model="random", steps=30, width=16, seeds=list(range(120)), timed=5), "smollm2-135m": dict(TEXTS, model="smollm2-135m", steps=5, width=32, seeds=list(range(8)), timed=2)}
 
 
 def save(folder, name):
@@ -92,8 +92,8 @@ def loss_of(p): return p.source.losses(p.prompts, [[0]])[0]
 
 def ours(folder):
     job, begin = search(folder)
-    found = []
-    for seed in job["seeds"]:
+    found = json.loads(Path(folder, "ours.json").read_text())["runs"] if Path(folder, "ours.json").exists() else []
+    for seed in job["seeds"][len(found):]:
         p = begin(seed)
         first, losses, spent = loss_of(p), [], [0., 0.]
         for _ in range(job["steps"]):

@@ -463,15 +463,20 @@ def _values(column)->str:
     values = sorted(set(pd.Series(column).dropna()))
     return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values) or DASH
 
+def _of_tasks(df:pd.DataFrame, value)->list:
+    "`value` of each task's results: once if it is the same for all, else beside the tasks' names."
+    each = {t:str(value(g)) for t, g in df.groupby("task")}
+    return list(set(each.values())) if len(set(each.values())) < 2 else ["; ".join(f"{t}: {v}" for t, v in each.items())]
+
 # %% ../nbs/16_report.ipynb #7a0efb82
 def settings_table(
     df:pd.DataFrame,       # from `results_frame`
     vocabs:pd.DataFrame,   # from `vocab_frame`
 )->pd.DataFrame:           # Parameter, This run, The paper
     "Tables 6 and 7 from the configurations that ran; several values where tables differ."
-    ran = {"Learning rate":df.lr, "Training steps":df[df.tokens.notna()].steps, "Train batch size":df.batch, "Optimizer":df.method.dropna().map(lambda m: "Adafactor" if str(m).startswith("pez") else "none"),
-           "Search":df.method, "Prompt tokens":df.n_tokens, "Seeds":[len(set(df.seed.dropna()))], "Seed numbers":df.seed, "Vocabulary size s":df.vocab_s, "Tuned in":df.tune_dtype, "Scored in":df.dtype,
-           "Kept prompt chosen every (steps)":df.eval_every, "Texts it is chosen on":df.holdout_n, "Texts scored":[f"{t}: {_values(g.n)}" for t, g in df.groupby("task")],
+    ran = {"Learning rate":df.lr, "Training steps":_of_tasks(df[df.tokens.notna()], lambda g: _values(g.steps)), "Train batch size":df.batch, "Optimizer":df.method.dropna().map(lambda m: "Adafactor" if str(m).startswith("pez") else "none"),
+           "Search":df.method, "Prompt tokens":df.n_tokens, "Seeds":_of_tasks(df, lambda g: g.seed.nunique()), "Seed numbers":_of_tasks(df, lambda g: _values(g.seed)), "Vocabulary size s":df.vocab_s, "Tuned in":_of_tasks(df, lambda g: _values(g.tune_dtype)), "Scored in":df.dtype,
+           "Kept prompt chosen every (steps)":_of_tasks(df, lambda g: _values(g.eval_every)), "Texts it is chosen on":_of_tasks(df, lambda g: _values(g.holdout_n)), "Texts scored":[f"{t}: {_values(g.n)}" for t, g in df.groupby("task")],
            "Nearest neighbours K":vocabs.k, "Sampled tokens h":vocabs.h, "Samples L":vocabs.repeats, "A token is its own neighbour":vocabs.include_self}
     return pd.DataFrame([{"Parameter":k, "This run":_values(v), "The paper":_PAPER.get(k, "")} for k, v in ran.items()])
 
