@@ -137,6 +137,11 @@ def _cpu()->str:
     except OSError: names = []
     return names[0] if names else platform.processor() or platform.machine()
 
+def _simd()->str|None:
+    "The vector instructions that torch computes with on this processor ('AVX2', 'AVX512', ...), once it is imported. Two processors of one name may differ in them, and then their sums."
+    torch = sys.modules.get("torch")
+    return torch and torch.backends.cpu.get_cpu_capability()
+
 # %% ../nbs/00_store.ipynb #799c202a
 def provenance(
     device=None,   # what computed it: "cpu", "cuda", ...
@@ -148,7 +153,7 @@ def provenance(
     "Which code, libraries and machine computed a result, when, and how long it took."
     commit, dirty = _commit()
     return dict(commit=commit, dirty=dirty, python=platform.python_version(), torch=_version("torch"), transformers=_version("transformers"),
-        platform=platform.platform(), cpu=_cpu(), cpus=os.cpu_count(), date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        platform=platform.platform(), cpu=_cpu(), simd=_simd(), cpus=os.cpu_count(), date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         device=None if device is None else str(device), dtype=None if dtype is None else str(dtype).removeprefix("torch."),
         seeds=None if seeds is None else list(seeds), wall_s=wall_s, **extra)
 
