@@ -17,7 +17,7 @@ import torch
 
 from hpt_nb.models import load_lm
 from hpt_nb.pez import PezConfig, RunSpec, SearchSpace, _Pass, batch_at
-from hpt_nb.scoring import PrefixScorer, label_ids, prefix_embeddings, text_ids
+from hpt_nb.scoring import PrefixScorer, compile_layers, label_ids, prefix_embeddings, text_ids
 from hpt_nb.store import provenance, write_atomic
 from hpt_nb.tasks import load_task
 
@@ -89,18 +89,15 @@ def our_pass(lm, task, runs, batch):
     return _Pass(lm, few, [RunSpec(space, "pez-reprojected", s) for s in range(runs)], PezConfig(batch=batch, holdout_n=16))
 
 
-def compiled_step(lm, task, repeats):
-    "A lone run's step with every decoder layer compiled: (seconds that the first steps lost to compiling, median step after, median step of the same texts uncompiled)."
-    compiled = lm.cast(lm.dtype)
-    for layer in compiled.model.get_decoder().layers: layer.compile(dynamic=True)
-    plain, fast = our_pass(lm, task, 1, 16), None
-    compiled._way = plain.scorer.way          # not asked again: the question itself would be compiled
-    fast, began, first = our_pass(compiled, task, 1, 16), time.perf_counter(), 4
+def compiled_step(lm, task, runs, repeats):
+    "A step with the layers compiled: (seconds that the first steps lost to compiling, median step after, median step of the same texts uncompiled, in turn)."
+    plain, fast, first = our_pass(lm, task, runs, 16), our_pass(compile_layers(lm), task, runs, 16), 4 if runs == 1 else 2
+    began = time.perf_counter()
     for _ in range(first): fast.advance()
     lost = time.perf_counter() - began
     times = {id(p): [] for p in (plain, fast)}
     for _ in range(first): plain.advance()
-    for _ in range(3*repeats):
+    for _ in range(3*repeats if runs == 1 else repeats):
         for p in (plain, fast):
             began = time.perf_counter()
             p.advance()
@@ -175,7 +172,7 @@ def main():
     split = task.subset("validation", min(a.limit, len(task.validation)), seed=0)
     for name in a.models:
         base = load_lm(name)
-        forms, r = {"float32": base, "bfloat16": base.cast(torch.bfloat16)}, {}
+        forms, r = {d: base if d == "float32" else base.cast(d) for d in a.dtypes}, {}
         found[name] = r
         for dtype in forms: r[f"product {dtype}"] = product_rate(getattr(torch, dtype))
         if "pez" not in a.skip:
@@ -187,17 +184,27 @@ def main():
                     r[f"share {dtype} x{runs}"] = 4 * weights(base) * p.scorer.tokens / p.step / r[f"step {dtype} x{runs}"] / r[f"product {dtype}"]   # forward and backward
             print(json.dumps(r, indent=1), flush=True)
         if "compile" not in a.skip:
-            r["compile seconds"], r["step compiled"], r["step not compiled"] = compiled_step(forms["bfloat16"], task, a.repeats)
+            for dtype in a.dtypes:
+                for runs in (1, a.runs):
+                    r[f"compile {dtype} x{runs}"] = dict(zip(("lost", "compiled", "plain"), compiled_step(forms[dtype], task, runs, a.repeats)))
+                    print(dtype, runs, r[f"compile {dtype} x{runs}"], flush=True)
         if "peft" not in a.skip:
             r["soft peft float32"] = seconds(soft_step(base, task, 16), a.repeats)
         if "lm-eval" not in a.skip:
             for dtype, lm in ((d, forms[d]) for d in a.dtypes):
+                fast = None if "compile" in a.skip else compile_layers(lm)
                 for prompt in ("", PROMPT):
                     key = f"{dtype} {'prompt' if prompt else 'empty'}"
-                    ours, theirs = zip(*((our_run(lm, task, split, prompt), lm_eval_run(lm, task, split, prompt, 64)) for _ in range(a.repeats)))   # in turn
-                    r[f"score ours {key}"], r[f"score lm-eval {key}"] = statistics.median(o[0] for o in ours), statistics.median(t[0] for t in theirs)
-                    r[f"same answers {key}"] = sum(x == y for x, y in zip(ours[0][1], theirs[0][1]))
-                    r[f"share score {key}"] = 2 * weights(base) * ours[0][2] / r[f"score ours {key}"] / r[f"product {dtype}"]
+                    who = {"ours": lambda: our_run(lm, task, split, prompt), "lm-eval": lambda: lm_eval_run(lm, task, split, prompt, 64)}
+                    if fast:
+                        who["compiled"] = lambda: our_run(fast, task, split, prompt)
+                        our_run(fast, task, task.subset("validation", min(64, len(split)), seed=1), prompt)      # compiled before it is timed
+                    got = {w: [] for w in who}
+                    for _ in range(a.repeats):
+                        for w, work in who.items(): got[w].append(work())       # in turn
+                    for w, runs in got.items(): r[f"score {w} {key}"] = statistics.median(run[0] for run in runs)
+                    for w in got.keys() - {"ours"}: r[f"same answers {key}" if w == "lm-eval" else f"same answers {w} {key}"] = sum(x == y for x, y in zip(got["ours"][0][1], got[w][0][1]))
+                    r[f"share score {key}"] = 2 * weights(base) * got["ours"][0][2] / r[f"score ours {key}"] / r[f"product {dtype}"]
                     print({k: v for k, v in r.items() if key in k}, flush=True)
         save(a, task, split, found, began)
 
@@ -206,7 +213,7 @@ def save(a, task, split, found, began):
     "Keep what has been measured so far."
     if not a.out: return
     config = dict(task=task.name, task_hash=task.hash, n=len(split), models=a.models, repeats=a.repeats, runs=a.runs, batch=16, threads=torch.get_num_threads(), skipped=a.skip)
-    write_atomic(a.out, json.dumps(dict(config=config, found=found, meta=provenance("cpu", "float32, bfloat16", [0], round(time.perf_counter() - began, 1))), indent=1))
+    write_atomic(a.out, json.dumps(dict(config=config, found=found, meta=provenance("cpu", ", ".join(a.dtypes), [0], round(time.perf_counter() - began, 1))), indent=1))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ def cmd_tune(a):
     if method.needed and not names: raise InputError(f"method {a.method} needs --{method.extra} MODEL")
     if "whole" not in method.kinds and not a.vocab: raise InputError(f"method {a.method} needs --vocab, tokens that all its models share; make them with hpt vocab or hpt stability {a.model} {' '.join(names)}")
     from hpt_nb.models import load_lm
-    from hpt_nb.pez import RunSpec, SearchSpace, fast_dtype
+    from hpt_nb.pez import COMPILE_STEPS, RunSpec, SearchSpace, fast_dtype
+    from hpt_nb.scoring import compile_layers
     from hpt_nb.store import Store, provenance
     from hpt_nb.tasks import load_task
     from hpt_nb.vocab import Vocab, whole_vocab
@@ -100,17 +101,20 @@ def cmd_tune(a):
     vocab = vocab if vocab is not None else whole_vocab(lm)
     space = SearchSpace(lm, vocab)
     dtype = str(fast_dtype(lm.device)).removeprefix("torch.") if a.dtype == "auto" else a.dtype
+    compiled = a.compile and cfg.steps >= COMPILE_STEPS
+    if a.compile and not compiled: _say(f"{cfg.steps} steps are too few to pay for compiling (from {COMPILE_STEPS} on they are enough); tuning without it")
     seconds = [load_lm(name) for name in names]
+    def ready(m): return compile_layers(m.cast(getattr(torch, dtype))) if compiled else m.cast(getattr(torch, dtype))
     def extra(each): return {method.extra: each if method.extra == "also" else each[0]} if each else {}
     configs = [dict(task=task.name, task_hash=task.hash, source=lm.name, source_id=lm_id(lm), counterpart=None, row="tune", method=a.method, **extra([lm_id(m) for m in seconds]),
-                    vocab=dict(kind="file" if a.vocab else "whole", s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **asdict(cfg)) for s in seeds]
+                    vocab=dict(kind="file" if a.vocab else "whole", s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **({"compiled": True} if compiled else {}), **asdict(cfg)) for s in seeds]
     todo = [c for c in configs if not store.has("tune", c)]
     if todo:
         import torch
-        fast = lm.cast(getattr(torch, dtype))
+        fast = ready(lm)
         space = SearchSpace(fast, vocab)
         runs = method.run(fast, task, [RunSpec(space, a.method, c["seed"]) for c in todo], cfg, progress=not a.quiet, desc=f"tuning {lm.name} on {task.name}",
-                          **extra([m.cast(getattr(torch, dtype)) for m in seconds]))
+                          **extra(list(map(ready, seconds))))
         for c, r in zip(todo, runs):
             store.put("tune", c, r.result(), provenance(fast.device, dtype, [c["seed"]], r.wall_s))
     for c in configs:
@@ -245,6 +249,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--eval-every", type=_positive(), help="steps between holdout scores (pez: 100)")
     c.add_argument("--lr", type=float, help="(pez: 0.3)"); c.add_argument("--init", help="labels, random, or for soft methods a text")
     c.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="auto: bfloat16 where the processor has it")
+    c.add_argument("--compile", action="store_true", help="compile the model's layers first: faster steps, which round otherwise, after seconds to a minute of compiling; only where the steps pay for it")
     c = command("eval", cmd_eval, "accuracy of a prompt on a task")
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--prompt", default="", help="text before each input; none: the template alone")
     c.add_argument("--split", default="validation", choices=["train", "holdout", "validation"]); c.add_argument("--limit", type=_positive(), metavar="N", help="a stratified subset of N texts")

@@ -6,9 +6,10 @@
 __all__ = ['ROWS', 'REGISTRY', 'SIZES', 'CLASSES', 'TEXTS', 'SHARE', 'row_vocab', 'Method', 'method_config', 'Source',
            'VocabConfig', 'Preset', 'presets', 'variations', 'parse_preset', 'load_preset', 'lm_id', 'tune_config',
            'eval_config', 'Models', 'vocab_config', 'stored_vocab', 'scored_vocab', 'example_words', 'near_tokens',
-           'keep_examples', 'passes', 'run_rows', 'tune_pass', 'task_key', 'untuned', 'score_prompt', 'score_vectors',
-           'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar', 'begin', 'run_preset',
-           'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
+           'keep_examples', 'passes', 'run_rows', 'tuning_dtypes', 'tune_pass', 'task_key', 'untuned', 'score_prompt',
+           'score_vectors', 'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar',
+           'begin', 'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan',
+           'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
 import gc, heapq, re, time
@@ -26,8 +27,8 @@ from .models import LM, _find, as_device, load_lm
 from .tasks import load_task
 from .vocab import Vocab, whole_vocab
 from .neighbors import stable_vocab
-from .scoring import evaluate, label_ids
-from .pez import METHODS, PezConfig, RunSpec, SearchSpace, fast_dtype, shown_tokens, tune_runs
+from .scoring import compile_layers, evaluate, label_ids
+from .pez import COMPILE_STEPS, METHODS, PezConfig, RunSpec, SearchSpace, fast_dtype, shown_tokens, tune_runs
 from .swaps import SWAP_METHODS, tune_swaps
 from .rlprompt import RLConfig, tune_rlprompt
 from .soft import SOFT_METHODS, SoftConfig, anchor_rows, evaluate_vectors, transfer_soft, tune_soft, vectors_from_text
@@ -131,6 +132,7 @@ class Preset:
     tuning:PezConfig = PezConfig()
     budgets:tuple = ()                          # fewer steps at which results are kept too; the same runs on their way
     tuning_dtype:str = "auto"                   # "auto": bfloat16 where the processor has it
+    compile:bool = False                        # tune on compiled layers, where a run has steps enough to pay for it
     n:int = 0                                   # validation texts scored, stratified; 0: all
     scoring_dtype:str = "float32"
     by_task:dict = field(default_factory=dict)  # task -> {"tuning": {...}, "n": ..., "seeds": [...], "budgets": [...], "methods": [...], "method": {...}} that differ there
@@ -140,6 +142,9 @@ class Preset:
     vary:dict = field(default_factory=dict)     # field of [vocab] -> other values to run it with, one at a time (`variations`)
 
     def tuning_for(self, task:str)->PezConfig: return replace(self.tuning, **self.by_task.get(task, {}).get("tuning", {}))
+    def compiles(self, task:str, method:str)->bool:
+        "Are runs of this method tuned on compiled layers? They are asked for, and steps enough to pay for the compiling."
+        return self.compile and self.config_for(method, task).steps >= COMPILE_STEPS
     def n_for(self, task:str)->int: return self.by_task.get(task, {}).get("n", self.n)
     def seeds_for(self, task:str)->tuple: return tuple(self.by_task.get(task, {}).get("seeds", self.seeds))
     def methods_for(self, task:str)->tuple: return tuple(self.by_task.get(task, {}).get("methods", self.methods))
@@ -228,8 +233,9 @@ def parse_preset(
     if len({s.model for s in sources}) < len(sources): raise InputError(f"{where}: a source stands there twice; give each model one [[source]]")
     vocab = _typed(VocabConfig, doc.get("vocab", {}), f"{where}: [vocab]")
     if vocab.h != "exact" and (type(vocab.h) is not int or vocab.h < 1): raise InputError(f"{where}: [vocab] h = {vocab.h!r}; need \"exact\" or a number of anchors")
-    tuning = dict(_only(doc.get("tuning", {}), {f.name for f in fields(PezConfig)} | {"dtype", "budgets"}, f"{where}: [tuning]"))
-    budgets = tuning.pop("budgets", [])
+    tuning = dict(_only(doc.get("tuning", {}), {f.name for f in fields(PezConfig)} | {"dtype", "budgets", "compile"}, f"{where}: [tuning]"))
+    budgets, compiled = tuning.pop("budgets", []), tuning.pop("compile", False)
+    if type(compiled) is not bool: raise InputError(f"{where}: [tuning] compile = {compiled!r}; need true or false")
     scoring = _only(doc.get("scoring", {}), {"n", "dtype"}, f"{where}: [scoring]")
     dtypes = tuning.pop("dtype", "auto"), scoring.get("dtype", "float32")
     for d, also in zip(dtypes, ("auto", "float32")):
@@ -240,7 +246,7 @@ def parse_preset(
     if odd: raise InputError(f"{where}: seed {odd[0]}; need a whole number of at most 63 bits")
     by_task = {t: _only(v, {"tuning", "n", "seeds", "budgets", "methods", "method"}, f"{where}: [task.{t}]") for t, v in _only(doc.get("task", {}), tasks, f"{where}: [task]").items()}
     preset = Preset(str(doc.get("name", where)), tasks, tuple(sources), rows, seeds, methods,
-                    vocab, _typed(PezConfig, tuning, f"{where}: [tuning]"), budgets and _names(budgets, f"{where}: [tuning] budgets", int), dtypes[0], scoring.get("n", 0), dtypes[1], by_task, str(doc.get("about", "")), str(folder), settings, _vary(doc.get("vary", {}), f"{where}: [vary]"))
+                    vocab, _typed(PezConfig, tuning, f"{where}: [tuning]"), budgets and _names(budgets, f"{where}: [tuning] budgets", int), dtypes[0], compiled, scoring.get("n", 0), dtypes[1], by_task, str(doc.get("about", "")), str(folder), settings, _vary(doc.get("vary", {}), f"{where}: [vary]"))
     for t in tasks:
         _typed(PezConfig, by_task.get(t, {}).get("tuning", {}), f"{where}: [task.{t}.tuning]"); preset.tuning_for(t)
         if type(preset.n_for(t)) is not int or preset.n_for(t) < 0: raise InputError(f"{where}: n = {preset.n_for(t)!r}; need a number of texts, or 0 for all")
@@ -281,11 +287,11 @@ def lm_id(lm:LM)->str:
     "What identifies a model's weights: a hash of its file or its revision."
     return str(lm.info.get("sha256") or lm.info.get("revision") or "unknown")[:12]
 
-def tune_config(method, task, source:LM, counterpart, row, seed, vocab:Vocab, cfg, dtype, second:LM=None)->dict:
-    "Identity of one tuning run; `second`, the model that takes part beside the source."
+def tune_config(method, task, source:LM, counterpart, row, seed, vocab:Vocab, cfg, dtype, second:LM=None, compiled:bool=False)->dict:
+    "Identity of one tuning run; `second`, the model that takes part beside the source. Compiled layers round otherwise, so they are named where they are used."
     return dict(task=task.name, task_hash=task.hash, source=source.name, source_id=lm_id(source), counterpart=counterpart, row=row, method=method,
                 vocab=dict(kind=ROWS[row], s=len(vocab), seed=seed if ROWS[row] in ("random", "common") else None, hash=vocab.hash), seed=seed, dtype=dtype,
-                **({"second_id": lm_id(second)} if second else {}), **asdict(cfg))
+                **({"second_id": lm_id(second)} if second else {}), **({"compiled": True} if compiled else {}), **asdict(cfg))
 
 def eval_config(preset, task, split_n, prompt:dict, target:LM, role, mode, ids)->dict:
     "Identity of one prompt's score on one model."
@@ -397,6 +403,11 @@ def _spaces(lm, vocabs)->list:
         if vocab.hash not in made: made[vocab.hash] = SearchSpace(lm, vocab)
     return [made[vocab.hash] for vocab in vocabs]
 
+def tuning_dtypes(preset, device)->list:
+    "Formats that a preset lets its prompts be tuned in: its own, or for auto the fast one of this device and then what it would have been elsewhere."
+    if preset.tuning_dtype != "auto": return [preset.tuning_dtype]
+    return list(dict.fromkeys([str(fast_dtype(device)).removeprefix("torch."), "bfloat16", "float32"]))
+
 def tune_pass(store, preset, models, source_name, task, methods, second=None, on_step=None, checkpoint_dir=None)->list:
     "Tune one pass of a source and task (`passes`); returns its prompts, one for each run and budget."
     key, first = task_key(preset, task), REGISTRY[methods[0]]
@@ -404,15 +415,16 @@ def tune_pass(store, preset, models, source_name, task, methods, second=None, on
     names = {models.name_of(cp): cp for cp in source_cfg.counterparts}
     rows = run_rows(preset, methods, tuple(names), models.name_of(second) if second else None)
     scored = {cp: scored_vocab(store, preset, models, source_name, names[cp]) for cp in dict.fromkeys(cp for _, row, cp, _ in rows if ROWS[row] in ("common", "stable"))}
-    cfg, dtype, budgets, whole = preset.config_for(methods[0], key), preset.tuning_dtype, preset.budgets_for(key, methods[0]), whole_vocab(source)
-    if dtype == "auto": dtype = str(fast_dtype(source.device)).removeprefix("torch.")
+    cfg, budgets, whole = preset.config_for(methods[0], key), preset.budgets_for(key, methods[0]), whole_vocab(source)
     vocabs = [row_vocab(row, whole, scored.get(cp), preset.vocab.s, seed) for _, row, cp, seed in rows]
-    other = models(second) if second else None
-    configs = {b: [tune_config(method, task, source, cp, row, seed, vocab, replace(cfg, steps=b), dtype, other) for (method, row, cp, seed), vocab in zip(rows, vocabs)] for b in budgets}
+    other, compiled = models(second) if second else None, preset.compiles(key, methods[0])
+    ready = compile_layers if compiled else lambda lm: lm
+    made = {d: {b: [tune_config(method, task, source, cp, row, seed, vocab, replace(cfg, steps=b), d, other, compiled) for (method, row, cp, seed), vocab in zip(rows, vocabs)] for b in budgets} for d in tuning_dtypes(preset, source.device)}
+    dtype, configs = next(((d, c) for d, c in made.items() if all(store.has("tune", x) for b in budgets for x in c[b])), next(iter(made.items())))   # a pass that another machine has finished is not tuned again
     ckpt = Path(checkpoint_dir)/f"pass-{config_hash(dict(runs=configs[cfg.steps]))}.safetensors" if checkpoint_dir else None
     if not all(store.has("tune", c) for b in budgets for c in configs[b]):
-        lm = models(source_name, dtype)
-        more = {first.extra: models(second, dtype)} if second else {}
+        lm = ready(models(source_name, dtype))
+        more = {first.extra: ready(models(second, dtype))} if second else {}
         if ckpt: ckpt.parent.mkdir(parents=True, exist_ok=True)
         def keep(steps, runs):
             for c, r in zip(configs[steps], runs):
@@ -794,7 +806,7 @@ def dry_run(
     for name in preset.tasks:
         own = data is not None and (Path(data)/f"{name}.toml").is_file()
         tasks[name] = None if name in TEXTS and not own else _load_tasks(replace(preset, tasks=(name,)), data)[name]
-    dtype = str(fast_dtype(device)).removeprefix("torch.") if preset.tuning_dtype == "auto" else preset.tuning_dtype
+    dtype = tuning_dtypes(preset, device)[0]
     rate = dict(zip(("tune", "score"), rates or (product_rate(dtype, device)*SHARE["tune"], product_rate(preset.scoring_dtype, device)*SHARE["score"])))
     rows = pd.DataFrame(pieces(preset, tasks, split))
     rows["seconds"] = rows.operations/rows.kind.map(rate)

@@ -193,6 +193,7 @@ class LM:
     def __init__(self, model, tokenizer, name:str, bos="auto", info:dict|None=None):
         self.model, self.tokenizer, self.name = model.requires_grad_(False).eval(), tokenizer, name
         self.bos_ids, self._info = _bos_ids(tokenizer, bos), dict(info or {})
+        self.uncompiled = None   # of a compiled copy (`hpt_nb.scoring.compile_layers`): the LM that it was made from
 
     def __repr__(self): return f"LM({self.name!r}, V={self.n_rows}, {str(self.dtype)[6:]}, {self.device})"
     @property
@@ -209,8 +210,8 @@ class LM:
     def dtype(self)->torch.dtype: return self._table.dtype
     @property
     def info(self)->dict:
-        "Where the model came from: name, kind, sha256 or revision, licence where known, dtype."
-        return dict(name=self.name, **self._info, dtype=str(self.dtype).removeprefix("torch."))
+        "Where the model came from: name, kind, sha256 or revision, licence where known, dtype; `compiled` where it is."
+        return dict(name=self.name, **self._info, dtype=str(self.dtype).removeprefix("torch."), **({"compiled":True} if self.uncompiled else {}))
 
     @cached_property
     def embeddings(self)->Tensor:
@@ -241,9 +242,9 @@ class LM:
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def cast(self, dtype)->"LM":
-        "A copy in another dtype, equal to loading the model in that dtype."
-        lm = copy.copy(self)
-        lm.model = _cast(self.model, as_dtype(dtype, self.device))
+        "A copy in another dtype, equal to loading the model in that dtype; not compiled."
+        lm = copy.copy(self.uncompiled or self)
+        lm.model = _cast(lm.model, as_dtype(dtype, self.device))
         lm.__dict__.pop("embeddings", None)
         return lm
 

@@ -66,7 +66,7 @@ def tunes_frame(
         cfg, res = _fields(cell, "config", (*_RUN, *_TUNE, "vocab", "dtype")), _fields(cell, "result", (*_TUNED, "prompt_ids", "wall_s"))
         vocab = {f"vocab_{k}":cfg["vocab"].get(k) for k in ("kind", "s", "hash")}
         if vocab["vocab_kind"] == "whole": vocab["vocab_s"] = None   # nothing was restricted: its size is the model's, not a setting
-        more = {"tune_dtype":cfg["dtype"], "tuned_ids":res["prompt_ids"], "tune_wall_s":res["wall_s"], "tune_device":cell["meta"].get("device"), "pass_steps":cell["result"].get("pass_steps", cfg["steps"]),
+        more = {"tune_dtype":cfg["dtype"] + ", compiled"*bool(cell["config"].get("compiled")), "tuned_ids":res["prompt_ids"], "tune_wall_s":res["wall_s"], "tune_device":cell["meta"].get("device"), "pass_steps":cell["result"].get("pass_steps", cfg["steps"]),
                 "second":cfg["counterpart"] if "second_id" in cell["config"] else None, **{k:cell["config"].get(k) for k in _OWN},
                 **{k:cell["result"].get(k) for k in ("backward_tokens", "reading_holdout", "cosines")}}
         rows.append({**cfg, **res, **vocab, **more})
@@ -83,7 +83,7 @@ def _hits(cell:dict)->np.ndarray:
 
 # %% ../nbs/16_report.ipynb #1157d951
 _EVAL = ("split", "target", "role", "mode", "prompt_ids", "dtype")
-_META = ("commit", "dirty", "device", "cpu", "cpus", "python", "torch", "transformers", "platform", "date")
+_META = ("commit", "dirty", "device", "cpu", "simd", "cpus", "python", "torch", "transformers", "platform", "date")
 
 def _evals_frame(store:Store)->pd.DataFrame:
     "A row for each eval cell, without what its tune cell knows."
@@ -528,9 +528,9 @@ def provenance_table(df:pd.DataFrame)->pd.DataFrame:
     "Which code, libraries and machines made the results; several values where they differ."
     dirty = df.dirty.map(lambda d: d is True)
     commit = df.commit.dropna().astype(str).str[:12] + dirty.map({True:" (with changes)", False:""}).reindex(df.commit.dropna().index)
-    names = {"device":"Device", "cpu":"Processor", "cpus":"Processor threads", "platform":"System", "python":"Python", "torch":"torch", "transformers":"transformers", "date":"Computed (UTC)"}
+    names = {"device":"Device", "cpu":"Processor", "simd":"Vector instructions", "cpus":"Processor threads", "platform":"System", "python":"Python", "torch":"torch", "transformers":"transformers", "date":"Computed (UTC)"}
     span = lambda n: " to ".join(dict.fromkeys([df[n].min(), df[n].max()])) if n=="date" and df[n].notna().all() else _values(df[n])
-    return pd.DataFrame([{"What":"Commit", "Value":_values(commit)}, *({"What":label, "Value":span(n)} for n, label in names.items())])
+    return pd.DataFrame([{"What":"Commit", "Value":_values(commit)}, *({"What":label, "Value":span(n)} for n, label in names.items() if n!="simd" or df[n].notna().any())])
 
 # %% ../nbs/16_report.ipynb #2f52a568
 def _listed(preset, task:str)->str|None:
@@ -551,7 +551,7 @@ def _wanted(preset, kind:str, c:dict)->dict:
     methods = preset.methods_for(task)
     if c["method"] not in methods: return {"method":list(methods)}
     settings = {k:v for k, v in vars(preset.config_for(c["method"], task)).items() if k!="steps"}
-    return want | one(settings) | {"steps":list(preset.budgets_for(task, c["method"]))} | ({} if preset.tuning_dtype=="auto" else {"dtype":[preset.tuning_dtype]})
+    return want | one(settings) | {"steps":list(preset.budgets_for(task, c["method"]))} | ({} if preset.tuning_dtype=="auto" else {"dtype":[preset.tuning_dtype]}) | {"compiled":[True] if preset.compiles(task, c["method"]) else [None]}
 
 def changed(
     store:Store,  # a results folder

@@ -1,6 +1,7 @@
 "The command line on tiny models in folders: the whole path, Ctrl-C and kill -9 half-way, and bad input."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,63 +10,21 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from hpt_nb.cli import main
 from hpt_nb.store import Store
 from tiny import tiny_lm
-
-GOOD, BAD = "the film was good and great", "the plot was bad and boring"
+from tiny_run import PRESET, TASK, make_place, results
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     "A folder with two tiny models, a task file with its data, and a preset of both."
-    d = tmp_path_factory.mktemp("cli")
-    for name, arch, seed in (("one", "llama3", 0), ("two", "gemma3", 1)):
-        lm = tiny_lm(arch, seed)
-        lm.model.save_pretrained(d / name), lm.tokenizer.save_pretrained(d / name)
-    for part, n in (("train", 40), ("dev", 24)):
-        rows = [(f"{GOOD if i % 2 else BAD} {part} {i}", i % 2) for i in range(n)]
-        pd.DataFrame(rows, columns=["text", "label"]).to_csv(d / f"{part}.csv", index=False)
-    (d / "mine.toml").write_text(TASK)
-    (d / "preset.toml").write_text(PRESET)
-    old = os.getcwd()
+    d, old = make_place(tmp_path_factory.mktemp("cli")), os.getcwd()
     os.chdir(d)
     yield d
     os.chdir(old)
-
-
-TASK = """name = "mine"
-suffix = ". It was"
-labels = [" bad", " great"]
-[data]
-train = "train.csv"
-validation = "dev.csv"
-text = "text"
-label = "label"
-"""
-PRESET = """name = "tiny"
-tasks = ["mine.toml"]
-seeds = [0, 1]
-[[source]]
-model = "./one"
-counterparts = ["./two"]
-targets = ["./two"]
-[[source]]
-model = "./two"
-counterparts = ["./one"]
-targets = ["./one"]
-[vocab]
-k = 8
-s = 40
-[tuning]
-steps = 30
-batch = 4
-n_tokens = 4
-eval_every = 10
-holdout_n = 8
-dtype = "float32"
-"""
 
 
 def hpt(capsys, *argv):
@@ -82,11 +41,6 @@ def refused(capsys, says, *argv):
     assert says in lines[0], lines[0]
     assert sorted(os.listdir()) == before           # nothing half-written is left
     return lines[0]
-
-
-def results(folder):
-    "All that a table is made of: every score's identity, count and predictions."
-    return {c["hash"]: (c["result"]["correct"], c["result"]["n"], c["result"]["predictions"]) for c in Store(folder).cells("eval")}
 
 
 def test_vocab_stability_tune_eval(place, capsys, tmp_path):
@@ -113,7 +67,6 @@ def test_a_vocabulary_that_three_models_agree_on_serves_every_method(place, caps
     import numpy as np
     from hpt_nb.experiments import JOINT_METHODS, REGISTRY
     from hpt_nb.models import load_lm
-    from tiny import tiny_lm
     lm = tiny_lm("gpt2", 7)
     lm.model.save_pretrained(tmp_path / "third"), lm.tokenizer.save_pretrained(tmp_path / "third")
     models, v = ("./one", "./two", tmp_path / "third"), tmp_path / "three.parquet"
@@ -180,6 +133,41 @@ def test_run_and_report(place, unbroken, capsys):
     code, out, err = hpt(capsys, "report", "whole", "--out", "site")
     assert code == 0, err
     assert "PEZ" in (place / "site" / "index.html").read_text()
+
+
+def test_what_another_processor_has_tuned_is_not_tuned_again(place, unbroken, monkeypatch, capsys):
+    "dtype auto takes what the processor has; results that one with other formats finished are as good."
+    shutil.copytree(place / "whole", place / "elsewhere")
+    (place / "auto.toml").write_text(PRESET.replace('dtype = "float32"', 'dtype = "auto"'))
+    monkeypatch.setattr("hpt_nb.experiments.fast_dtype", lambda device: torch.bfloat16)
+    for _ in range(2):
+        code, _, err = hpt(capsys, "run", "auto.toml", "--out", "elsewhere", "--quiet")
+        assert code == 0, err
+        assert {c["config"]["dtype"] for c in Store(place / "elsewhere").cells("tune")} == {"float32"} and results(place / "elsewhere") == unbroken
+    one = next((place / "elsewhere/cells").glob("tune-*"))
+    source = json.loads(one.read_text())["config"]["source"]
+    one.unlink()                                     # now its pass is not finished, and is tuned in this processor's format
+    assert hpt(capsys, "run", "auto.toml", "--out", "elsewhere", "--quiet")[0] == 0
+    assert {c["config"]["source"] for c in Store(place / "elsewhere").cells("tune") if c["config"]["dtype"] == "bfloat16"} == {source}
+
+
+def test_compiled_layers_are_said_in_the_results(place, monkeypatch, capsys):
+    "A preset and a command that ask for them; too few steps go without, and say so."
+    monkeypatch.setattr("hpt_nb.scoring.compile_layers.__defaults__", ("eager",))
+    (place / "fast.toml").write_text(PRESET.replace("[tuning]", "[tuning]\ncompile = true").replace("seeds = [0, 1]", "seeds = [0]").replace('tasks =', 'rows = ["Empty", "PEZ"]\ntasks ='))
+    for least, want in ((31, {None}), (30, {True})):
+        monkeypatch.setattr("hpt_nb.experiments.COMPILE_STEPS", least)
+        code, _, err = hpt(capsys, "run", "fast.toml", "--out", f"fast{least}", "--quiet")
+        assert code == 0, err
+        assert {c["config"].get("compiled") for c in Store(f"fast{least}").cells("tune")} == want
+        assert hpt(capsys, "report", f"fast{least}", "--preset", "fast.toml", "--out", f"fast{least}-site")[0] == 0
+        assert ("float32, compiled" in (place / f"fast{least}-site/index.html").read_text()) == (want == {True})
+    few = "tune", "./one", "--task", "mine.toml", "--steps", "20", "--eval-every", "10", "--holdout", "8", "--batch", "4", "--compile", "--quiet"
+    code, out, err = hpt(capsys, *few, "--out", "few")
+    assert code == 0 and "20 steps are too few to pay for compiling (from 200 on they are enough)" in out
+    monkeypatch.setattr("hpt_nb.pez.COMPILE_STEPS", 20)
+    code, out, err = hpt(capsys, *few, "--out", "enough")
+    assert code == 0 and "too few" not in out and [c["config"]["compiled"] for c in Store("enough").cells("tune")] == [True]
 
 
 @pytest.mark.parametrize("sig, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])

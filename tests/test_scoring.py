@@ -3,11 +3,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._dynamo
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from hpt_nb import scoring
 from hpt_nb.models import LM
-from hpt_nb.scoring import PrefixScorer, evaluate, label_logprobs, plain_logits, prefix_embeddings, text_ids
+from hpt_nb.store import InputError
+from hpt_nb.scoring import PrefixScorer, compile_layers, evaluate, label_logprobs, plain_logits, prefix_embeddings, text_ids
 from tiny import ARCHS, tiny_lm, tiny_tokenizer
 
 LABELS = torch.tensor([40, 57, 61])
@@ -141,3 +143,74 @@ def test_bos_stands_before_the_prompt():
     first = [lm.encode(w)[0] for w in task.labels]
     assert torch.allclose(got, want[first].float().log_softmax(-1), atol=1e-4)
     assert prefix_embeddings(lm).shape[1] == len(lm.bos_ids)
+
+
+def of_two_runs(lm, n=24):
+    "Prefixes of two runs, and short texts (a sliding window must reach back to the prefix), targets and runs for `loss_and_grad`."
+    return prefix_of(lm, 2, 10), texts_of(n, len(lm.embeddings), longest=6), [i % 3 for i in range(n)], [i % 2 for i in range(n)]
+
+
+def assert_same(lm, other, prefix, texts, targets, runs):
+    one, two = (PrefixScorer(m, LABELS, "packed") for m in (lm, other))
+    assert (one.logits(prefix, texts, runs) - two.logits(prefix, texts, runs)).abs().max() < 1e-4
+    (loss, grad), (loss2, grad2) = (s.loss_and_grad(prefix, texts, targets, runs) for s in (one, two))
+    assert torch.allclose(loss, loss2, atol=1e-4) and (grad - grad2).norm() <= 1e-4 * grad.norm()
+
+
+@pytest.fixture
+def no_programs():
+    torch._dynamo.reset(); torch._dynamo.utils.counters.clear()
+    yield torch._dynamo.utils.counters["stats"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_architecture_can_be_compiled(arch, no_programs):
+    "Traced whole, without the slow code generator: scored by a shared prefix, tuned by one joined to the rows."
+    lm = tiny_lm(arch)
+    assert_same(lm, compile_layers(lm, backend="eager"), *of_two_runs(lm))
+    assert no_programs["unique_graphs"] > 0
+
+
+def test_a_compiled_model_reads_the_prefix_in_a_pass_of_its_own(no_programs, monkeypatch):
+    monkeypatch.setitem(scoring.JOINED_TOKENS, "cpu", 0)
+    lm = tiny_lm("gemma3")
+    assert_same(lm, compile_layers(lm, backend="aot_eager"), *of_two_runs(lm))
+
+
+def test_generated_code_gives_the_same_numbers(no_programs):
+    lm = tiny_lm("llama")
+    prefix, texts, targets, runs = of_two_runs(lm)
+    (loss, grad), (loss2, grad2) = (PrefixScorer(m, LABELS, "packed").loss_and_grad(prefix, texts, targets, runs) for m in (lm, compile_layers(lm)))
+    assert torch.allclose(loss, loss2, atol=1e-4) and (grad - grad2).norm() <= 1e-4 * grad.norm()
+
+
+def test_more_layers_than_torch_keeps_programs_are_compiled_all(no_programs, monkeypatch):
+    "torch.compile makes a program for each layer's number and gives up at the ninth, silently; ours share theirs, and giving up is an error."
+    lm = tiny_lm("llama", num_hidden_layers=12)
+    traced, (prefix, texts, _, runs) = compile_layers(lm, backend="eager"), of_two_runs(lm)
+    PrefixScorer(traced, LABELS, "packed").logits(prefix, texts, runs)
+    assert 0 < no_programs["unique_graphs"] < 8
+    torch._dynamo.reset()
+    monkeypatch.setattr(scoring, "PROGRAMS", 1)
+    with pytest.raises(InputError, match="cannot be compiled here .*limit exceeded.*go on without compiling"): PrefixScorer(traced, LABELS, "packed").logits(prefix, texts, runs)
+
+
+def test_a_machine_without_a_compiler_says_so(no_programs, monkeypatch):
+    import torch._inductor.config as config
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    lm = tiny_lm("gpt2")
+    prefix, texts, _, runs = of_two_runs(lm)
+    with pytest.raises(InputError, match="cannot be compiled here"): PrefixScorer(compile_layers(lm), LABELS, "packed").logits(prefix, texts, runs)
+    PrefixScorer(lm, LABELS, "packed").logits(prefix, texts, runs)
+
+
+def test_a_compiled_copy_leaves_the_model_as_it_was():
+    lm = tiny_lm("llama")
+    fast = compile_layers(lm)
+    assert fast.uncompiled is lm and lm.uncompiled is None and compile_layers(fast) is fast and fast.cast("float32").uncompiled is None
+    assert fast.info["compiled"] and "compiled" not in lm.info
+    assert {id(p) for p in fast.model.parameters()} == {id(p) for p in lm.model.parameters()}
+    assert not any("forward" in vars(m) for m in lm.model.modules())
+    lm.model.config.num_hidden_layers = 3
+    with pytest.raises(InputError, match="no list of 3 layers"): compile_layers(lm)
