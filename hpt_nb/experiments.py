@@ -187,20 +187,22 @@ def _names(value, where:str, kind=str)->tuple:
 
 # %% ../nbs/14_experiments.ipynb #3760700e
 def _vary(table, where:str)->dict:
-    "Checked [vary]: field of VocabConfig -> values. `InputError` for an unknown field, no list, or a value of the wrong kind."
-    for key, values in _only(table, {f.name for f in fields(VocabConfig)}, where).items():
+    "Checked [vary]: field of VocabConfig -> values; `together` -> tables of several fields. `InputError` for an unknown field, no list, or a value of the wrong kind."
+    known = {f.name for f in fields(VocabConfig)}
+    for key, values in _only(table, known | {"together"}, where).items():
         if not isinstance(values, list) or not values or len(set(map(repr, values))) < len(values): raise InputError(f"{where}: {key} = {values!r}; need a list of different values")
-        for v in values:
-            _typed(VocabConfig, {key: v}, where)
-            if type(v) is int and v < (0 if key == "seed" else 1): raise InputError(f"{where}: {key} = {v}; need at least {0 if key == 'seed' else 1}")
-            if key == "h" and v != "exact" and type(v) is not int: raise InputError(f"{where}: h = {v!r}; need \"exact\" or a number of anchors")
+        for each in (_only(v, known, f"{where} together") if key == "together" else {key: v} for v in values):
+            _typed(VocabConfig, each, where)
+            for k, v in each.items():
+                if type(v) is int and v < (0 if k == "seed" else 1): raise InputError(f"{where}: {k} = {v}; need at least {0 if k == 'seed' else 1}")
+                if k == "h" and v != "exact" and type(v) is not int: raise InputError(f"{where}: h = {v!r}; need \"exact\" or a number of anchors")
     return {k: tuple(v) for k, v in table.items()}
 
 def variations(preset:Preset)->dict:
-    "Sub-folder's name -> Preset: as given, and with each value under [vary] in its turn. Without [vary] the preset alone, under the name ''."
+    "Sub-folder's name -> Preset: as given, with each value under [vary] in its turn, and with each table under `together`. Without [vary] the preset alone, under the name ''."
     if not preset.vary: return {"": preset}
-    plain = replace(preset, vary={})
-    return {"as-given": plain} | {f"{k}-{v}": replace(plain, vocab=replace(preset.vocab, **{k: v})) for k, values in preset.vary.items() for v in values if v != getattr(preset.vocab, k)}
+    plain, tables = replace(preset, vary={}), [t for k, values in preset.vary.items() for t in (values if k == "together" else [{k: v} for v in values if v != getattr(preset.vocab, k)])]
+    return {"as-given": plain} | {"-".join(f"{k}-{str(v).lower()}" for k, v in t.items()): replace(plain, vocab=replace(preset.vocab, **t)) for t in tables}
 
 # %% ../nbs/14_experiments.ipynb #01f6da5e
 def parse_preset(

@@ -1031,10 +1031,11 @@ def level_differences(levels:pd.DataFrame, base:str="as-given", row:str="Ours")-
             out.append(dict(task=task, source=source, level=level, place="Original" if target==source else target, mean=h.mean(), sd=by_seed.std(ddof=1) if len(h) > 1 else math.nan, seeds=len(h), points=d.mean(), seeds_low=a, seeds_high=b, texts_low=x, texts_high=y))
     return pd.DataFrame(out)
 
-def levels_table(d:pd.DataFrame)->pd.DataFrame:
-    "`level_differences` as text."
-    return pd.DataFrame([{"Task":r.task, "Source":r.source, "Level":r.level, "On":r.place, "Accuracy":f"{r.mean:.1f}" + ("" if math.isnan(r.sd) else f" ± {r.sd:.1f}"), **({"Less as given":"", "95 % over seeds":"", "95 % over texts":"", "Interval spans zero":""} if r.level=="as-given" else
-        {"Less as given":f"{r.points:+.1f}", "95 % over seeds":_interval(r.seeds_low, r.seeds_high), "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"})} for r in d.itertuples()])
+def levels_table(d:pd.DataFrame, base:str="as-given")->pd.DataFrame:
+    "`level_differences` from `base`, as text."
+    less = f"Less {base.replace('as-given', 'as given')}"
+    return pd.DataFrame([{"Task":r.task, "Source":r.source, "Level":r.level, "On":r.place, "Accuracy":f"{r.mean:.1f}" + ("" if math.isnan(r.sd) else f" ± {r.sd:.1f}"), **({less:"", "95 % over seeds":"", "95 % over texts":"", "Interval spans zero":""} if r.level==base else
+        {less:f"{r.points:+.1f}", "95 % over seeds":_interval(r.seeds_low, r.seeds_high), "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"})} for r in d.itertuples()])
 
 # %% ../nbs/16_report.ipynb #367e2114
 def _reading_section(features:pd.DataFrame, gone:int=0)->str:
