@@ -2,6 +2,10 @@
 
     python benchmarks/bench_engine.py --task sst2.toml --out benchmarks/results/engine.json
 
+On a GPU, with the whole run of 20 prompts by 5,000 steps, plain and compiled:
+
+    python benchmarks/bench_engine.py --device cuda --task sst2.toml --whole 5000 --out benchmarks/results/engine-gpu.json
+
 The peers are installed for this alone: pip install lm-eval==0.4.13 peft
 Absolute seconds belong to the machine; the ratios and the share of the machine's own matrix-product rate are what to read.
 """
@@ -16,7 +20,7 @@ import pandas as pd
 import torch
 
 from hpt_nb.models import load_lm
-from hpt_nb.pez import PezConfig, RunSpec, SearchSpace, _Pass, batch_at
+from hpt_nb.pez import PezConfig, RunSpec, SearchSpace, _Pass, batch_at, tune_runs
 from hpt_nb.scoring import PrefixScorer, compile_layers, label_ids, prefix_embeddings, text_ids
 from hpt_nb.store import provenance, write_atomic
 from hpt_nb.tasks import load_task
@@ -24,20 +28,26 @@ from hpt_nb.tasks import load_task
 PROMPT = " great movie plot bad boring story fun film dull true"   # ten tokens in SmolLM2 and Gemma
 
 
+def once(work):
+    "Wall time of `work()`, a GPU's own work included."
+    sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    sync()
+    began = time.perf_counter()
+    work()
+    sync()
+    return time.perf_counter() - began
+
+
 def seconds(work, repeats):
     "Median wall time of `work()` over `repeats` calls, after one that is not counted."
     work()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return statistics.median(once(work) for _ in range(repeats))
 
 
-def product_rate(dtype, repeats=5, n=2048):
+def product_rate(dtype, device, repeats=5):
     "FLOP/s of an (n, n) matrix product: what the machine can do now."
-    a = torch.randn(n, n).to(dtype)
+    n = 2048 if device.type == "cpu" else 8192
+    a = torch.randn(n, n, device=device).to(dtype)
     return 2 * n**3 / seconds(lambda: a @ a, repeats)
 
 
@@ -53,10 +63,10 @@ class ReleasedManner:
 
     def __init__(self, lm, task, batch, n_tokens=10, length=128):
         self.lm, self.task, self.batch, self.length = lm, task, batch, length
-        self.labels, self.suffix = label_ids(lm, task), torch.tensor(lm.encode(task.suffix))
+        self.labels, self.suffix = label_ids(lm, task).to(lm.device), torch.tensor(lm.encode(task.suffix), device=lm.device)
         self.texts = [lm.encode(t)[:length] for t in task.train.texts[:2000]]
         start = [i for w in task.labels for i in lm.encode(w)]
-        self.prompt = torch.nn.Parameter(lm.embeddings[torch.tensor((start * n_tokens)[:n_tokens])].clone())
+        self.prompt = torch.nn.Parameter(lm.embeddings[torch.tensor((start * n_tokens)[:n_tokens], device=lm.device)].clone())
         from transformers import Adafactor
         self.adafactor = Adafactor([self.prompt], lr=.3, relative_step=False, scale_parameter=False, warmup_init=False)
         self.at = 0
@@ -68,14 +78,15 @@ class ReleasedManner:
     def step(self):
         pick = batch_at(len(self.texts), self.batch, 0, self.at)
         pad = self.lm.tokenizer.pad_token_id or 0
-        ids = torch.tensor([self.texts[i] + [pad] * (self.length - len(self.texts[i])) for i in pick])
-        keep = torch.tensor([[1] * len(self.texts[i]) + [0] * (self.length - len(self.texts[i])) for i in pick])
+        def here(x): return torch.tensor(x, device=self.lm.device)
+        ids = here([self.texts[i] + [pad] * (self.length - len(self.texts[i])) for i in pick])
+        keep = here([[1] * len(self.texts[i]) + [0] * (self.length - len(self.texts[i])) for i in pick])
         hard = self.project().requires_grad_()
         b = len(pick)
         x = torch.cat([hard.expand(b, -1, -1), self.lm.embeddings[ids], self.lm.embeddings[self.suffix].expand(b, -1, -1)], 1)
-        mask = torch.cat([torch.ones(b, len(hard), dtype=torch.long), keep, torch.ones(b, len(self.suffix), dtype=torch.long)], 1)
+        mask = torch.cat([keep.new_ones(b, len(hard)), keep, keep.new_ones(b, len(self.suffix))], 1)
         logits = self.lm.model(inputs_embeds=x, attention_mask=mask, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, -1, self.labels], torch.tensor([self.task.train.labels[i] for i in pick]))
+        loss = torch.nn.functional.cross_entropy(logits[:, -1, self.labels], here([self.task.train.labels[i] for i in pick]))
         self.prompt.grad, = torch.autograd.grad(loss, hard)
         torch.nn.utils.clip_grad_norm_([self.prompt], 1.)
         self.adafactor.step()
@@ -89,21 +100,17 @@ def our_pass(lm, task, runs, batch):
     return _Pass(lm, few, [RunSpec(space, "pez-reprojected", s) for s in range(runs)], PezConfig(batch=batch, holdout_n=16))
 
 
-def compiled_step(lm, task, runs, repeats):
-    "A step with the layers compiled: (seconds that the first steps lost to compiling, median step after, median step of the same texts uncompiled, in turn)."
-    plain, fast, first = our_pass(lm, task, runs, 16), our_pass(compile_layers(lm), task, runs, 16), 4 if runs == 1 else 2
-    began = time.perf_counter()
-    for _ in range(first): fast.advance()
-    lost = time.perf_counter() - began
-    times = {id(p): [] for p in (plain, fast)}
-    for _ in range(first): plain.advance()
-    for _ in range(3*repeats if runs == 1 else repeats):
-        for p in (plain, fast):
-            began = time.perf_counter()
-            p.advance()
-            times[id(p)].append(time.perf_counter() - began)
-    after, before = (statistics.median(times[id(p)]) for p in (fast, plain))
-    return lost - first*after, after, before
+def compiled_step(lm, task, runs, steps):
+    """A step with the layers compiled, against the same steps uncompiled, in turn: (seconds lost to compiling, median compiled step, median plain step).
+    A step that meets a new shape or use of a layer stops to compile it, so what is lost is all that the steps took beyond their median."""
+    plain, fast = our_pass(lm, task, runs, 16), our_pass(compile_layers(lm), task, runs, 16)
+    took_plain, took_fast = zip(*((once(plain.advance), once(fast.advance)) for _ in range(steps)))
+    return sum(took_fast) - steps*statistics.median(took_fast), statistics.median(took_fast), statistics.median(took_plain)
+
+
+def whole_run(lm, task, runs, steps):
+    "Seconds of `runs` whole PEZ runs side by side, with the choice by 512 holdout texts ten times on the way."
+    return once(lambda: tune_runs(lm, task, [RunSpec(SearchSpace(lm), "pez-reprojected", s) for s in range(runs)], PezConfig(steps=steps, eval_every=max(1, steps // 10), holdout_n=512), progress=True))
 
 
 def soft_step(lm, task, batch):
@@ -111,15 +118,16 @@ def soft_step(lm, task, batch):
     import copy
     from peft import PromptTuningConfig, TaskType, get_peft_model
     model = get_peft_model(copy.deepcopy(lm.model), PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=10))
-    seqs, labels = text_ids(lm, task, task.train.texts[:2000]), label_ids(lm, task)
+    seqs, labels = text_ids(lm, task, task.train.texts[:2000]), label_ids(lm, task).to(lm.device)
     opt, at = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3), [0]
     def step():
         pick = batch_at(len(seqs), batch, 0, at[0])
         t = max(len(seqs[i]) for i in pick)
-        ids = torch.tensor([[0] * (t - len(seqs[i])) + seqs[i] for i in pick])      # padded left, so that the last position is the answer's
-        mask = torch.tensor([[0] * (t - len(seqs[i])) + [1] * len(seqs[i]) for i in pick])
+        def here(x): return torch.tensor(x, device=lm.device)
+        ids = here([[0] * (t - len(seqs[i])) + seqs[i] for i in pick])      # padded left, so that the last position is the answer's
+        mask = here([[0] * (t - len(seqs[i])) + [1] * len(seqs[i]) for i in pick])
         logits = model(input_ids=ids, attention_mask=mask).logits[:, -1, labels].float()
-        torch.nn.functional.cross_entropy(logits, torch.tensor([task.train.labels[i] for i in pick])).backward()
+        torch.nn.functional.cross_entropy(logits, here([task.train.labels[i] for i in pick])).backward()
         opt.step(), opt.zero_grad()
         at[0] += 1
     return step
@@ -166,15 +174,17 @@ def main():
     ap.add_argument("--runs", type=int, default=20, help="runs side by side (20)")
     ap.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     ap.add_argument("--skip", nargs="*", default=[], choices=["pez", "compile", "peft", "lm-eval"])
+    ap.add_argument("--device", default="auto")
+    ap.add_argument("--whole", type=int, default=0, metavar="STEPS", help="time whole runs of so many steps too, plain and compiled, in the last of --dtypes")
     ap.add_argument("--out", help="JSON file")
     a = ap.parse_args()
     task, found, began = load_task(a.task), {}, time.perf_counter()
     split = task.subset("validation", min(a.limit, len(task.validation)), seed=0)
     for name in a.models:
-        base = load_lm(name)
+        base = load_lm(name, dtype="float32", device=a.device)
         forms, r = {d: base if d == "float32" else base.cast(d) for d in a.dtypes}, {}
         found[name] = r
-        for dtype in forms: r[f"product {dtype}"] = product_rate(getattr(torch, dtype))
+        for dtype in forms: r[f"product {dtype}"] = product_rate(getattr(torch, dtype), base.device)
         if "pez" not in a.skip:
             r["step released"] = seconds(ReleasedManner(base, task, 16).step, a.repeats)
             for dtype, lm in forms.items():
@@ -206,14 +216,20 @@ def main():
                     for w in got.keys() - {"ours"}: r[f"same answers {key}" if w == "lm-eval" else f"same answers {w} {key}"] = sum(x == y for x, y in zip(got["ours"][0][1], got[w][0][1]))
                     r[f"share score {key}"] = 2 * weights(base) * got["ours"][0][2] / r[f"score ours {key}"] / r[f"product {dtype}"]
                     print({k: v for k, v in r.items() if key in k}, flush=True)
-        save(a, task, split, found, began)
+        if a.whole:
+            last = forms[a.dtypes[-1]]
+            for how, lm in (("plain", last), ("compiled", compile_layers(last))):
+                r[f"whole {how}"] = whole_run(lm, task, a.runs, a.whole)
+                print(how, r[f"whole {how}"], flush=True)
+                save(a, task, split, found, began, base.device)
+        save(a, task, split, found, began, base.device)
 
 
-def save(a, task, split, found, began):
+def save(a, task, split, found, began, device):
     "Keep what has been measured so far."
     if not a.out: return
-    config = dict(task=task.name, task_hash=task.hash, n=len(split), models=a.models, repeats=a.repeats, runs=a.runs, batch=16, threads=torch.get_num_threads(), skipped=a.skip)
-    write_atomic(a.out, json.dumps(dict(config=config, found=found, meta=provenance("cpu", ", ".join(a.dtypes), [0], round(time.perf_counter() - began, 1))), indent=1))
+    config = dict(task=task.name, task_hash=task.hash, n=len(split), models=a.models, repeats=a.repeats, runs=a.runs, batch=16, threads=torch.get_num_threads(), skipped=a.skip, whole=a.whole)
+    write_atomic(a.out, json.dumps(dict(config=config, found=found, meta=provenance(device, ", ".join(a.dtypes), [0], round(time.perf_counter() - began, 1))), indent=1))
 
 
 if __name__ == "__main__":
