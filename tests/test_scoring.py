@@ -1,4 +1,5 @@
 "The engine against the plain pass, on every architecture: same logits, same gradients, whatever the lengths, batches and passes."
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -178,6 +179,7 @@ def test_a_compiled_model_reads_the_prefix_in_a_pass_of_its_own(no_programs, mon
     assert_same(lm, compile_layers(lm, backend="aot_eager"), *of_two_runs(lm))
 
 
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler here")
 def test_generated_code_gives_the_same_numbers(no_programs):
     lm = tiny_lm("llama")
     prefix, texts, targets, runs = of_two_runs(lm)
