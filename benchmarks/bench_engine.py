@@ -102,7 +102,9 @@ def our_pass(lm, task, runs, batch):
 
 def compiled_step(lm, task, runs, steps):
     """A step with the layers compiled, against the same steps uncompiled, in turn: (seconds lost to compiling, median compiled step, median plain step).
-    A step that meets a new shape or use of a layer stops to compile it, so what is lost is all that the steps took beyond their median."""
+    A step that meets a new shape or use of a layer stops to compile it, so what is lost is all that the steps took beyond their median. Programs that an earlier process left on disk are not used."""
+    import torch._inductor.config
+    torch._inductor.config.force_disable_caches = True
     plain, fast = our_pass(lm, task, runs, 16), our_pass(compile_layers(lm), task, runs, 16)
     took_plain, took_fast = zip(*((once(plain.advance), once(fast.advance)) for _ in range(steps)))
     return sum(took_fast) - steps*statistics.median(took_fast), statistics.median(took_fast), statistics.median(took_plain)
