@@ -188,7 +188,7 @@ def test_generated_code_gives_the_same_numbers(no_programs):
 
 
 def test_more_layers_than_torch_keeps_programs_are_compiled_all(no_programs, monkeypatch):
-    "torch.compile makes a program for each layer's number and gives up at the ninth, silently; ours share theirs, and giving up is an error."
+    "torch.compile makes a program for each layer's number and gives up at the ninth, with a warning; ours share theirs, and giving up is an error."
     lm = tiny_lm("llama", num_hidden_layers=12)
     traced, (prefix, texts, _, runs) = compile_layers(lm, backend="eager"), of_two_runs(lm)
     PrefixScorer(traced, LABELS, "packed").logits(prefix, texts, runs)
