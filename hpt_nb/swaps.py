@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from .store import InputError, config_hash
 from .models import LM
 from .scoring import PrefixScorer, fit_tokens, label_ids, text_ids
-from .pez import SearchSpace, batch_at, read_state, run_pass, write_state, _finish, _identity, _judge, _start
+from .pez import SearchSpace, batch_at, read_state, run_pass, seeded, write_state, _finish, _identity, _judge, _start
 
 # %% ../nbs/07_swaps.ipynb #c0827db1
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SwapConfig:
     eval_every:int = 10          # steps between holdout evaluations
     holdout_n:int = 5000         # holdout texts, stratified; all if there are fewer
     topk:int = 256               # tokens a position, by the gradient
-    n_candidates:int = 512       # swaps scored a step, drawn from those; all if there are fewer
+    n_candidates:int = 512       # swaps scored a step, drawn from those as GCG does; all if there are no more, as AutoPrompt and mixed training have it
     positions:str = "all"        # "one": a random position each step; "all"
     fresh:bool = False           # True: candidates are judged on new texts; False: on those that gave the gradient
     accept:str = "always"        # "better": the best candidate if it beats the current prompt; "always": the best candidate
@@ -48,7 +48,7 @@ SWAP_METHODS = dict(autoprompt=AUTOPROMPT, mixed=MIXED, gcg=GCG)
 # %% ../nbs/07_swaps.ipynb #a1e70e28
 def _draws(seed:int, step:int)->torch.Generator:
     "The source of one step's random choices."
-    return torch.Generator().manual_seed((seed + 1)*1_000_003**2 + step)   # far from the data order's seeds
+    return seeded((seed + 1)*1_000_003**2 + step)   # far from the data order's seeds
 
 # %% ../nbs/07_swaps.ipynb #783010da
 def propose(

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpt_nb.pez import PezConfig, RunSpec, SearchSpace, _Pass, tune, tune_runs
+from hpt_nb import scoring
+from hpt_nb.pez import PezConfig, RunSpec, SearchSpace, _Pass, batch_at, tune, tune_runs
+from hpt_nb.scoring import text_ids
 from hpt_nb.store import InputError
 from hpt_nb.tasks import Split, Task
 from tiny import tiny_lm
@@ -26,9 +28,14 @@ def toy_task(n=24):
 CFG = PezConfig(n_tokens=4, steps=12, batch=4, eval_every=4, holdout_n=8)
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "opt-proj", "gemma3", "llama", "neox"])
-def test_a_run_is_the_same_alone_and_in_company(arch):
+
+# 64: alone, a run's rows carry the prefix; in company they share it
+@pytest.mark.parametrize("arch,joined", [*((a, 512) for a in ("gpt2", "opt-proj", "gemma3", "llama", "neox")), ("gpt2", 64), ("gemma3", 64)])
+def test_a_run_is_the_same_alone_and_in_company(arch, joined, monkeypatch):
+    monkeypatch.setitem(scoring.JOINED_TOKENS, "cpu", joined)
     lm, task = tiny_lm(arch), toy_task()
+    lengths = list(map(len, text_ids(lm, task, task.train.texts)))
+    if joined == 64: assert CFG.batch*max(lengths) <= 64 < 3*CFG.batch*min(lengths) <= 3*CFG.batch*max(lengths) <= 512
     specs = [RunSpec(SearchSpace(lm, ALLOWED), "pez", 0), RunSpec(SearchSpace(lm, range(40, 90)), "pez-reprojected", 1), RunSpec(SearchSpace(lm), "pez", 2)]
     together = tune_runs(lm, task, specs, CFG, progress=False)
     for spec, run in zip(specs, together):
@@ -53,6 +60,13 @@ def test_seeds_differ_by_their_data_order_and_random_starts():
     lm = tiny_lm("llama")
     a, b = tune(lm, toy_task(), ALLOWED, steps=8, seeds=[0, 1], n_tokens=4, batch=4, eval_every=4, holdout_n=8, init="random", progress=False)
     assert a.prompt_ids != b.prompt_ids or a.curve != b.curve
+
+
+@pytest.mark.parametrize("seed", [-2**63, 20250101, 2**63 - 1])
+def test_a_seed_of_63_bits_is_a_seed(seed):
+    from hpt_nb.swaps import _draws
+    assert sorted(batch_at(6, 6, seed, 0)) == list(range(6)) and _draws(seed, 3).initial_seed() is not None
+    assert batch_at(1000, 8, seed, 0) != batch_at(1000, 8, seed - 1, 0)
 
 
 def test_bad_configurations_are_one_line():

@@ -278,7 +278,7 @@ def test_a_run_holds_what_the_others_hold():
     assert r.curve["step"] == [3, 6, 7] and r.best_holdout == max(r.curve["holdout"]) and len(r.prompt_ids) == CFG.n_tokens
     assert r.best_step == max(s for s, h in zip(r.curve["step"], r.curve["holdout"]) if h == r.best_holdout)   # ties to the later
     assert r.prompt_text == lm.decode(r.prompt_ids) and len(r.tokens) == CFG.n_tokens and r.config["top_k"] == CFG.top_k
-    assert r.backward_tokens == 2*CFG.steps*CFG.prompts*CFG.n_tokens and r.forward_tokens > r.backward_tokens and r.runs_in_pass == 2
+    assert r.backward_tokens == 0 < r.forward_tokens and r.runs_in_pass == 2     # only its own small network learns; no gradient goes through a language model
     assert tune_rlprompt(lm, task, [], CFG) == []
 
 

@@ -118,6 +118,72 @@ def test_a_model_spread_over_places_by_accelerate_gives_the_same(arch, tmp_path)
     for got, want in zip(PrefixScorer(spread, LABELS).loss_and_grad(*ask), PrefixScorer(lm, LABELS).loss_and_grad(*ask)): assert torch.allclose(got, want, atol=1e-6)
 
 
+class _Once(torch.autograd.Function):
+    "Passes everything through; the first backward pass ends as one does that is out of memory."
+    left = 0
+    @staticmethod
+    def forward(ctx, x): return x.clone()
+    @staticmethod
+    def backward(ctx, g):
+        if _Once.left: _Once.left -= 1; raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return g
+
+@pytest.mark.parametrize("joined", [0, 512])
+def test_memory_that_runs_out_on_the_way_back_counts_nothing_twice(joined, monkeypatch):
+    "The later layers have their gradients by then; asked again in two halves, each text counts once."
+    monkeypatch.setitem(scoring.JOINED_TOKENS, "cpu", joined)
+    monkeypatch.setattr(scoring, "JOINED_ROW", 64)
+    lm, n = tiny_lm("llama"), 12
+    ask = prefix_of(lm, 2, 10), texts_of(n, 300, longest=30), [i % 3 for i in range(n)], [i % 2 for i in range(n)]
+    whole, poor = PrefixScorer(lm, LABELS, "packed", 4096), PrefixScorer(lm, LABELS, "packed", 4096)
+    loss, grad = whole.loss_and_grad(*ask)
+    lm.model.model.layers[0].register_forward_hook(lambda m, args, out: _Once.apply(out) if torch.is_tensor(out) else (_Once.apply(out[0]), *out[1:]))
+    _Once.left = 1
+    loss2, grad2 = poor.loss_and_grad(*ask)
+    assert _Once.left == 0 and poor.asked == 2048                        # it did run out, and the budget was halved
+    assert torch.allclose(loss, loss2, atol=1e-6) and (grad - grad2).norm() <= 1e-5*grad.norm()
+    assert poor.tokens == whole.tokens and poor.grad_tokens == whole.grad_tokens   # what was lost is not what it read
+
+
+def test_close_labels_do_not_tie_in_bfloat16():
+    "Logits near 30 come in steps of 1/8 there; two rows that differ by less are told apart."
+    own = torch.nn.Linear(64, 8, bias=False, dtype=torch.bfloat16)
+    with torch.no_grad(): own.weight.fill_(.5); own.weight[1, 0] += 2**-6
+    head = scoring.LabelHead(own, torch.tensor([0, 1]))
+    head.at = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+    h = torch.ones(1, 1, 64, dtype=torch.bfloat16)
+    assert own(h)[0, 0, 0] == own(h)[0, 0, 1]                             # the rounded ones tie
+    a, b = head(h)[0, 0]
+    assert b > a
+
+
+def test_no_prefix_has_no_gradient():
+    lm = tiny_lm("llama")
+    for way in PrefixScorer.ways:
+        loss, grad = PrefixScorer(lm, LABELS, way).loss_and_grad(prefix_of(lm, 2, 0), texts_of(4, 300), [0, 1, 2, 0], [0, 1, 0, 1])
+        assert grad.shape == (2, 0, lm.embeddings.shape[1]) and (loss > 0).all()
+
+
+def test_an_input_that_the_model_cannot_read_is_refused_wherever_it_runs():
+    lm = tiny_lm("gpt2")
+    scorer, long = PrefixScorer(lm, LABELS), [[10]*lm.model.config.max_position_embeddings]
+    for ask in (lambda: scorer.logits(prefix_of(lm, 1, 1), long), lambda: scorer.loss_and_grad(prefix_of(lm, 1, 1), long, [0])):
+        with pytest.raises(InputError, match="max_text_tokens"): ask()
+
+
+def test_local_layers_that_count_rows_are_not_packed():
+    "GPT-Neo's local layers take the distance of two rows for that of two positions."
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+    torch.manual_seed(0)
+    tok = tiny_tokenizer("bytelevel")
+    cfg = GPTNeoConfig(vocab_size=len(tok), hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=8, max_position_embeddings=512)
+    lm = LM.wrap(GPTNeoForCausalLM(cfg).eval(), tok, name="tiny-neo")
+    prefix, texts = prefix_of(lm, 1, 5), texts_of(7, 300)
+    scorer = PrefixScorer(lm, LABELS)
+    with torch.no_grad(): want = plain_logits(lm, LABELS, prefix, texts)
+    assert scorer.way != "packed" and (scorer.logits(prefix, texts) - want).abs().max() < 1e-4
+
+
 def test_an_error_in_the_model_leaves_it_as_it_was(monkeypatch):
     lm = tiny_lm("gpt2")
     scorer, head = PrefixScorer(lm, LABELS), lm.model.get_output_embeddings()
