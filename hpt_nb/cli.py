@@ -44,6 +44,8 @@ def _load_models(names, least:int=2):
     if len(names) < least: raise InputError(f"{len(names)} model given; need at least {least}")
     return [load_lm(n) for n in names]
 
+_BOS = {"auto": "auto", "yes": True, "no": False}   # --bos: does BOS go before the prompt?
+
 def _say(text): print("\n".join(visible(line) for line in str(text).split("\n")), flush=True)
 
 # %% ../nbs/21_cli.ipynb #a5442f00
@@ -97,7 +99,7 @@ def cmd_tune(a):
     store, task = Store(a.out), load_task(a.task)
     vocab = Vocab.load(a.vocab) if a.vocab else None
     if a.top: vocab = vocab.top(a.top)
-    lm = load_lm(a.model)
+    lm = load_lm(a.model, bos=_BOS[a.bos])
     vocab = vocab if vocab is not None else whole_vocab(lm)
     space = SearchSpace(lm, vocab)
     dtype = str(fast_dtype(lm.device)).removeprefix("torch.") if a.dtype == "auto" else a.dtype
@@ -130,7 +132,7 @@ def cmd_eval(a):
     from tqdm.auto import tqdm
     task = load_task(a.task)
     split = task.subset(a.split, min(a.limit, len(getattr(task, a.split))), seed=0) if a.limit else getattr(task, a.split)
-    lm = load_lm(a.model, dtype=a.dtype)
+    lm = load_lm(a.model, dtype=a.dtype, bos=_BOS[a.bos])
     label_ids(lm, task)                    # words and lengths that cannot work are found before the bar stands
     check_lengths(lm, prefix_embeddings(lm, a.prompt or None), text_ids(lm, task, split.texts))
     with tqdm(total=len(split), unit="text", desc=f"{lm.name} on {task.name}", disable=a.quiet or a.json) as bar:
@@ -177,7 +179,16 @@ def cmd_run(a):
     presets = variations(load_preset(a.preset))
     if a.dry_run: return _say("\n\n".join(dry_run(p, a.data, rates=a.rates and _rates(a.rates), split=a.split) for p in presets.values()))
     if not a.out: raise InputError("no --out; name the results folder")
-    for name, preset in presets.items(): _run_one(preset, str(Path(a.out)/name), a)      # one folder each, where settings are varied
+    if len(presets) > 1:     # one folder each, where settings are varied; all are announced first, so that none is forgotten
+        from hpt_nb.experiments import announce
+        for name, preset in presets.items(): announce(preset, Path(a.out)/name, a.data, a.split)
+    failed = []
+    for name, preset in presets.items():
+        try: _run_one(preset, str(Path(a.out)/name), a)
+        except _Failed as e: failed.append(e)
+    if failed: raise failed[0] if len(failed) == 1 else InputError(f"{failed[0]} (and {len(failed) - 1} more folders)")
+
+class _Failed(InputError): "Pieces of a run failed; all others are done."
 
 def _run_one(preset, out, a):
     "One experiment into one folder, by the engine that was asked for."
@@ -189,13 +200,15 @@ def _run_one(preset, out, a):
         from hpt_nb.engines import run_on_ray
         store = run_on_ray(preset, out, **how, cpus=a.cpus or 1)
     failed = sorted(store.failures(), key=lambda f: {"vocab": 0, "tune": 1}.get(f["kind"], 2))     # what others wait for comes first
-    if failed: raise InputError(f"{len(failed)} pieces failed, the first: {failed[0]['reason']}; the others are done. hpt status {out} lists them, hpt run ... --retry-failed tries them again")
+    if failed: raise _Failed(f"{len(failed)} pieces failed, the first: {failed[0]['reason']}; the others are done. hpt status {out} lists them, hpt run ... --retry-failed tries them again")
     _say(f"done: {len(store.cells('eval'))} scores of {len(store.cells('tune'))} tuned prompts in {out}; hpt report {out} --out SITE makes the page")
 
 def cmd_status(a):
     "hpt status"
     from hpt_nb.store import Store, status, status_text
-    _say(status_text(status(Store(a.dir))))
+    levels = sorted({p.parent for kind in ("cells", "plans") for p in Path(a.dir).glob(f"*/{kind}")})
+    if not levels or any((Path(a.dir)/kind).exists() for kind in ("cells", "plans")): return _say(status_text(status(Store(a.dir))))
+    _say("\n\n".join(f"{path.name}:\n{status_text(status(Store(path)))}" for path in levels))     # settings varied: a folder each
 
 def cmd_report(a):
     "hpt report"
@@ -250,10 +263,12 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--lr", type=float, help="(pez: 0.3)"); c.add_argument("--init", help="labels, random, or for soft methods a text")
     c.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="auto: bfloat16 where the processor has it")
     c.add_argument("--compile", action="store_true", help="compile the model's layers first: faster steps, which round otherwise, after seconds to a minute of compiling; only where the steps pay for it")
+    bos = dict(default="auto", choices=["auto", "yes", "no"], help="does BOS go before the prompt? auto: as the tokenizer has it (OPT's does; PEZ as released leaves it out)")
+    c.add_argument("--bos", **bos)
     c = command("eval", cmd_eval, "accuracy of a prompt on a task")
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--prompt", default="", help="text before each input; none: the template alone")
     c.add_argument("--split", default="validation", choices=["train", "holdout", "validation"]); c.add_argument("--limit", type=_positive(), metavar="N", help="a stratified subset of N texts")
-    c.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"]); c.add_argument("--json", action="store_true", help="one JSON object")
+    c.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"]); c.add_argument("--bos", **bos); c.add_argument("--json", action="store_true", help="one JSON object")
     c = command("fingerprint", cmd_fingerprint, "which input format gives the paper's Empty count")
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True)
     c.add_argument("--limit", type=_positive(), metavar="N", help="a stratified subset of N texts"); c.add_argument("--json", action="store_true", help="one JSON object")

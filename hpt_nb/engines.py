@@ -123,7 +123,7 @@ class Worker:
         try: os.chdir(cwd)   # a preset may name models and data relative to it
         except OSError as e: raise InputError(f"{cwd}: not there on this machine ({e.strerror}); run from a folder that all machines share") from None
         self.asked, self.share = asked, 0.
-        self.job = Job(preset, Store(out), tasks, Models(device="balanced" if asked["GPU"] > 1 else "auto"), retry_failed)
+        self.job = Job(preset, Store(out), tasks, Models(device="balanced" if asked["GPU"] > 1 else "auto", bos=preset.bos), retry_failed)
     def ready(self): return True
     def progress(self)->float: return self.share
     def do(self, unit, inputs:list)->tuple:
@@ -244,7 +244,7 @@ def run_on_ray(
 )->Store:                     # its `failures()` say what failed, and why
     "Run a preset on Ray: as `run_preset`, with the same results. Stop it at any time; the same call goes on where it was."
     import_ray()
-    (store, tasks), preset_models = begin(preset, out, data), Models()
+    (store, tasks), preset_models = begin(preset, out, data), Models(bos=preset.bos)
     units = plan_units(preset, tasks, preset_models, split)
     with ray_cluster() as ray:
         largest = {}

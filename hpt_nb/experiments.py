@@ -8,8 +8,8 @@ __all__ = ['ROWS', 'REGISTRY', 'SIZES', 'CLASSES', 'TEXTS', 'SHARE', 'row_vocab'
            'eval_config', 'Models', 'vocab_config', 'stored_vocab', 'scored_vocab', 'example_words', 'near_tokens',
            'keep_examples', 'passes', 'run_rows', 'tuning_dtypes', 'tune_pass', 'task_key', 'untuned', 'score_prompt',
            'score_vectors', 'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar',
-           'begin', 'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan',
-           'dry_run']
+           'begin', 'announce', 'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks',
+           'makespan', 'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
 import gc, heapq, re, time
@@ -139,6 +139,7 @@ class Preset:
     about:str = ""
     folder:str = "."                            # task files are named relative to the preset
     settings:dict = field(default_factory=dict) # method -> its own settings
+    bos:dict = field(default_factory=dict)      # model -> does it read BOS first? Others: as their tokenizer has it
     vary:dict = field(default_factory=dict)     # field of [vocab] -> other values to run it with, one at a time (`variations`)
 
     def tuning_for(self, task:str)->PezConfig: return replace(self.tuning, **self.by_task.get(task, {}).get("tuning", {}))
@@ -211,7 +212,7 @@ def parse_preset(
     folder=".",
 )->Preset:
     "Check a preset; `InputError` names the key that is wrong, and how."
-    _only(doc, {"name", "about", "tasks", "rows", "seeds", "method", "methods", "source", "vocab", "tuning", "scoring", "task", "vary"}, where)
+    _only(doc, {"name", "about", "tasks", "rows", "seeds", "method", "methods", "source", "bos", "vocab", "tuning", "scoring", "task", "vary"}, where)
     named = doc.get("method")
     settings = named if isinstance(named, dict) else {}   # [method.NAME] tables; a name is the only method
     for need in ("tasks", "source"):
@@ -233,6 +234,9 @@ def parse_preset(
         if any(ROWS[r] in ("common", "stable") for r in rows) and not sources[-1].counterparts:
             raise InputError(f"{where}: source {s['model']!r} has no counterparts, which the row {next(r for r in rows if ROWS[r] in ('common', 'stable'))} needs; name at least one")
     if len({s.model for s in sources}) < len(sources): raise InputError(f"{where}: a source stands there twice; give each model one [[source]]")
+    bos = _only(doc.get("bos", {}), {m for s in sources for m in (s.model, *s.counterparts, *s.targets)}, f"{where}: [bos]")
+    for m, v in bos.items():
+        if type(v) is not bool: raise InputError(f"{where}: [bos] {m} = {v!r}; need true or false")
     vocab = _typed(VocabConfig, doc.get("vocab", {}), f"{where}: [vocab]")
     if vocab.h != "exact" and (type(vocab.h) is not int or vocab.h < 1): raise InputError(f"{where}: [vocab] h = {vocab.h!r}; need \"exact\" or a number of anchors")
     tuning = dict(_only(doc.get("tuning", {}), {f.name for f in fields(PezConfig)} | {"dtype", "budgets", "compile"}, f"{where}: [tuning]"))
@@ -248,7 +252,7 @@ def parse_preset(
     if odd: raise InputError(f"{where}: seed {odd[0]}; need a whole number of at most 63 bits")
     by_task = {t: _only(v, {"tuning", "n", "seeds", "budgets", "methods", "method"}, f"{where}: [task.{t}]") for t, v in _only(doc.get("task", {}), tasks, f"{where}: [task]").items()}
     preset = Preset(str(doc.get("name", where)), tasks, tuple(sources), rows, seeds, methods,
-                    vocab, _typed(PezConfig, tuning, f"{where}: [tuning]"), budgets and _names(budgets, f"{where}: [tuning] budgets", int), dtypes[0], compiled, scoring.get("n", 0), dtypes[1], by_task, str(doc.get("about", "")), str(folder), settings, _vary(doc.get("vary", {}), f"{where}: [vary]"))
+                    vocab, _typed(PezConfig, tuning, f"{where}: [tuning]"), budgets and _names(budgets, f"{where}: [tuning] budgets", int), dtypes[0], compiled, scoring.get("n", 0), dtypes[1], by_task, str(doc.get("about", "")), str(folder), settings, dict(bos), _vary(doc.get("vary", {}), f"{where}: [vary]"))
     for t in tasks:
         _typed(PezConfig, by_task.get(t, {}).get("tuning", {}), f"{where}: [task.{t}.tuning]"); preset.tuning_for(t)
         if type(preset.n_for(t)) is not int or preset.n_for(t) < 0: raise InputError(f"{where}: n = {preset.n_for(t)!r}; need a number of texts, or 0 for all")
@@ -286,8 +290,8 @@ def load_preset(
 
 # %% ../nbs/14_experiments.ipynb #8209c82e
 def lm_id(lm:LM)->str:
-    "What identifies a model's weights: a hash of its file or its revision."
-    return str(lm.info.get("sha256") or lm.info.get("revision") or "unknown")[:12]
+    "What identifies a model: a hash of its file or its revision, and the ids before a text where they are not its tokenizer's own."
+    return str(lm.info.get("sha256") or lm.info.get("revision") or "unknown")[:12] + ("-bos" + ".".join(map(str, lm.bos_ids)) if "bos" in lm.info else "")
 
 def tune_config(method, task, source:LM, counterpart, row, seed, vocab:Vocab, cfg, dtype, second:LM=None, compiled:bool=False)->dict:
     "Identity of one tuning run; `second`, the model that takes part beside the source. Compiled layers round otherwise, so they are named where they are used."
@@ -304,8 +308,8 @@ def eval_config(preset, task, split_n, prompt:dict, target:LM, role, mode, ids)-
 # %% ../nbs/14_experiments.ipynb #a5658aa6
 class Models:
     "Loaded models by name and dtype; keeps the last `keep` of them. `InputError` if two would stand in the results under one name."
-    def __init__(self, keep:int=3, load=None, device="auto"):   # load: None is `load_lm` onto `device`
-        self.keep, self.own, self.load, self.held, self.names = keep, load is None, load or partial(load_lm, device=device), {}, {}
+    def __init__(self, keep:int=3, load=None, device="auto", bos=None):   # load: None is `load_lm` onto `device`; bos: model -> True or False, as in a preset
+        self.keep, self.own, self.load, self.bos, self.held, self.names = keep, load is None, load or partial(load_lm, device=device), bos or {}, {}, {}
         self.spread = as_device(device)[1] == device   # over devices by accelerate, whose hooks a cast copy would share
     def __call__(self, name:str, dtype:str="float32")->LM:
         key = name, dtype
@@ -313,7 +317,7 @@ class Models:
         if lm is None:
             while len(self.held) >= self.keep: self.held.pop(next(iter(self.held))); gc.collect()
             near = self.held.get((name, "float32"))
-            lm = self.load(name, dtype=dtype) if near is None or self.spread else near.cast(getattr(torch, dtype))
+            lm = self.load(name, dtype=dtype, **({"bos": self.bos[name]} if name in self.bos else {})) if near is None or self.spread else near.cast(getattr(torch, dtype))
         self.held[key] = lm   # the latest stands last
         self._named(lm.name, name)
         return lm
@@ -345,10 +349,11 @@ def stored_vocab(
         began = time.perf_counter()
         vocab = stable_vocab(lms, k=v.k, h=None if v.h == "exact" else v.h, repeats=v.repeats, seed=v.seed, include_self=v.include_self)
         have = dict(c=len(vocab), file=f"stable-{config_hash(config)}.parquet", J_quantiles=[round(q, 6) for q in torch.quantile(vocab.J.double(), torch.linspace(0, 1, 21, dtype=torch.double)).tolist()])
-        path = store.file(have["file"]); path.parent.mkdir(parents=True, exist_ok=True)
+        path, seconds = store.file(have["file"]), round(time.perf_counter() - began, 3)
+        path.parent.mkdir(parents=True, exist_ok=True)
         vocab.save(path)
-        store.put("vocab", config, have, provenance(lms[0].device, lms[0].dtype, [v.seed], round(time.perf_counter() - began, 3)))
-        keep_examples(store, config, vocab, lms)
+        if not store.has("neighbors", config): keep_examples(store, config, vocab, lms)   # before the vocabulary's own cell: once that is there, nobody comes back for them
+        store.put("vocab", config, have, provenance(lms[0].device, lms[0].dtype, [v.seed], seconds))
     return Vocab.load(store.file(have["file"]))
 
 def scored_vocab(
@@ -443,14 +448,14 @@ def task_key(preset, task)->str:
     return task.info.get("listed_as", task.name)
 
 # %% ../nbs/14_experiments.ipynb #7cd8b10e
-def untuned(store, preset, source:LM)->list:
-    "Prompts of the rows Empty and Random."
+def untuned(preset, source:LM, task:str)->list:
+    "Prompts of the rows Empty and Random; Random's are as long as the task's tuned ones."
     none = dict(source=source.name, counterpart=None, steps=None, method=None)
     out = [dict(row="Empty", seed=None, prompt_ids=[], prompt_text="", **none)] if "Empty" in preset.rows else []
     if "Random" in preset.rows:
         ids = torch.tensor(sorted(source.token_bytes))
         for seed in preset.seeds:
-            pick = ids[torch.randint(len(ids), (preset.tuning.n_tokens,), generator=torch.Generator().manual_seed(seed))].tolist()
+            pick = ids[torch.randint(len(ids), (preset.tuning_for(task).n_tokens,), generator=torch.Generator().manual_seed(seed))].tolist()
             out.append(dict(row="Random", seed=seed, prompt_ids=pick, prompt_text=source.decode(pick), **none))
     return out
 
@@ -473,7 +478,8 @@ def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo
             memo[key] |= dict(wall_s=round(time.perf_counter() - began, 3))
         have = {k: memo[key][k] for k in ("correct", "n", "predictions", "labels", "wall_s")} | dict(prompt_text=prompt["prompt_text"])
         store.put("eval", config, have, provenance(target.device, target.dtype, None if prompt["seed"] is None else [prompt["seed"]], have["wall_s"]))
-    else: memo.setdefault(key, have)
+        memo[key] |= dict(wall_s=0.)   # whoever has the same ids has the answer for nothing
+    else: memo.setdefault(key, have | dict(wall_s=0.))
     return have
 
 # %% ../nbs/14_experiments.ipynb #5338321f
@@ -569,7 +575,7 @@ def plan_units(
             for k, seeds in enumerate(shares(preset.seeds_for(name), split)):
                 few = replace(preset, seeds=seeds)
                 prompts = [base | dict(row="Empty", seed=None, **none)]*("Empty" in preset.rows and k == 0) + [base | dict(row="Random", seed=seed, **none) for seed in seeds if "Random" in preset.rows]
-                makers = [add(("draw", s.model), kind="draw", source=s.model)] if prompts else []
+                makers = [add(("draw", s.model, name), kind="draw", source=s.model, task=name)] if prompts else []
                 for methods, second in passes(preset, s, name):
                     rows = run_rows(few, methods, s.counterparts, second)
                     needs = [vocab(s.model, cp) for cp in dict.fromkeys(cp for _, row, cp, _ in rows if ROWS[row] in ("common", "stable"))]
@@ -609,7 +615,7 @@ class Job:
             if isinstance(e, (torch.OutOfMemoryError, MemoryError)): self.models.held.clear(); gc.collect()
             return None
 
-    def _draw(self, unit, inputs, at, failed)->list: return untuned(self.store, self.preset, self.models(unit.source))
+    def _draw(self, unit, inputs, at, failed)->list: return untuned(self.preset, self.models(unit.source), unit.task)
 
     def _vocab(self, unit, inputs, at, failed)->list:
         scored_vocab(self.store, self.preset, self.models, unit.source, unit.target)
@@ -681,6 +687,11 @@ def begin(preset:Preset, out, data=None)->tuple:
     store.cells()
     return store, tasks
 
+def announce(preset:Preset, out, data=None, split:int=0):
+    "Write the plan of a run into its folder before anything is done: whoever looks there knows what is to come."
+    (store, tasks) = begin(preset, out, data)
+    store.plan([p for u in plan_units(preset, tasks, Models(bos=preset.bos), split) for p in u.pieces], preset.name)
+
 def run_preset(
     preset:Preset,
     out,                      # results folder; finished cells in it are kept and not computed again
@@ -691,7 +702,7 @@ def run_preset(
     split:int=0,              # seeds in one pass, at most; 0: all
 )->Store:                     # its `failures()` say what failed, and why
     "Run a preset, one unit after another. Stop it at any time; the same call goes on where it was."
-    (store, tasks), models = begin(preset, out, data), models or Models()
+    (store, tasks), models = begin(preset, out, data), models or Models(bos=preset.bos)
     for name in (preset.sources[0].model, *preset.sources[0].counterparts):   # fetched, converted and checked before the clock of the bar starts
         for task in tasks.values(): label_ids(models(name), task)
     units = plan_units(preset, tasks, models, split)
@@ -711,7 +722,7 @@ SIZES = {  # weights that every token passes through, and all weights with the t
     "smollm2-135m": (106_203_456, 134_515_008), "gemma-3-270m": (100_326_016, 268_098_176)}
 CLASSES = {"sst2": 2, "ag_news": 4}
 TEXTS = {"sst2": (16, 30, 872, 5000), "ag_news": (57, 57, 7600, 5000)}   # tokens of a training and of a reported text with its template, reported texts, holdout
-SHARE = {"tune": .45, "score": .7}   # of the rate of plain matrix products that the engine reaches (benchmarks/results/engine.json)
+SHARE = {"tune": .45, "score": .7}   # of the rate of plain matrix products that the engine reaches, rounded (chapter 6 measures .35-.67 and .79-.87, by format)
 
 def count_weights(model)->tuple:
     "(weights that every token passes through, all weights with the tables) of a transformers model."
@@ -820,7 +831,7 @@ def dry_run(
             lines.append(f"  {what}: {r.cells:,} cells, {(r.forward + r.backward)/1e6:,.1f} M tokens, {_hours(r.seconds)}, {r.bytes/2**30:.1f} GiB of weights")
     names = dict.fromkeys([*rows.source, *rows.target, *(c for s in preset.sources for c in s.counterparts)])
     lines += ["", "models: " + ", ".join(f"{n} ({model_size(n)[1]/1e6:,.0f} M weights)" for n in names),
-              f"rates: {rate['tune']/1e9:,.0f} GFLOP/s tuning in {dtype}, {rate['score']/1e9:,.0f} scoring in {preset.scoring_dtype}: " + ("as given" if rates else f"matrix products on this {device} now, times the shares that the benchmark found"),
+              f"rates: {rate['tune']/1e9:,.0f} GFLOP/s tuning in {dtype}, {rate['score']/1e9:,.0f} scoring in {preset.scoring_dtype}: " + ("as given" if rates else f"matrix products on this {device} now, times rounded shares of it that the engine reaches"),
               f"memory: {rows.bytes.max()/2**30:.1f} GiB of weights at most at once, and up to half of what is then free for a pass (it shrinks to fit)"]
     cost, after = list(rows.seconds), list(rows.after)
     first = rows.loc[rows.seconds.idxmax()]

@@ -91,6 +91,50 @@ def test_a_vocabulary_that_three_models_agree_on_serves_every_method(place, caps
         assert cell["config"]["vocab"]["s"] == 30 and set(cell["result"]["prompt_ids"]) <= allowed and len(cell["result"]["prompt_ids"]) == 3, method
 
 
+FEW = PRESET.replace("steps = 30", "steps = 2").replace("eval_every = 10", "eval_every = 2").replace("seeds = [0, 1]", 'seeds = [0, 1]\nrows = ["Empty", "Random", "PEZ", "Ours"]').split('[[source]]\nmodel = "./two"')[0]
+TAIL = "[vocab]\nk = 8\ns = 40\n" + PRESET.partition("[tuning]")[1] + PRESET.partition("[tuning]")[2].replace("steps = 30", "steps = 2").replace("eval_every = 10", "eval_every = 2")
+
+
+def test_what_goes_before_a_text_is_part_of_a_model(place, capsys, tmp_path):
+    "Without BOS the scores are other scores: they have names of their own in a store, and one table does not mix them."
+    from hpt_nb.models import load_lm
+    assert load_lm("./two").bos_ids and "bos" not in load_lm("./two").info
+    for name, bos in (("with", ""), ("without", '[bos]\n"./two" = false\n')): (place / f"{name}.toml").write_text(FEW + bos + TAIL)
+    for name in ("with", "without"): assert main(["run", f"{name}.toml", "--out", str(tmp_path / name), "--quiet"]) == 0
+    ids = {name: {c["config"]["target_id"] for c in Store(tmp_path / name).cells("eval") if c["config"]["target"] == "two"} for name in ("with", "without")}
+    assert {i + "-bos" for i in ids["with"]} == ids["without"]
+    assert results(tmp_path / "with").keys() & results(tmp_path / "without").keys() != results(tmp_path / "with").keys()
+    assert main(["run", "without.toml", "--out", str(tmp_path / "with"), "--quiet"]) == 0          # nothing of the other run is taken for its own
+    assert {c["config"]["target_id"] for c in Store(tmp_path / "with").cells("eval") if c["config"]["target"] == "two"} == ids["with"] | ids["without"]
+    capsys.readouterr()
+    refused(capsys, "models that are both called two", "report", tmp_path / "with", "--out", tmp_path / "site")
+    got = [json.loads(hpt(capsys, "eval", "./two", "--task", "mine.toml", "--prompt", "the film", "--bos", bos, "--json")[1]) for bos in ("auto", "yes", "no")]
+    assert got[0] == got[1] and got[2]["prompt_ids"] == got[0]["prompt_ids"]
+
+
+def test_levels_of_a_setting_are_announced_and_none_stops_the_others(place, capsys, tmp_path, monkeypatch):
+    (place / "vary.toml").write_text(FEW + TAIL + "[vary]\nk = [4, 6]\n")
+    from hpt_nb import experiments
+    own, seen = experiments.scored_vocab, []
+    def picky(store, preset, *a):
+        seen.append(preset.vocab.k)
+        if preset.vocab.k == 8: raise RuntimeError("no such neighbours")
+        return own(store, preset, *a)
+    monkeypatch.setattr(experiments, "scored_vocab", picky)
+    code, _, err = hpt(capsys, "run", "vary.toml", "--out", tmp_path / "v", "--quiet")
+    assert code == 2 and "no such neighbours" in err and {8, 4, 6} <= set(seen)                       # the first level fails, the others are done
+    monkeypatch.setattr(experiments, "scored_vocab", own)
+    code, out, _ = hpt(capsys, "status", tmp_path / "v")
+    assert code == 0 and [line.rstrip(":") for line in out.splitlines() if line.endswith(":") and " " not in line] == ["as-given", "k-4", "k-6"] and out.count("nothing is left") == 3
+    refused(capsys, "as-given is unfinished", "report", tmp_path / "v", "--out", tmp_path / "site")
+    assert main(["run", "vary.toml", "--out", str(tmp_path / "v"), "--quiet", "--retry-failed"]) == 0
+    assert main(["report", str(tmp_path / "v"), "--out", str(tmp_path / "site"), "--preset", "vary.toml"]) == 0
+    (place / "vary.toml").write_text(FEW + TAIL + "[vary]\nk = [4, 7]\n")
+    capsys.readouterr()
+    refused(capsys, "no results of k-7", "report", tmp_path / "v", "--out", tmp_path / "site2", "--preset", "vary.toml")
+    refused(capsys, "name it", "report", tmp_path / "v", "--out", tmp_path / "site2", "--partial")
+
+
 def command(out): return [sys.executable, "-c", "from hpt_nb.cli import main; raise SystemExit(main())", "run", "preset.toml", "--out", str(out)]
 
 
