@@ -50,15 +50,15 @@ def token_data(
 # %% ../nbs/19_explorer.ipynb #0817bea8
 def prompt_data(
     store:Store,
-)->list[dict]:   # a dict a tuned prompt: task, source, row, method, seed, tokens, scores: {"model, mode": accuracy}
+)->list[dict]:   # a dict a tuned prompt: task, source, row, method, steps, seed, tokens, scores: {"model, mode": accuracy}
     "Every tuned prompt of a store with what it scored, sorted."
-    key = lambda cfg: (cfg["task"], cfg["source"], cfg["counterpart"], cfg["row"], cfg["seed"])
+    key = lambda cfg: tuple(cfg.get(k) for k in ("task", "task_hash", "source", "counterpart", "row", "method", "steps", "seed"))   # one pass keeps prompts of several methods and budgets
     scores = {}
     for c in store.cells("eval"):
         cfg, r = c["config"], c["result"]
         scores.setdefault(key(cfg), {})[f"{cfg['target']}, {cfg['mode']}"] = round(r["correct"]/r["n"], 4)
-    out = [dict({k: c["config"][k] for k in ("task", "source", "row", "method", "seed")}, tokens=c["result"]["tokens"], scores=dict(sorted(scores.get(key(c["config"]), {}).items()))) for c in store.cells("tune")]
-    return sorted(out, key=lambda p: [str(p[k]) for k in ("task", "source", "row", "method", "seed")])
+    out = [dict({k: c["config"].get(k) for k in ("task", "source", "row", "method", "steps", "seed")}, tokens=c["result"]["tokens"], scores=dict(sorted(scores.get(key(c["config"]), {}).items()))) for c in store.cells("tune")]
+    return sorted(out, key=lambda p: [str(p[k]) for k in ("task", "source", "row", "method", "steps", "seed")])
 
 # %% ../nbs/19_explorer.ipynb #6cfdd8cc
 _STYLE = """
@@ -125,18 +125,18 @@ function showToken() {
   if (models.length > 1) box.append(element("p", "\\u25cf: among the nearest in every model (" + common.size + " of " + lists[0].length + ").", "note"));
 }
 function showPrompts() {
-  const keep = data.prompts.filter(p => ["task", "source", "row", "method", "seed"].every(k => !$(k).value || String(p[k]) === $(k).value) && (!$("using").checked || chosen === null || p.tokens.includes(chosen)));
+  const keep = data.prompts.filter(p => ["task", "source", "row", "method", "steps", "seed"].every(k => !$(k).value || String(p[k]) === $(k).value) && (!$("using").checked || chosen === null || p.tokens.includes(chosen)));
   $("count").textContent = keep.length + " of " + data.prompts.length + " prompts" + (chosen !== null ? "; " + data.prompts.filter(p => p.tokens.includes(chosen)).length + " use " + shown(chosen) : "");
   const body = $("prompts"); body.replaceChildren();
   for (const p of keep) {
     const tr = element("tr"), cell = element("td"), scores = element("td", undefined, "scores");
-    for (const k of ["task", "source", "row", "method", "seed"]) tr.append(element("td", p[k] === null ? "" : String(p[k])));
+    for (const k of ["task", "source", "row", "method", "steps", "seed"]) tr.append(element("td", p[k] === null ? "" : String(p[k])));
     for (const t of p.tokens) cell.append(tokenButton(t, false));
     for (const [k, v] of Object.entries(p.scores)) scores.append(element("div", (100*v).toFixed(1) + " % " + k));
     tr.append(cell, scores); body.append(tr);
   }
 }
-for (const k of ["task", "source", "row", "method", "seed"]) {
+for (const k of ["task", "source", "row", "method", "steps", "seed"]) {
   const values = [...new Set(data.prompts.map(p => String(p[k])))].sort((a, b) => a.localeCompare(b, "en", {numeric: true}));
   $(k).append(...["", ...values].map(v => { const o = element("option", v || "all"); o.value = v; return o; }));
   $(k).onchange = showPrompts;
@@ -160,9 +160,9 @@ _PAGE = """<!doctype html>
 <p>{count:,} tokens that {models} share, the most stable first. \u2423 stands for a space at a token's end.</p>
 <label class="line">Token: <input id="q" type="search" autocomplete="off" spellcheck="false" placeholder="film"></label><div id="found" aria-live="polite"></div><section id="token" aria-live="polite"></section>
 <h2>Prompts</h2>
-<div><label>task <select id="task"></select></label><label>source <select id="source"></select></label><label>row <select id="row"></select></label><label>method <select id="method"></select></label><label>seed <select id="seed"></select></label>
+<div><label>task <select id="task"></select></label><label>source <select id="source"></select></label><label>row <select id="row"></select></label><label>method <select id="method"></select></label><label>steps <select id="steps"></select></label><label>seed <select id="seed"></select></label>
 <label><input id="using" type="checkbox"> only those that use the token</label></div><p id="count" class="note" aria-live="polite"></p>
-<div class="wide"><table><thead><tr><th>task<th>source<th>row<th>method<th>seed<th>prompt<th>accuracy on, as</tr></thead><tbody id="prompts"></tbody></table></div>
+<div class="wide"><table><thead><tr><th>task<th>source<th>row<th>method<th>steps<th>seed<th>prompt<th>accuracy on, as</tr></thead><tbody id="prompts"></tbody></table></div>
 <noscript>This page needs JavaScript; it fetches nothing.</noscript>
 <script type="application/json" id="data">{data}</script><script>{script}</script></body></html>
 """

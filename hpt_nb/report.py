@@ -9,16 +9,17 @@ __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 'PAPER', 'STEPS', 'FEATURES'
            't_quantile', 'seed_interval', 'text_interval', 'differences', 'spans_zero', 'differences_table', 'verdict',
            'losses', 'loss_table', 'loss_verdict', 'wilson', 'roundtrips', 'roundtrip_table', 'visible', 'prompt_table',
            'counterpart_note', 'settings_table', 'settings_tables', 'vocab_frame', 'stability_frame', 'extremes_table',
-           'time_table', 'provenance_table', 'changed', 'check_preset', 'machines_note', 'plot_accuracy',
-           'curves_frame', 'plot_curves', 'plot_stability', 'neighbors_frame', 'plot_neighbors', 'neighbors_said',
-           'pairs_frame', 'plot_transfer', 'table_html', 'figure_html', 'headline', 'unfinished', 'planned_left',
-           'finished', 'overview', 'overview_table', 'plot_overview', 'readings_frame', 'stability_maps', 'maps_for',
-           'unread', 'features_frame', 'reading_table', 'correlations', 'correlation_table', 'features_verdict',
-           'words_verdict', 'levels_frame', 'level_differences', 'levels_table', 'method_scores', 'complete_ways',
-           'methods_left', 'distinct', 'method_stats', 'method_table', 'part_note', 'method_differences',
+           'time_table', 'origins_frame', 'provenance_table', 'changed', 'check_varied', 'check_preset',
+           'machines_note', 'plot_accuracy', 'curves_frame', 'plot_curves', 'plot_stability', 'neighbors_frame',
+           'plot_neighbors', 'neighbors_said', 'pairs_frame', 'plot_transfer', 'table_html', 'figure_html', 'signs',
+           'headline', 'unfinished', 'planned_left', 'finished', 'overview', 'overview_table', 'plot_overview',
+           'readings_frame', 'stability_maps', 'maps_for', 'unread', 'has_words', 'features_frame', 'reading_table',
+           'correlations', 'correlation_table', 'features_verdict', 'words_verdict', 'levels_frame',
+           'level_differences', 'levels_table', 'method_scores', 'complete_ways', 'methods_left', 'distinct',
+           'vectors_note', 'method_stats', 'method_table', 'part_note', 'method_differences',
            'method_differences_table', 'method_verdicts', 'method_sentences', 'methods_headline', 'spent_frame',
            'spent_table', 'compute_frame', 'plot_compute', 'compute_panels', 'soft_table', 'methods_section',
-           'write_report']
+           'write_report', 'levels_origins']
 
 # %% ../nbs/16_report.ipynb #9380702f
 import io, math, unicodedata
@@ -55,6 +56,7 @@ def _tidy(rows:list, columns)->pd.DataFrame:
 # %% ../nbs/16_report.ipynb #b29852f3
 _TUNE = ("n_tokens", "eval_every", "holdout_n")
 _OWN = ("batch", "lr")   # settings that not every method has
+_APART = {*_RUN, *_TUNE, *_OWN, "vocab", "dtype", "compiled", "second_id"}   # of a tuning run's configuration: what has a column of its own, or may differ within a table
 _TUNED = ("prompt_text", "tokens", "best_step", "curve", "runs_in_pass", "forward_tokens")
 
 def tunes_frame(
@@ -68,9 +70,9 @@ def tunes_frame(
         if vocab["vocab_kind"] == "whole": vocab["vocab_s"] = None   # nothing was restricted: its size is the model's, not a setting
         more = {"tune_dtype":cfg["dtype"] + ", compiled"*bool(cell["config"].get("compiled")), "tuned_ids":res["prompt_ids"], "tune_wall_s":res["wall_s"], "tune_device":cell["meta"].get("device"), "pass_steps":cell["result"].get("pass_steps", cfg["steps"]),
                 "second":cfg["counterpart"] if "second_id" in cell["config"] else None, **{k:cell["config"].get(k) for k in _OWN},
-                **{k:cell["result"].get(k) for k in ("backward_tokens", "reading_holdout", "cosines")}}
+                **{k:cell["result"].get(k) for k in ("backward_tokens", "reading_holdout", "cosines")}, "rest":{k:v for k, v in cell["config"].items() if k not in _APART}}
         rows.append({**cfg, **res, **vocab, **more})
-    return _tidy(rows, (*_RUN, *_TUNE, *_OWN, *_TUNED, "pass_steps", "backward_tokens", "reading_holdout", "cosines", "second", "vocab_kind", "vocab_s", "vocab_hash", "tune_dtype", "tuned_ids", "tune_wall_s", "tune_device"))
+    return _tidy(rows, (*_RUN, *_TUNE, *_OWN, *_TUNED, "pass_steps", "backward_tokens", "reading_holdout", "cosines", "second", "vocab_kind", "vocab_s", "vocab_hash", "tune_dtype", "tuned_ids", "tune_wall_s", "tune_device", "rest"))
 
 # %% ../nbs/16_report.ipynb #9217c0ba
 def _hits(cell:dict)->np.ndarray:
@@ -82,7 +84,7 @@ def _hits(cell:dict)->np.ndarray:
     return hits
 
 # %% ../nbs/16_report.ipynb #1157d951
-_EVAL = ("split", "target", "role", "mode", "prompt_ids", "dtype")
+_EVAL = ("split", "target", "role", "mode", "prompt_ids", "dtype")   # and target_id, where it is known
 _META = ("commit", "dirty", "device", "cpu", "simd", "cpus", "python", "torch", "transformers", "platform", "date")
 
 def _evals_frame(store:Store)->pd.DataFrame:
@@ -90,9 +92,9 @@ def _evals_frame(store:Store)->pd.DataFrame:
     rows = []
     for cell in store.cells("eval"):
         hits = _hits(cell)
-        rows.append({**_fields(cell, "config", (*_RUN, *_EVAL)), "n":len(hits), "correct":int(hits.sum()), "accuracy":hits.mean(), "hits":hits, "labels":cell["result"]["labels"],
+        rows.append({**_fields(cell, "config", (*_RUN, *_EVAL)), "target_id":cell["config"].get("target_id"), "n":len(hits), "correct":int(hits.sum()), "accuracy":hits.mean(), "hits":hits, "labels":cell["result"]["labels"],
                      "wall_s":cell["result"].get("wall_s"), **{k:cell["meta"].get(k) for k in _META}})
-    return _tidy(rows, (*_RUN, *_EVAL, "n", "correct", "accuracy", "hits", "labels", "wall_s", *_META))
+    return _tidy(rows, (*_RUN, *_EVAL, "target_id", "n", "correct", "accuracy", "hits", "labels", "wall_s", *_META))
 
 # %% ../nbs/16_report.ipynb #03c627be
 def results_frame(
@@ -105,6 +107,8 @@ def results_frame(
     if len(double): raise InputError(f"{_where(double.iloc[0])}: {_differing(double)}; one run is needed: {_apart(double)}")
     for (task, source, _), g in tunes.groupby(["task", "source", "method"]):   # several budgets are results of one pass on its way
         if g.pass_steps.nunique() > 1: raise InputError(f"{task} from {source} mixes configurations: steps is {_values(g.pass_steps)}; keep each configuration in a folder of its own")
+    for target, g in evals.groupby("target"):
+        if g.target_id.nunique() > 1: raise InputError(f"{store.path} holds scores of {g.target_id.nunique()} models that are both called {target} ({_values(g.target_id)}); keep each in a folder of its own")
     df = evals.merge(tunes, on=list(_RUN), how="left", validate="many_to_one")
     stale = df[[m=="ids" and r=="original" and isinstance(t, list) and t!=p for m, r, t, p in zip(df["mode"], df.role, df.tuned_ids, df.prompt_ids)]]
     if len(stale): raise InputError(f"{_where(stale.iloc[0])}: scored as ids {stale.iloc[0].prompt_ids}, but tuned to {stale.iloc[0].tuned_ids}; delete that eval cell and run again")
@@ -116,7 +120,7 @@ def _where(r)->str:
     seed = "" if pd.isna(r.seed) else f", seed {r.seed}"
     return f"{r.task} from {r.source}, {ROWS.get(r.row, r.row)}{'' if r.counterpart==DASH else f' with {r.counterpart}'}{seed}"
 
-_SETTINGS = ("task_hash", "split", "n", "steps", "dtype", "method", "batch", "lr", "n_tokens", "tune_dtype", "eval_every", "holdout_n", "vocab_s")
+_SETTINGS = ("task_hash", "split", "n", "steps", "dtype", "method", "batch", "lr", "n_tokens", "tune_dtype", "eval_every", "holdout_n", "vocab_s", "rest")
 
 _SHOWN = {"tune_dtype":"the number format of tuning"}
 
@@ -127,7 +131,10 @@ def _apart(df:pd.DataFrame)->str:
 
 def _differing(df:pd.DataFrame, names=_SETTINGS)->str:
     "The settings that are not the same in all of `df`, with their values; '' if all agree. A missing value is no value."
-    values = {n:df[n].dropna().value_counts() for n in names if n in df}
+    values = {n:df[n].dropna().value_counts() for n in names if n in df and n!="rest"}
+    if "rest" in names and "rest" in df:
+        rests = [r for r in df.rest if isinstance(r, dict)]
+        for n in dict.fromkeys(k for r in rests for k in r): values[n] = pd.Series([str(r[n]) for r in rests if n in r], dtype=object).value_counts()
     show = lambda v: f"{v:g}" if isinstance(v, float) else v      # a join turns whole numbers into floats
     return "; ".join(f"{_SHOWN.get(n, n)} is " + " and ".join(f"{show(v)} ({k} results)" for v, k in c.items()) for n, c in values.items() if len(c) > 1)
 
@@ -410,11 +417,12 @@ def wilson(
     return max(0., (mid - half)/(1 + z*z/n)), min(1., (mid + half)/(1 + z*z/n))
 
 def roundtrips(df:pd.DataFrame)->pd.DataFrame:
-    "row, prompts, changed (those whose text gives other ids on their own model), share, low, high; a row for each row, one for each prompt is counted."
+    "row, prompts, changed (those whose text gives other ids on their own model), share, low, high: a line for each row, in which each different prompt of a model counts once."
     key = list(_RUN)
     own = df[(df.role=="original") & (df.row!="Empty")]
     ids, text = (own[own["mode"]==m][[*key, "prompt_ids"]] for m in ("ids", "text"))
     both = ids.merge(text, on=key, suffixes=("", "_again"))
+    both = both[~both.assign(ids=both.prompt_ids.map(tuple)).duplicated(["row", "source", "ids"])]   # one prompt may stand in the tables of several tasks and budgets
     out = []
     for row, g in sorted(both.groupby("row"), key=lambda kv: row_order(kv[0])):
         k = sum(a!=b for a, b in zip(g.prompt_ids, g.prompt_ids_again))
@@ -436,7 +444,7 @@ def visible(text:str)->str:
 def prompt_table(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
     "Table 3: each seed's tuned prompt, a token that cannot be decoded as {unknown}, with its accuracy on the source by ids and as text, and on each target (percent)."
     part = _table(df, task, source)
-    part = part[part.tokens.notna()].assign(column=lambda d: np.where(d.role=="transfer", d.target, np.where(d["mode"]=="ids", "Source by ids", "Source as text")))
+    part = part[part.tokens.notna() & (part["mode"]!="vectors")].assign(column=lambda d: np.where(d.role=="transfer", d.target, np.where(d["mode"]=="ids", "Source by ids", "Source as text")))
     out = []
     for (row, other, seed), g in sorted(part.groupby(["row", "counterpart", "seed"]), key=lambda kv: (row_order(kv[0][0]), *kv[0][1:])):
         g = g[(g.role=="original") | (g["mode"]=="text")]
@@ -463,6 +471,19 @@ def _values(column)->str:
     values = sorted(set(pd.Series(column).dropna()))
     return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values) or DASH
 
+_OPTIMIZERS = {m:("Adafactor", "lr") for m in ("pez", "pez-reprojected", "soft", "joint", "joint-choice")} | {"optiprompt":("Adam", "adam_lr"), "rlprompt":("Adam", "lr")}   # method -> optimizer, the setting that holds its rate; swaps have neither
+
+def _rate(method:str, g:pd.DataFrame)->str:
+    "A method's learning rate, from the setting that it reads."
+    name = _OPTIMIZERS.get(method, (None, None))[1]
+    return _values(g[name] if name in g else [r[name] for r in g.rest if isinstance(r, dict) and name in r])
+
+def _of_methods(df:pd.DataFrame, value)->list:
+    "`value` of each method's results: once if it is the same for all, else beside the methods' names."
+    each = {m:str(value(m, g)) for m, g in df.groupby("method")}
+    told = {v:[m for m in each if each[m]==v] for v in each.values() if v!=DASH}
+    return list(told) if len(each)<2 or len(set(each.values()))<2 else ["; ".join(f"{', '.join(ms)}: {v}" for v, ms in told.items())]
+
 def _of_tasks(df:pd.DataFrame, value)->list:
     "`value` of each task's results: once if it is the same for all, else beside the tasks' names."
     each = {t:str(value(g)) for t, g in df.groupby("task")}
@@ -474,7 +495,7 @@ def settings_table(
     vocabs:pd.DataFrame,   # from `vocab_frame`
 )->pd.DataFrame:           # Parameter, This run, The paper
     "Tables 6 and 7 from the configurations that ran; several values where tables differ."
-    ran = {"Learning rate":df.lr, "Training steps":_of_tasks(df[df.tokens.notna()], lambda g: _values(g.steps)), "Train batch size":df.batch, "Optimizer":df.method.dropna().map(lambda m: "Adafactor" if str(m).startswith("pez") else "none"),
+    ran = {"Learning rate":_of_methods(df, _rate), "Training steps":_of_tasks(df[df.tokens.notna()], lambda g: _values(g.steps)), "Train batch size":df.batch, "Optimizer":_of_methods(df, lambda m, g: _OPTIMIZERS.get(m, ("none",))[0]),
            "Search":df.method, "Prompt tokens":df.n_tokens, "Seeds":_of_tasks(df, lambda g: g.seed.nunique()), "Seed numbers":_of_tasks(df, lambda g: _values(g.seed)), "Vocabulary size s":df.vocab_s, "Tuned in":_of_tasks(df, lambda g: _values(g.tune_dtype)), "Scored in":df.dtype,
            "Kept prompt chosen every (steps)":_of_tasks(df, lambda g: _values(g.eval_every)), "Texts it is chosen on":_of_tasks(df, lambda g: _values(g.holdout_n)), "Texts scored":[f"{t}: {_values(g.n)}" for t, g in df.groupby("task")],
            "Nearest neighbours K":vocabs.k, "Sampled tokens h":vocabs.h, "Samples L":vocabs.repeats, "A token is its own neighbour":vocabs.include_self}
@@ -519,18 +540,32 @@ def time_table(df:pd.DataFrame, tunes:pd.DataFrame, vocabs:pd.DataFrame)->pd.Dat
     tunes = tunes[tunes.steps==tunes.pass_steps]   # a smaller budget cost nothing of its own
     share = lambda what: (tunes[what]/tunes.runs_in_pass).sum()
     passes, read = (1/tunes.runs_in_pass).sum(), round(share("forward_tokens"))
-    rows = [("Stability of common tokens", len(vocabs), vocabs.wall_s.sum(), ""), (f"Tuning, in {passes:.0f} passes", len(tunes), share("tune_wall_s"), f"{read:,}"), ("Scoring prompts", len(df), df.wall_s.sum(), "")]
+    scored = df[~df.assign(ids=df.prompt_ids.map(tuple)).duplicated(["task", "target", "n", "ids", "wall_s"])]   # a prompt with the ids of another took its score, and wrote its time
+    rows = [("Stability of common tokens", len(vocabs), vocabs.wall_s.sum(), ""), (f"Tuning, in {passes:.0f} passes", len(tunes), share("tune_wall_s"), f"{read:,}"), ("Scoring prompts", len(df), scored.wall_s.sum(), "")]
     rows.append(("All", sum(r[1] for r in rows), sum(r[2] for r in rows), ""))
     return pd.DataFrame([{"Work":w, "Results":str(n), "Wall time (s)":f"{s:.1f}", "Forward tokens":t} for w, n, s, t in rows])
 
 # %% ../nbs/16_report.ipynb #4228f4d0
+_KINDS = {"vocab":"Vocabularies", "tune":"Tuned prompts", "eval":"Scores"}
+
+def origins_frame(store:Store)->pd.DataFrame:
+    "Of every vocabulary, tuned prompt and score of a store: its kind, and the code, libraries and machine that made it."
+    rows = [dict(kind=kind, **{k:c["meta"].get(k) for k in _META}) for kind in _KINDS for c in store.cells(kind)]
+    return pd.DataFrame(rows, columns=["kind", *_META])
+
+def _commits(df:pd.DataFrame)->str:
+    dirty = df.dirty.map(lambda d: " (with changes)" if d is True else "")
+    return _values((df.commit.astype(str).str[:12] + dirty)[df.commit.notna()])
+
 def provenance_table(df:pd.DataFrame)->pd.DataFrame:
-    "Which code, libraries and machines made the results; several values where they differ."
-    dirty = df.dirty.map(lambda d: d is True)
-    commit = df.commit.dropna().astype(str).str[:12] + dirty.map({True:" (with changes)", False:""}).reindex(df.commit.dropna().index)
+    "Which code, libraries and machines made the results of an `origins_frame`: a line for each fact, a column for each kind of result; several values where they differ, and so said where some do not tell."
     names = {"device":"Device", "cpu":"Processor", "simd":"Vector instructions", "cpus":"Processor threads", "platform":"System", "python":"Python", "torch":"torch", "transformers":"transformers", "date":"Computed (UTC)"}
-    span = lambda n: " to ".join(dict.fromkeys([df[n].min(), df[n].max()])) if n=="date" and df[n].notna().all() else _values(df[n])
-    return pd.DataFrame([{"What":"Commit", "Value":_values(commit)}, *({"What":label, "Value":span(n)} for n, label in names.items() if n!="simd" or df[n].notna().any())])
+    def told(g, n):
+        if n=="commit": return _commits(g)
+        if n=="date" and g[n].notna().all(): return " to ".join(dict.fromkeys([g[n].min(), g[n].max()]))
+        return _values(g[n]) + (f" (not recorded in {g[n].isna().sum()} of {len(g)})" if g[n].notna().any() and g[n].isna().any() else "")
+    parts = {label:df[df.kind==kind] for kind, label in _KINDS.items()}
+    return pd.DataFrame([{"What":label, **{k:told(g, n) for k, g in parts.items() if len(g)}} for n, label in ({"commit":"Commit"} | names).items() if n!="simd" or df[n].notna().any()])
 
 # %% ../nbs/16_report.ipynb #2f52a568
 def _listed(preset, task:str)->str|None:
@@ -538,15 +573,22 @@ def _listed(preset, task:str)->str|None:
     files = [t for t in preset.tasks if t.endswith(".toml")]
     return next((t for t in preset.tasks if task in (t, Path(t).stem)), files[0] if len(files)==1 else None)
 
+def _called(model:str)->set:
+    "The names that a model of a preset may have in results: a hub id, a shipped model's name, a folder's or a file's."
+    return {model, model.lower(), Path(model).name} | ({Path(model).stem} if model.endswith(".gguf") else set())
+
 def _wanted(preset, kind:str, c:dict)->dict:
     "What a preset says now of the fields of one cell's configuration: field -> values it may have."
     one = lambda d: {k:[v] for k, v in d.items()}
     if kind=="vocab":
         v, drawn = preset.vocab, preset.vocab.h!="exact"
         return one(dict(k=v.k, h=v.h, repeats=v.repeats if drawn else None, seed=v.seed if drawn else None, include_self=v.include_self))
-    task = _listed(preset, c["task"])
+    task, sources = _listed(preset, c["task"]), {c["source"]:s for s in preset.sources if c["source"] in _called(s.model)}
     if task is None: return {"task":list(preset.tasks)}
-    want = {"row":list(preset.rows), "seed":[None, *preset.seeds_for(task)] if kind=="eval" else list(preset.seeds_for(task))}
+    if not sources: return {"source":[s.model for s in preset.sources]}
+    names = lambda ms: sorted({n for m in ms for n in _called(m)})
+    own = sources[c["source"]]
+    want = {"counterpart":[None, *names(own.counterparts)], **({"target":names((own.model, *own.targets))} if kind=="eval" else {}), "row":list(preset.rows), "seed":[None, *preset.seeds_for(task)] if kind=="eval" else list(preset.seeds_for(task))}
     if kind=="eval": return want | {"dtype":[preset.scoring_dtype]} | ({"n":[preset.n_for(task)]} if preset.n_for(task) else {})
     methods = preset.methods_for(task)
     if c["method"] not in methods: return {"method":list(methods)}
@@ -558,16 +600,25 @@ def changed(
     preset,       # an experiment as it is now (`hpt_nb.experiments.Preset`)
 )->list:          # lines
     "In what a store's results differ from a preset, each difference once; empty if in nothing."
-    lines = {}
+    lines, sizes = {}, {c["result"].get("c") for c in store.cells("vocab")} | {c["config"]["vocab"].get("s") for c in store.cells("tune") if c["config"]["vocab"].get("kind")=="whole"}
     for kind in ("vocab", "tune", "eval"):
         for cell in store.cells(kind):
             c = cell["config"]
-            for name, may in _wanted(preset, kind, c).items():
+            want, vocab = _wanted(preset, kind, c), c.get("vocab") or {}
+            if vocab.get("kind") in ("random", "common", "stable"): c, want = {**c, "vocabulary size s":vocab.get("s")}, want | {"vocabulary size s":[preset.vocab.s, *(n for n in sizes if n and n < preset.vocab.s)]}   # no more than there are
+            for name, may in want.items():
                 got = list(c[name]) if isinstance(c.get(name), tuple) else c.get(name)
                 if got in [list(m) if isinstance(m, tuple) else m for m in may]: continue
                 what = f"{c['task']} from {c['source']}" if kind!="vocab" else "vocabulary of " + " and ".join(c["models"])
                 lines[f"{kind}, {what}: {name} is {got!r} in the results, {' or '.join(map(repr, may))} in the preset"] = None
     return list(lines)
+
+def check_varied(folder, preset):
+    "`check_preset` of each level of a varied experiment. `InputError` for a level that is not there, too."
+    from hpt_nb.experiments import variations
+    for name, level in variations(preset).items():
+        if not (Path(folder)/name/"cells").is_dir(): raise InputError(f"{folder}: no results of {name or preset.name}; run hpt run {preset.name} --out {folder} to finish, or report without --preset")
+        check_preset(Store(Path(folder)/name), level)
 
 def check_preset(store:Store, preset):
     "`InputError` where a store's results were not made by this preset as it is now; it says what to run again."
@@ -576,7 +627,7 @@ def check_preset(store:Store, preset):
                          + f"; run hpt run {preset.name} --out with a new folder, or report without --preset")
 
 # %% ../nbs/16_report.ipynb #04942221
-_MACHINE = {"device":"device of scoring", "tune_device":"device of tuning", "cpu":"processor", "torch":"torch", "transformers":"transformers", "commit":"commit"}
+_MACHINE = {"device":"device of scoring", "tune_device":"device of tuning", "cpu":"processor", "simd":"set of vector instructions", "torch":"torch", "transformers":"transformers", "commit":"commit"}
 
 def machines_note(part:pd.DataFrame)->str:
     "Where one table's results were made on different machines or by different code, in words; '' if all agree."
@@ -820,13 +871,19 @@ def _stability_section(store:Store, tunes:pd.DataFrame, vocabs:pd.DataFrame)->st
     return "\n".join(parts)
 
 # %% ../nbs/16_report.ipynb #9402cc43
+def signs(points)->tuple:
+    "How many differences are above zero, below it, and zero."
+    p = np.round(np.asarray(points, float), 9)   # equal counts are equal, whatever their means were rounded to
+    return int((p > 0).sum()), int((p < 0).sum()), int((p==0).sum())
+
 def headline(df:pd.DataFrame)->str:
     "The whole run in one sentence: how often Ours is above the Baseline on a target, and how often that is settled."
     d = pd.concat([differences(part, task, source).query("versus=='PEZ' and place!='Original'") for task, source, _, part in each_variant(df)])
     if not len(d): return "There is no comparison of Ours with Baseline (PEZ) on a target here."
     many = "method, budget, " if len(each_variant(df)) > len(tables(df)) else ""
     settled, near = sum(not _undecided(r) for r in d.itertuples()), (d.place==d.counterpart).sum()
-    return (f"On targets, Ours is above Baseline (PEZ) in {(d.points > 0).sum()} of {len(d)} comparisons (one for each task, source, {many}counterpart and target), by {d.points.mean():+.1f} points on average. "
+    up, down, level = signs(d.points)
+    return (f"Of {len(d)} comparisons on targets (one for each task, source, {many}counterpart and target), Ours is above Baseline (PEZ) in {up}, below it in {down} and level with it in {level}; the mean difference is {d.points.mean():+.1f} points. "
             f"In {settled} of {len(d)} both 95 % intervals, over seeds and over texts, exclude zero. In {near} of {len(d)} the target is the counterpart itself.")
 
 def _ran(df:pd.DataFrame)->str:
@@ -861,10 +918,12 @@ def _of_variant(tunes:pd.DataFrame, part:pd.DataFrame)->pd.DataFrame:
 
 def finished(df:pd.DataFrame, tunes:pd.DataFrame, path)->tuple:
     "Results and tuning runs of the variants that lack nothing. `InputError` if there is none."
-    rows, whole = set(df.row), []
+    rows = {m:set(g.row) for m, g in df[~df.row.isin(UNTUNED)].groupby("method")}   # joint tuning has no whole vocabulary, so each method is held against its own rows
+    fixed, whole = set(df.row) & set(UNTUNED), []
     for _, _, _, part in each_variant(df):
         tuned = part[~part.row.isin(UNTUNED)]
-        if not missing(part) and set(part.row)==rows and not tuned.tuned_ids.isna().any(): whole.append(part)
+        want = fixed.union(*(rows[m] for m in set(tuned.method)))
+        if not missing(part) and set(part.row)==want and not tuned.tuned_ids.isna().any(): whole.append(part)
     if not whole: raise InputError(f"{path}: no table is finished yet; call hpt run again with the same folder")
     kept = pd.concat(whole)
     kept = kept[~kept.index.duplicated()].sort_index()
@@ -938,15 +997,25 @@ def unread(df:pd.DataFrame, readings:pd.DataFrame)->int:
     here = {k[:-1] for k in name(readings[readings.role=="original"])}
     return sum(k not in name(readings[readings.role=="transfer"]) or k[:-1] not in here for k in name(moved))
 
+_WORDY = ("word", "piece", "read")   # features that need a word list
+
+def has_words(words=None)->bool:
+    "Is there a word list: `words`, or wordfreq's?"
+    try: describe([" film"], words)
+    except InputError: return False
+    return True
+
 def features_frame(
     df:pd.DataFrame,        # from `results_frame`
     readings:pd.DataFrame,  # from `readings_frame`
     maps:dict,              # from `stability_maps`
     words=None,             # a word list in place of wordfreq's
 )->pd.DataFrame:            # a row for each prompt and target: FEATURES (shares 0..1), source and target accuracy (percent), their difference
-    "What each prompt reads like, beside how it scored. `InputError` where the word list is missing."
+    "What each prompt reads like, beside how it scored. Without a word list, what needs one is missing."
+    no_list = not has_words(words)
+    if no_list: words = ()
     key, out = list(_RUN), []
-    acc = df[(df["mode"]=="ids") | (df.role=="transfer")].drop_duplicates([*key, "target"])
+    acc = df[df["mode"]==df.role.map({"original":"ids", "transfer":"text"})].drop_duplicates([*key, "target"])
     at = {tuple(map(str, r)): a for *r, a in acc[[*key, "target", "accuracy"]].itertuples(index=False)}
     here = {tuple(str(getattr(r, k)) for k in key): r for r in readings[readings.role=="original"].itertuples()}
     for r in readings[readings.role=="transfer"].itertuples():
@@ -954,6 +1023,7 @@ def features_frame(
         if k not in here or (*k, r.target) not in at or (*k, r.source) not in at: continue
         near = maps_for(maps, r.source, r.target)
         row = {c: getattr(r, c) for c in (*key, "target")} | {f: v for f, v in describe(here[k].tokens, words).items() if f in FEATURES}
+        if no_list: row |= dict.fromkeys(_WORDY, math.nan)
         row |= dict(J=float(np.mean([J.get(t, 0.) for t in here[k].tokens for J in near])) if near else math.nan, log_ppl_source=_log(here[k].perplexity), log_ppl_target=_log(r.perplexity),
                     source_pct=100*at[*k, r.source], target_pct=100*at[*k, r.target])
         out.append(row | dict(loss=row["target_pct"] - row["source_pct"]))
@@ -997,6 +1067,7 @@ def features_verdict(features:pd.DataFrame)->str:
 def words_verdict(features:pd.DataFrame)->str:
     "Does the paper's Section 6 hold here? One sentence."
     c = correlations(features).query("feature=='word'").dropna(subset=["rho"])
+    if features.word.isna().all(): return "Without a word list nothing can be said of real words."
     if not len(c): return "The share of real words does not vary enough here to say anything of it."
     up, down = int((c.low > 0).sum()), int((c.high < 0).sum())
     said = f"More real words go with a higher accuracy on the target in {int((c.rho > 0).sum())} of {len(c)} settings (task, source, target); the 95 % interval excludes zero upwards in {up} and downwards in {down}. "
@@ -1007,34 +1078,36 @@ def levels_frame(
     folder,        # holds a results folder for each level
 )->pd.DataFrame:   # `results_frame` of each, with its `level` first
     "Results of all levels of a varied experiment. `InputError` if there are none, if one is unfinished, or if they differ in more than the vocabulary."
-    found = sorted(p.parent for p in Path(folder).glob("*/cells"))
+    found = sorted({p.parent for kind in ("cells", "plans") for p in Path(folder).glob(f"*/{kind}")})
     if not found: raise InputError(f"{folder}: no results folder in it; need the folder of a run with [vary]")
     parts = [(p.name, Store(p), results_frame(Store(p))) for p in found]
     for name, store, df in parts:
         if lacks := unfinished(df, tunes_frame(store)) or planned_left(store): raise InputError(f"{store.path} is unfinished, {len(lacks)} piece(s) missing, the first: {lacks[0]}; run it again to finish")
     all_ = pd.concat([df.assign(level=name) for name, _, df in parts], ignore_index=True)
-    for (task, source), g in all_.groupby(["task", "source"]):
+    for task, source, _, g in each_variant(all_):
         if mixed := _differing(g, [s for s in _SETTINGS if s!="vocab_s"]): raise InputError(f"{folder}, {task} from {source}: the levels differ in more than the vocabulary: {mixed}; {_apart(g)}")
     return all_[["level", *(c for c in all_ if c!="level")]]
 
 def level_differences(levels:pd.DataFrame, base:str="as-given", row:str="Ours")->pd.DataFrame:
-    "One row's accuracy at each level (percent), and less that of `base`, paired by seed: task, source, level, place, mean, sd, seeds, points, seeds_low/high, texts_low/high. `InputError` without `base`."
+    "One row's accuracy at each level (percent), and less that of `base`, paired by seed: task, source, counterpart, method, steps, level, place, mean, sd, seeds, points, seeds_low/high, texts_low/high. `InputError` without `base`."
     if base not in set(levels.level): raise InputError(f"no level {base!r}; there are: {', '.join(sorted(set(levels.level)))}")
     out, one = [], levels[levels.row==row]
-    one = one[(one["mode"]=="ids") | (one.role=="transfer")]
-    for (task, source, target), g in one.groupby(["task", "source", "target"]):
+    one = one[one["mode"]==one.role.map({"original":"ids", "transfer":"text"})]
+    for (task, source, other, method, steps, target), g in one.groupby(["task", "source", "counterpart", "method", "steps", "target"], dropna=False):
         hits = {level:100*_stack(h) for level, h in g.groupby("level")}
+        if base not in hits: raise InputError(f"{task} from {source} on {target}: no results of level {base}; run it again to finish")
         for level, h in sorted(hits.items(), key=lambda kv: kv[0]!=base):
             if h.shape!=hits[base].shape: raise InputError(f"{task} from {source} on {target}: level {level} has {h.shape[0]} seeds, {base} {hits[base].shape[0]}; run both with the same")
             d = h - hits[base]
             (a, b), (x, y), by_seed = seed_interval(d.mean(axis=1)), text_interval(d.mean(axis=0)), h.mean(axis=1)
-            out.append(dict(task=task, source=source, level=level, place="Original" if target==source else target, mean=h.mean(), sd=by_seed.std(ddof=1) if len(h) > 1 else math.nan, seeds=len(h), points=d.mean(), seeds_low=a, seeds_high=b, texts_low=x, texts_high=y))
+            out.append(dict(task=task, source=source, counterpart=other, method=method, steps=steps, level=level, place="Original" if target==source else target, mean=h.mean(), sd=by_seed.std(ddof=1) if len(h) > 1 else math.nan, seeds=len(h), points=d.mean(), seeds_low=a, seeds_high=b, texts_low=x, texts_high=y))
     return pd.DataFrame(out)
 
 def levels_table(d:pd.DataFrame, base:str="as-given")->pd.DataFrame:
     "`level_differences` from `base`, as text."
     less = f"Less {base.replace('as-given', 'as given')}"
-    return pd.DataFrame([{"Task":r.task, "Source":r.source, "Level":r.level, "On":r.place, "Accuracy":f"{r.mean:.1f}" + ("" if math.isnan(r.sd) else f" ± {r.sd:.1f}"), **({less:"", "95 % over seeds":"", "95 % over texts":"", "Interval spans zero":""} if r.level==base else
+    more = {label:n for label, n in (("Counterpart", "counterpart"), ("Tuned by", "method"), ("Steps", "steps")) if d[n].nunique() > 1}   # where there are several
+    return pd.DataFrame([{"Task":r.task, "Source":r.source, **{label:getattr(r, n) for label, n in more.items()}, "Level":r.level, "On":r.place, "Accuracy":f"{r.mean:.1f}" + ("" if math.isnan(r.sd) else f" ± {r.sd:.1f}"), **({less:"", "95 % over seeds":"", "95 % over texts":"", "Interval spans zero":""} if r.level==base else
         {less:f"{r.points:+.1f}", "95 % over seeds":_interval(r.seeds_low, r.seeds_high), "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"})} for r in d.itertuples()])
 
 # %% ../nbs/16_report.ipynb #367e2114
@@ -1043,7 +1116,7 @@ def _reading_section(features:pd.DataFrame, gone:int=0)->str:
     return "\n".join([lost, f"<p>{_cell(words_verdict(features))} {_cell(features_verdict(features))} {_cell(_READ_NOTE)}</p>", table_html(reading_table(features), "What prompts read like"), "<h3>What goes with transfer</h3>", table_html(correlation_table(features), "Rank correlations")])
 
 _READ_NOTE = ("Shares are of a prompt's tokens; a real word starts with a space (or the prompt) and stands in wordfreq's English list at Zipf 3.25 or more. Mean J counts a token that the two models do not share as 0; for a target that no vocabulary was made with, it is that of the source's own vocabularies. "
-              "Rank correlations are Spearman's, over all prompts of all rows; intervals draw whole rows again. Several are looked at, and none is corrected for that.")
+              "Rank correlations are Spearman's, over all prompts of all rows; intervals draw whole rows again, and with so few rows they come out too narrow (chapter 12 counts how often they hold). Several are looked at, and none is corrected for that.")
 
 # %% ../nbs/16_report.ipynb #bd7395b8
 METHOD_COLORS = {"pez":"#0072B2", "pez-reprojected":"#56B4E9", "autoprompt":"#E69F00", "mixed":"#B8860B", "gcg":"#D55E00", "rlprompt":"#CC79A7", "soft":"#009E73", "optiprompt":"#6B8E23", "joint":"#7B3294", "joint-choice":"#C2A5CF"}
@@ -1107,12 +1180,19 @@ def methods_left(store:Store)->list:
 VOCAB_NAMES = {DASH:"", "whole":"whole", "random":"random s", "common":"random s of the common", "stable":"most stable s"}
 
 def distinct(ms:pd.DataFrame)->pd.DataFrame:
-    "The same without repetitions: vectors that came out alike over every vocabulary, because none takes part in their tuning, are one way without a vocabulary."
+    "The same without repetitions: no vocabulary takes part in the tuning of vectors, so those that were tuned beside each are one way, the first stands for all (`vectors_note` says how far they came apart)."
     out = []
     for (read, *_), g in ms.groupby(["read", "method", "steps"], sort=False, dropna=False):
-        alike = read=="vectors" and all(len({h.tobytes() for h in same.hits})==1 for _, same in g.groupby(["seed", "place"]))
-        out.append(g.drop_duplicates(["seed", "place"]).assign(vocab=DASH, counterpart=DASH) if alike else g)
+        out.append(g.drop_duplicates(["seed", "place"]).assign(vocab=DASH, counterpart=DASH) if read=="vectors" else g)
     return pd.concat(out).sort_index() if out else ms
+
+def vectors_note(ms:pd.DataFrame)->str:
+    "How far the same vectors, tuned once beside each vocabulary, came apart; '' if they did not."
+    said = []
+    for method, g in ms[ms["read"]=="vectors"].groupby("method", sort=False):
+        apart = 100*g.groupby(["steps", "seed", "place"]).accuracy.agg(np.ptp)
+        if apart.max() > 0: said.append(f"{method} by up to {apart.max():.1f} points")
+    return f"No vocabulary takes part in the tuning of vectors. Tuned beside each vocabulary with the same seed, they came apart all the same, because sums are rounded otherwise in rows of another shape: {' and '.join(said)}. The first stands for all." if said else ""
 
 def method_stats(ms:pd.DataFrame)->pd.DataFrame:
     "Mean and sample standard deviation (ddof=1) over seeds, percent, of each way and place; `part`: what the place had to do with the prompt (\"\", \"tuned\" or \"vocabulary\")."
@@ -1169,16 +1249,20 @@ def method_differences_table(d:pd.DataFrame)->pd.DataFrame:
 
 # %% ../nbs/16_report.ipynb #bf80544b
 def method_verdicts(ms:pd.DataFrame, place:str="Original")->pd.DataFrame:
-    "Of each tuned way: mean, sd, points above Random and above Empty on `place`, and `beats`: is the smaller of the two more than its own sd over seeds? None with one seed, or without one of the two."
+    "Of each tuned way: mean, sd, points above Random and above Empty on `place`, `beats`: is the smaller of the two more than its own sd over seeds? None with one seed or without one of the two, and where every seed gave the same count, for then there is no spread to hold it against. `settled`: do both intervals exclude zero upwards, against both?"
     st = method_stats(distinct(ms)).query("place==@place")
     base = {m:st[st.method==m]["mean"].mean() for m in UNTUNED}
     out = st[~st.method.isin(UNTUNED)].assign(**{f"above_{m}":st["mean"] - base[m] for m in UNTUNED})
     least = out[[f"above_{m}" for m in UNTUNED]].min(axis=1, skipna=False)
-    return out.assign(beats=[None if pd.isna(x) or pd.isna(s) else bool(x > s) for x, s in zip(least, out.sd)])
+    d = method_differences(ms)
+    sure = {}   # way -> what it is surely above
+    for r in d[(d.place==place) & d.versus.isin(UNTUNED)].itertuples():
+        if r.points > 0 and not _undecided(r): sure.setdefault(tuple(getattr(r, k) for k in _WAY), set()).add(r.versus)
+    return out.assign(beats=[None if pd.isna(x) or pd.isna(s) or s < 1e-9 else bool(x > s) for x, s in zip(least, out.sd)], settled=[sure.get(tuple(w), set())=={*UNTUNED} for w in out[_WAY].itertuples(index=False)])
 
 def method_sentences(v:pd.DataFrame)->list:
     "`method_verdicts` in words, a sentence each."
-    said = {True:"above both by more than its own spread over seeds", False:"not above both by more than its own spread over seeds", None:"one seed, or no Empty or Random to compare with: no verdict"}
+    said = {True:"above both by more than its own spread over seeds", False:"not above both by more than its own spread over seeds", None:"no spread over seeds, or no Empty or Random to compare with: no verdict"}
     return [f"{_way(r)}: {r.mean:.1f}" + ("" if pd.isna(r.sd) else f" ± {r.sd:.1f}") + f" on {'the source' if r.place=='Original' else r.place}, {r.above_Random:+.1f} from Random and {r.above_Empty:+.1f} from Empty: {said[r.beats]}." for r in v.itertuples()]
 
 def methods_headline(ms:pd.DataFrame)->str:
@@ -1188,11 +1272,14 @@ def methods_headline(ms:pd.DataFrame)->str:
     over = {m:g for m, g in judged.groupby("method", sort=False)}
     yes, no = [m for m, g in over.items() if g.beats.all()], [m for m, g in over.items() if not g.beats.any()]
     some = [m for m in over if m not in yes and m not in no]
-    said = [f"On the source, {judged.beats.sum()} of {len(judged)} ways are above both Random and Empty by more than their own spread over seeds."]
+    still = len(v) - len(judged)
+    said = [f"On the source, {judged.beats.sum()} of {len(judged)} ways are above both Random and Empty by more than their own spread over seeds" + (f" ({still} more came out the same with every seed, or have nothing to be compared with)" if still else "") + f"; {v.settled.sum()} of {len(v)} are above both with both intervals, over seeds and over texts, clear of zero."]
     said += [f"{what}: {', '.join(ms)}." for what, ms in (("Over every vocabulary", yes), ("Over some", some), ("Over none", no)) if ms]
     s = d[(d.versus=="whole vocabulary") & (d.place!="Original")]
     settled = [r for r in s.itertuples() if not _undecided(r)]
-    if len(s): said.append(f"On targets, the stable vocabulary is above the whole one in {(s.points > 0).sum()} of {len(s)} comparisons within a method, by {s.points.mean():+.1f} points on average; both intervals exclude zero in {sum(r.points > 0 for r in settled)} upwards and in {sum(r.points < 0 for r in settled)} downwards.")
+    if len(s):
+        up, down, level = signs(s.points)
+        said.append(f"Of {len(s)} comparisons on targets within a method, the stable vocabulary is above the whole one in {up}, below it in {down} and level with it in {level}, by {s.points.mean():+.1f} points on average; both intervals exclude zero in {sum(r.points > 0 for r in settled)} upwards and in {sum(r.points < 0 for r in settled)} downwards.")
     return " ".join(said)
 
 # %% ../nbs/16_report.ipynb #d1cadc98
@@ -1273,6 +1360,7 @@ def methods_section(df:pd.DataFrame, tunes:pd.DataFrame, weights:dict=None)->str
         v = method_verdicts(ms)
         parts += [f"<h3>{_cell(f'{task}, tuned on {source}')}</h3>", f"<p>{_cell(methods_headline(ms))}</p>", table_html(method_table(ms), f"Methods, {task} from {source}"), f'<p class="note">{_cell(note)}</p>' if note else ""]
         if lacks: parts.append(f'<p class="note">{_cell("Left out: " + "; ".join(lacks))}</p>')
+        if apart := vectors_note(ms): parts.append(f'<p class="note">{_cell(apart)}</p>')
         parts += ["<ul>" + "".join(f"<li>{_cell(s)}</li>" for s in method_sentences(v)) + "</ul>", "<h3>What a run cost</h3>", table_html(spent_table(spent, ms), "Cost")]
         panels = compute_panels(ms, spent)
         for place in dict.fromkeys(p for p, _, _ in panels): parts.append(figure_html([draw for p, _, draw in panels if p==place], f"Accuracy on {place} by the cost of one run; the numbers stand in the tables", 4.2))
@@ -1308,8 +1396,10 @@ def write_report(
     "Write the web page of a run, whole or not at all. `InputError` for a missing, unfinished, damaged or mixed store."
     store, out = Store(store_path), Path(out_dir)
     if out.exists() and not out.is_dir(): raise InputError(f"{out_dir} is a file; a folder for the page is needed: name another")
-    if preset is not None: check_preset(store, preset)
-    if not (store.path/"cells").exists() and any(store.path.glob("*/cells")): return write_atomic(out/"index.html", _page("Settings varied", "", [("One setting at a time", _levels_section(levels_frame(store.path)))]))
+    varied = not (store.path/"cells").exists() and any(store.path.glob("*/cells"))
+    if preset is not None: check_varied(store.path, preset) if varied else check_preset(store, preset)
+    if varied and partial: raise InputError(f"{store.path} holds a folder for each level of a setting; --partial is for one of them: name it")
+    if varied: return write_atomic(out/"index.html", _page("Settings varied", "", [("One setting at a time", _levels_section(store.path))]))
     df, tunes, vocabs = results_frame(store), tunes_frame(store), vocab_frame(store)
     lacks = unfinished(df, tunes) or planned_left(store)
     if lacks and not partial: raise InputError(f"{store.path} is unfinished, {len(lacks)} piece(s) missing, the first: {lacks[0]}; call hpt run again with the same folder to finish, or report with --partial")
@@ -1322,19 +1412,26 @@ def write_report(
     if len(readings): sections.append(("What the prompts read like", _readings_html(df, readings, stability_maps(store, vocabs))))
     if len(vocabs): sections.append(("Stability of the common tokens", _stability_section(store, tunes, vocabs)))
     settings = "\n".join(f"<h3>{_cell(title)}</h3>" + table_html(t, title) for title, t in settings_tables(df, vocabs).items())
-    sections += [("Settings", settings), ("Time", table_html(time_table(df, tunes, vocabs), "Time")), ("Origin", table_html(provenance_table(df), "Origin"))]
+    sections += [("Settings", settings), ("Time", table_html(time_table(df, tunes, vocabs), "Time")), ("Origin", table_html(provenance_table(origins_frame(store)), "Origin"))]
     lead = f"<p>{_cell(_READ)} {_cell(_ran(df))}</p><p>{_cell(headline(df))}</p>"
     if lacks: lead += f'<p class="note">{_cell(f"This run is not finished: {len(lacks)} pieces are missing, and what they belong to is left out. The first: {lacks[0]}.")}</p>'
     return write_atomic(out/"index.html", _page("Hard prompts across models", lead, sections))
 
-def _levels_section(levels:pd.DataFrame)->str:
-    return f"<p>{_cell(_LEVELS)}</p>" + table_html(levels_table(level_differences(levels)), "Levels") + table_html(provenance_table(levels), "Origin")
+def levels_origins(folder)->pd.DataFrame:
+    "`origins_frame` of all levels of a varied experiment."
+    return pd.concat([origins_frame(Store(p.parent)) for p in sorted(Path(folder).glob("*/cells"))], ignore_index=True)
+
+def _levels_section(folder)->str:
+    levels = levels_frame(folder)
+    return f"<p>{_cell(_LEVELS)}</p>" + table_html(levels_table(level_differences(levels)), "Levels") + table_html(provenance_table(levels_origins(folder)), "Origin")
 
 _LEVELS = "Ours with one vocabulary setting changed, and less Ours as given, in points on the same seeds and texts. Original: by the tuned ids; others: the prompt's text."
 
 def _readings_html(df, readings, maps)->str:
-    try: return _reading_section(features_frame(df, readings, maps), unread(df, readings))
-    except InputError as e: return f'<p class="note">{_cell(str(e))}</p>'   # the word list is an optional extra
+    note = "" if has_words() else f'<p class="note">{_cell(_NO_WORDS)}</p>\n'   # the word list is an optional extra
+    return note + _reading_section(features_frame(df, readings, maps), unread(df, readings))
 
-_TRIPS = "Each prompt once, over all tables: how many of a row's prompts have other ids when their text is encoded again on their own model, with Wilson's 95 % interval."
+_NO_WORDS = "The package wordfreq is not installed, so nothing is said of words here: pip install 'hpt_nb[readability]', and make the page again."
+
+_TRIPS = "Each different prompt once, over all tables: how many of a row's prompts have other ids when their text is encoded again on their own model, with Wilson's 95 % interval."
 _READ = "All numbers on this page are computed from the results folder that it was made from. Ours tunes over the common tokens whose neighbours agree most between source and counterpart; the other rows are its controls."

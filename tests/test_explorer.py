@@ -24,8 +24,8 @@ def a_store(folder, tokens=TOKENS, prompts=3):
     v.save(store.file("v.parquet"))
     store.put("vocab", dict(models=["A", "B"]), dict(file="v.parquet", c=c), {})
     for seed in range(prompts):
-        cfg = dict(task="toy" if seed else "other", source="A", counterpart="B", row="Ours", seed=seed)
-        store.put("tune", dict(cfg, method="pez"), dict(tokens=[tokens[seed], EVIL, "{unknown}"]), {})
+        cfg = dict(task="toy" if seed else "other", source="A", counterpart="B", row="Ours", seed=seed, method="pez", steps=8)
+        store.put("tune", cfg, dict(tokens=[tokens[seed], EVIL, "{unknown}"]), {})
         for target, correct in (("A", 3), ("B", seed)): store.put("eval", dict(cfg, target=target, mode="text"), dict(correct=correct, n=4), {})
     return store
 
@@ -37,6 +37,15 @@ def test_nearest_is_the_slow_search(chunk):
     def slow(u): return sorted((v for v in range(50) if v != u), key=lambda v: -float(torch.cosine_similarity(emb[u], emb[v], dim=0)))[:4]
     assert nearest(emb, n=20, k=4, chunk=chunk) == [slow(u) for u in range(20)]
     assert nearest(emb[torch.randperm(50)]*3, n=99, k=1, chunk=chunk) and len(nearest(emb, n=99, k=1)) == 50
+
+def test_prompts_of_other_methods_and_budgets_keep_their_own_scores(tmp_path):
+    store = a_store(tmp_path/"s", prompts=1)
+    cfg = dict(task="other", source="A", counterpart="B", row="Ours", seed=0)
+    for i, (method, steps) in enumerate((("pez", 16), ("gcg", 8))):
+        store.put("tune", dict(cfg, method=method, steps=steps), dict(tokens=[TOKENS[0]]), {})
+        store.put("eval", dict(cfg, method=method, steps=steps, target="B", mode="text"), dict(correct=i + 1, n=8), {})
+    got = {(p["method"], p["steps"]): p["scores"].get("B, text") for p in prompt_data(store)}
+    assert got == {("pez", 8): 0., ("pez", 16): .125, ("gcg", 8): .25}
 
 def test_page_holds_what_the_store_holds(tmp_path):
     store = a_store(tmp_path/"s")

@@ -224,6 +224,71 @@ def test_a_run_gone_on_with_on_another_processor_is_named(tmp_path, kind):
     with pytest.raises(InputError, match=says): report.write_report(tmp_path, tmp_path/"site")
     assert not (tmp_path/"site").exists()
 
+@pytest.mark.parametrize("change", [dict(init="random"), dict(clip=1.), dict(source_id="other"), dict(topk=8)], ids=lambda c: next(iter(c)))
+def test_no_setting_of_a_tuning_run_may_differ_between_seeds(tmp_path, change):
+    "Also those that have no column of their own: seed 1 was tuned by a later version of the preset."
+    store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
+    name = next(iter(change))
+    for cell in store.cells("tune"):
+        (store.path/"cells"/f"tune-{cell['hash']}.json").unlink()
+        store.put("tune", cell["config"] | ({name: "before"} if cell["config"]["seed"] == 0 else change), cell["result"], META)
+    with pytest.raises(InputError, match=f"mixes configurations: {name} is .*before"): report.write_report(tmp_path, tmp_path/"site")
+
+def test_two_models_of_one_name_are_not_averaged(tmp_path):
+    store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
+    for cell in store.cells("eval"):
+        if cell["config"]["target"] != "toy-b": continue
+        (store.path/"cells"/f"eval-{cell['hash']}.json").unlink()
+        store.put("eval", cell["config"] | dict(target_id=f"w{cell['config']['seed']}"), cell["result"], META)
+    with pytest.raises(InputError, match="models that are both called toy-b"): report.write_report(tmp_path, tmp_path/"site")
+
+def test_vectors_are_no_text(tmp_path):
+    "A soft prompt's vectors are scored beside its tokens; neither the table of prompts nor what is said of readings takes them for the text."
+    store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
+    put_readings(store)
+    df = report.results_frame(store)
+    before = [report.prompt_table(df, "toy_reviews", "toy-a"), report.features_frame(df, report.readings_frame(store), {}, words={"film"})]
+    for cell in plain_cells(store, mode="text"):
+        run = {k: cell["config"][k] for k in ("task", "task_hash", "source", "counterpart", "row", "seed", "steps", "method")}
+        if run["row"] in TUNED: put_eval(store, run, cell["config"]["target"], "vectors", cell["config"]["prompt_ids"], np.zeros(40))
+    df = report.results_frame(store)
+    df = df.iloc[np.argsort(df["mode"] != "vectors", kind="stable")]                       # whatever order files are read in
+    after = [report.prompt_table(df, "toy_reviews", "toy-a"), report.features_frame(df, report.readings_frame(store), {}, words={"film"})]
+    for a, b in zip(before, after): pd.testing.assert_frame_equal(a, b)
+
+def test_without_a_word_list_the_rest_is_still_said(tmp_path, monkeypatch):
+    store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
+    put_readings(store)
+    own = report.describe
+    def no_list(tokens, words=None):
+        if words is None: raise InputError("no word list")
+        return own(tokens, words)
+    monkeypatch.setattr(report, "describe", no_list)
+    f = report.features_frame(report.results_frame(store), report.readings_frame(store), {})
+    assert f[["word", "piece", "read"]].isna().all().all() and f[["sign", "unknown", "log_ppl_target"]].notna().all().all()
+    page = report.write_report(tmp_path, tmp_path/"site").read_text(encoding="utf-8")
+    assert "wordfreq is not installed" in page and "log perplexity, target" in page.lower()
+
+def test_an_unfinished_method_takes_no_other_with_it(tmp_path):
+    "Joint tuning has no whole vocabulary: fewer rows are no missing ones, and what another method lacks is not its fault."
+    store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
+    for kind in ("tune", "eval"):
+        for cell in store.cells(kind):
+            for method in ("joint", "gcg"):
+                if cell["config"]["row"] in (("Ours",) if method == "joint" else TUNED): store.put(kind, cell["config"] | dict(method=method), cell["result"], META)
+    lost = plain_cells(store, method="gcg", row="PEZ", seed=1)[0]
+    (store.path/"cells"/f"eval-{lost['hash']}.json").unlink()
+    df, _ = report.finished(report.results_frame(store), report.tunes_frame(store), tmp_path)
+    assert set(df.method.dropna()) == {"pez", "joint"}
+
+def test_levels_keep_counterparts_apart(tmp_path):
+    "Two counterparts by two seeds are two comparisons of two seeds, not one of four."
+    for level in ("as-given", "k-16"): fill(tmp_path/level, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"), ("toy-a", "toy-c")))
+    d = report.level_differences(report.levels_frame(tmp_path))
+    assert (d.seeds == 2).all() and set(d.counterpart) == {"toy-b", "toy-c"} and "Counterpart" in report.levels_table(d)
+    Store(tmp_path/"k-256").plan([("tune", dict(task="toy_reviews", source="toy-a", row="Ours", seed=0))], "toy")     # announced, never begun
+    with pytest.raises(InputError, match="k-256"): report.write_report(tmp_path, tmp_path/"site")
+
 def test_two_tasks_may_be_tuned_in_two_formats_and_the_page_says_so(tmp_path):
     store = fill(tmp_path, pairs=(("toy-a", "toy-b"),))
     for cell in store.cells("tune"):
