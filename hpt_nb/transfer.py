@@ -14,7 +14,7 @@ def certify(
     lm:LM,
     prompt,       # ids, or text
 )->dict:          # {"ids", "text", "reencoded_ids", "agrees", "unknown": tokens whose bytes alone are no text}
-    "Does a prompt survive decoding and encoding on this model? (protocol of a prompt's use as text)"
+    "Does a prompt survive decoding and encoding on this model?"
     ids = prompt_to_ids(lm, prompt)
     text = prompt if isinstance(prompt, str) else lm.decode(ids)
     again = lm.encode(text)

@@ -1,13 +1,15 @@
-"""Builds the book: one web site from the notebooks, without network and without Quarto: `python tools/book.py [OUT]` (default: _docs).
+"""Builds the book: one web site from the notebooks, without network and without Quarto: `python tools/book.py [OUT] [--as-stored]` (default: _docs).
 
 Sphinx with MyST-NB reads the notebooks, Furo dresses the pages, latex2mathml sets the equations as MathML, which browsers draw themselves.
-Nothing is executed: a page shows what its notebook holds. This file is also the Sphinx extension that links names to where they are defined.
+The chapters of the method keep no outputs, so they are run first, for their figures and findings; the report notebooks are shown as they stand. With `--as-stored` nothing is run.
+This file is also the Sphinx extension that links names to where they are defined.
 """
 import ast
 import re
 import shutil
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
 from functools import lru_cache
 from html import escape
@@ -84,6 +86,27 @@ def the_index()->Index: return Index(CHAPTERS)
 
 # ---- notebooks as pages ----
 
+def config():
+    "settings.ini."
+    cfg = ConfigParser(delimiters=["="], interpolation=None)
+    cfg.read(ROOT/"settings.ini", encoding="utf-8")
+    return cfg["DEFAULT"]
+
+def run_chapter(path):
+    "A notebook with what its cells show. A cell that the tests leave out (minutes, a GPU, a hub) is left out here too: the next one reads what it stored."
+    from nbclient import NotebookClient
+    nb, left_out = nbformat.read(path, as_version=4), {*config()["tst_flags"].split(), "eval:"}
+    part = nbformat.NotebookNode(nb, cells=[c for c in nb.cells if c.cell_type != "code" or not any(d.split()[0] in left_out for d in directives(c.source))])
+    NotebookClient(part, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(NBS)}}).execute()
+    for cell in part.cells:
+        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]   # progress bars and warnings
+    return nb
+
+def run_chapters(paths, workers=2)->dict:
+    "path -> its notebook, run; several at once."
+    from tqdm import tqdm
+    with ThreadPoolExecutor(workers) as pool: return dict(zip(paths, tqdm(pool.map(run_chapter, paths), total=len(paths), desc="running the chapters", unit="chapter")))
+
 def as_page(nb, stem:str):
     "A notebook as the book shows it: no hidden cells, no directives."
     cells = []
@@ -134,10 +157,11 @@ def names_page(index:Index)->str:
             for name, pages in sorted(index.page.items(), key=lambda kv: kv[0].lower()) for page in pages]
     return "# Names\n\nEvery public name and the cell that defines it.\n\n| name | what it is | chapter |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
-def write_pages(folder:Path, index:Index):
+def write_pages(folder:Path, index:Index, run:bool):
     "The book's source: the notebooks as pages, and the list of names."
+    ran = run_chapters([p for p in CHAPTERS if p not in FINDINGS]) if run else {}
     for path in [*CHAPTERS, NBS/"index.ipynb"]:
-        nb = as_page(nbformat.read(path, as_version=4), path.stem)
+        nb = as_page(ran.get(path) or nbformat.read(path, as_version=4), path.stem)
         if path.stem == "index": nb.cells.append(nbformat.v4.new_markdown_cell(contents()))
         nbformat.write(nb, folder/path.name)
     (folder/"names.md").write_text(names_page(index), encoding="utf-8")
@@ -224,16 +248,14 @@ def setup(app):
 
 def settings()->dict:
     "Sphinx' configuration."
-    cfg = ConfigParser(delimiters=["="], interpolation=None)
-    cfg.read(ROOT/"settings.ini", encoding="utf-8")
-    cfg = cfg["DEFAULT"]
+    cfg = config()
     return dict(project=cfg["title"], author=cfg["author"], copyright=cfg["copyright"], version=cfg["version"], release=cfg["version"], language="en",
         extensions=["myst_nb", "book"], html_theme="furo", html_title=cfg["title"], html_short_title=cfg["title"], html_static_path=["_static"], html_css_files=["book.css"],
         html_math_renderer="mathml", html_use_index=False, html_copy_source=False, html_show_sourcelink=False, html_show_sphinx=False,
         myst_enable_extensions=["dollarmath"], myst_dmath_double_inline=True, myst_dmath_allow_labels=False, myst_update_mathjax=False, myst_heading_anchors=3, nb_execution_mode="off", nb_render_text_lexer="none",
         html_theme_options=dict(source_repository=cfg["git_url"] + "/", source_branch=cfg["branch"], source_directory="nbs/"))
 
-def build(out)->str:
+def build(out, run=True)->str:
     "Build the book into `out`, which is emptied first; what Sphinx warned of ('' if nothing)."
     from io import StringIO
     from sphinx.application import Sphinx
@@ -242,7 +264,7 @@ def build(out)->str:
     if out.exists(): shutil.rmtree(out)
     sys.path.insert(0, str(Path(__file__).parent))
     with tempfile.TemporaryDirectory() as tmp, patch_docutils(), docutils_namespace():
-        write_pages(Path(tmp), the_index())
+        write_pages(Path(tmp), the_index(), run)
         app = Sphinx(tmp, None, str(out), f"{tmp}/.doctrees", "html", confoverrides=settings(), status=None, warning=warned)
         app.build()
     for junk in (".buildinfo", "objects.inv", ".nojekyll"): (out/junk).unlink(missing_ok=True)
@@ -250,8 +272,9 @@ def build(out)->str:
     return warned.getvalue()
 
 if __name__ == "__main__":
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT/"_docs")
-    said = build(out)
+    args = [a for a in sys.argv[1:] if a != "--as-stored"]
+    out = Path(args[0] if args else ROOT/"_docs")
+    said = build(out, run="--as-stored" not in sys.argv)
     print(said, file=sys.stderr, end="")
     print(f"The book is at {out/'index.html'}")
     sys.exit(bool(said))
