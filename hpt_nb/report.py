@@ -1192,7 +1192,7 @@ def vectors_note(ms:pd.DataFrame)->str:
     for method, g in ms[ms["read"]=="vectors"].groupby("method", sort=False):
         apart = 100*g.groupby(["steps", "seed", "place"]).accuracy.agg(np.ptp)
         if apart.max() > 0: said.append(f"{method} by up to {apart.max():.1f} points")
-    return f"No vocabulary takes part in the tuning of vectors. Tuned beside each vocabulary with the same seed, they came apart all the same, because sums are rounded otherwise in rows of another shape: {' and '.join(said)}. The first stands for all." if said else ""
+    return f"No vocabulary takes part in the tuning of vectors. Tuned beside each vocabulary with the same seed, they came apart all the same (a row's place in the batch may change how its sums are rounded): {' and '.join(said)}. The first stands for all." if said else ""
 
 def method_stats(ms:pd.DataFrame)->pd.DataFrame:
     "Mean and sample standard deviation (ddof=1) over seeds, percent, of each way and place; `part`: what the place had to do with the prompt (\"\", \"tuned\" or \"vocabulary\")."
@@ -1274,7 +1274,7 @@ def methods_headline(ms:pd.DataFrame)->str:
     some = [m for m in over if m not in yes and m not in no]
     still = len(v) - len(judged)
     said = [f"On the source, {judged.beats.sum()} of {len(judged)} ways are above both Random and Empty by more than their own spread over seeds" + (f" ({still} more came out the same with every seed, or have nothing to be compared with)" if still else "") + f"; {v.settled.sum()} of {len(v)} are above both with both intervals, over seeds and over texts, clear of zero."]
-    said += [f"{what}: {', '.join(ms)}." for what, ms in (("Over every vocabulary", yes), ("Over some", some), ("Over none", no)) if ms]
+    said += [f"{what}: {', '.join(ms)}." for what, ms in (("Over every vocabulary that could be judged", yes), ("Over some", some), ("Over none", no)) if ms]
     s = d[(d.versus=="whole vocabulary") & (d.place!="Original")]
     settled = [r for r in s.itertuples() if not _undecided(r)]
     if len(s):
@@ -1312,15 +1312,21 @@ def spent_table(spent:pd.DataFrame, ms:pd.DataFrame=None)->pd.DataFrame:
 def compute_frame(ms:pd.DataFrame, spent:pd.DataFrame)->pd.DataFrame:
     "`method_stats` of the tuned ways, each beside the mean cost of one of its runs."
     cost = spent.groupby(["method", "steps", "vocab", "counterpart"])[["forward_tokens", "multiplications", "wall_s"]].mean().reset_index()
-    return method_stats(ms).merge(cost, on=["method", "steps", "vocab", "counterpart"])
+    st = method_stats(ms)
+    again = (st["read"]=="vectors") & st.duplicated(["method", "steps", "read", "place"])     # no vocabulary takes part in vectors: one point for all
+    return st[~again].merge(cost, on=["method", "steps", "vocab", "counterpart"])
 
 def plot_compute(points:pd.DataFrame, x:str="multiplications", base:dict=None, ax=None):
     "Accuracy by the cost of one run, of one place: colour by method, mark by vocabulary, filled for tokens and open for vectors, a bar of one sd over seeds; `base`: name -> percent, drawn as lines."
     ax = _axes(ax)
+    aside = {"whole":.975, "stable":1.025}     # one method's vocabularies cost the same; side by side each can be seen
     for r in points.itertuples():
-        color = METHOD_COLORS.get(r.method, "#000000")
-        if not pd.isna(r.sd): ax.plot([getattr(r, x)]*2, [r.mean - r.sd, r.mean + r.sd], lw=1, color=color, alpha=.5)
-        ax.plot(getattr(r, x), r.mean, VOCAB_MARKS.get(r.vocab, "x"), ms=7, color=color, mfc=color if r.read=="tokens" else "white", label=r.method)
+        color, at = METHOD_COLORS.get(r.method, "#000000"), getattr(r, x)*(aside.get(r.vocab, 1.) if r.read=="tokens" else 1.)
+        if not pd.isna(r.sd): ax.plot([at]*2, [r.mean - r.sd, r.mean + r.sd], lw=1, color=color, alpha=.5)
+        ax.plot(at, r.mean, VOCAB_MARKS.get(r.vocab, "x") if r.read=="tokens" else "h", ms=7, color=color, mfc=color if r.read=="tokens" else "white")
+    for method in dict.fromkeys(points.method): ax.plot([], [], "s", ms=9, color=METHOD_COLORS.get(method, "#000000"), label=method)
+    for vocab in dict.fromkeys(points[points["read"]=="tokens"].vocab): ax.plot([], [], VOCAB_MARKS.get(vocab, "x"), ms=7, color="#777777", label=f"{vocab} vocabulary")
+    if (points["read"]=="vectors").any(): ax.plot([], [], "h", ms=7, color="#777777", mfc="white", label="vectors")
     for (name, value), style in zip((base or {}).items(), ("--", ":")): ax.axhline(value, color=_color(name), lw=1.2, ls=style, label=name)
     names = {"multiplications":"multiplications of one run", "forward_tokens":"forward tokens of one run", "wall_s":"wall time of one run (s)"}
     ax.set(xlabel=names[x], ylabel="accuracy (%)", xscale="log" if points[x].max() > 10*points[x].min() else "linear")

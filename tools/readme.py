@@ -72,22 +72,30 @@ def markdown_table(table)->str:
 
 _SAID = {
     "en": ("![Ours less Baseline (PEZ) on each target, in points, with its 95 % interval over seeds]({figure})\n\nOurs less the paper's Baseline on the target model, in points, for every comparison in `results/`; bars are 95 % intervals over seeds (those of two seeds go on beyond the edge), filled dots are those where neither the interval over seeds nor that over texts spans zero. "
-           "Ours is above in {above} of {n} comparisons, by {mean:+.1f} points on average; {settled} of {n} are settled by both intervals.\n\n{table}\n\nAccuracy in percent on {texts} SST-2 texts, mean ± standard deviation over {seeds} seeds: {variant} tuned on {source} (Original), then carried as text to the other model, "
+           "Of {n} comparisons Ours is above in {above}, below in {below} and level in {level}; the mean difference is {mean:+.1f} points, and {settled} of {n} are settled by both intervals.{tied}\n\n{table}\n\nAccuracy in percent on {texts} SST-2 texts, mean ± standard deviation over {seeds} seeds: {variant} tuned on {source} (Original), then carried as text to the other model, "
            "which is the counterpart too. {steps} steps are far fewer than the paper's 5,000.",
            "A full reproduction, `hpt run paper`, tunes {tuned} prompts and takes {scores:,} scores. At {a:.0f} TFLOP/s reached in tuning and {b:.0f} in scoring, about an H100's in this engine by estimate, not by measurement, that is **{hours:.0f} GPU-hours**; `hpt run paper --dry-run --rates {a:.0f},{b:.0f}` says it piece by piece, and without `--rates` for the machine that it runs on."),
     "ja": ("![各ターゲットでの Ours と Baseline (PEZ) の差（ポイント）とシードについての 95 % 区間]({figure})\n\n`results/` にあるすべての比較について、ターゲットモデルでの Ours と論文の Baseline の差（ポイント）。棒はシードについての 95 % 区間（シード二つのものは枠の外まで続く）、塗りつぶした点はシードの区間もテキストの区間も 0 を含まないもの。"
-           "Ours が上回るのは {n} 件中 {above} 件、平均 {mean:+.1f} ポイントで、両方の区間で決着がつくのは {n} 件中 {settled} 件である。\n\n{table}\n\nSST-2 の {texts} 文での正解率（%）、シード {seeds} 個の平均 ± 標準偏差。{variant} で {source} に対して最適化し（Original）、テキストとして他方のモデルへ移した。"
+           "{n} 件のうち Ours が上回るのは {above} 件、下回るのは {below} 件、同点は {level} 件で、差の平均は {mean:+.1f} ポイント、両方の区間で決着がつくのは {settled} 件である。{tied}\n\n{table}\n\nSST-2 の {texts} 文での正解率（%）、シード {seeds} 個の平均 ± 標準偏差。{variant} で {source} に対して最適化し（Original）、テキストとして他方のモデルへ移した。"
            "そのモデルは counterpart でもある。{steps} ステップは論文の 5,000 よりはるかに少ない。",
            "完全な再現 `hpt run paper` は {tuned} 個のプロンプトを最適化し、{scores:,} 個の正解率を測る。最適化で {a:.0f} TFLOP/s、評価で {b:.0f} TFLOP/s（この実装での H100 の見積もりで、実測ではない）とすると **{hours:.0f} GPU 時間**である。`hpt run paper --dry-run --rates {a:.0f},{b:.0f}` が内訳を示し、`--rates` なしでは手元の機械での時間を示す。")}
 
+_TIED = {"en": " The level ones were all tuned on {sources}, where few prompts leave their start: [31_small](31_small.ipynb) counts them.", "ja": "同点のものはすべて {sources} で最適化したもので、そこでは出発点から動いたプロンプトが少ない。"}
+
+def tied(d, language:str)->str:
+    "What the comparisons that came out level have in common, where they have a source in common."
+    sources = set(d[d.points.round(9) == 0].source)
+    return _TIED[language].format(sources=sources.pop()) if len(sources) == 1 else ""
+
 def said(language:str, figure:str)->dict:
     "mark -> the text that stands there."
-    from hpt_nb.report import _undecided, accuracy_table, variants
+    from hpt_nb.report import _undecided, accuracy_table, signs, variants
     dfs = frames()
     d, (folder, task, source, variant) = comparisons(dfs), SHOWN
     part, c = dict(variants(dfs[folder], task, source))[variant], cost()
     results, paper = _SAID[language]
-    return {"results": results.format(figure=figure, above=int((d.points > 0).sum()), n=len(d), mean=d.points.mean(), settled=sum(not _undecided(r) for r in d.itertuples()), table=markdown_table(accuracy_table(part, task, source)),
+    above, below, level = signs(d.points)
+    return {"results": results.format(figure=figure, above=above, below=below, level=level, tied=tied(d, language), n=len(d), mean=d.points.mean(), settled=sum(not _undecided(r) for r in d.itertuples()), table=markdown_table(accuracy_table(part, task, source)),
                                       texts=part.n.iloc[0], seeds=part.seed.nunique(), variant=variant.split(",")[0].upper(), source=source, steps=int(part.steps.dropna().iloc[0])),
             "cost": paper.format(a=RATES[0]/1e12, b=RATES[1]/1e12, **c)}
 
