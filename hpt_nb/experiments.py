@@ -108,6 +108,7 @@ class Source:
     model:str
     counterparts:tuple = ()
     targets:tuple = ()
+    tasks:tuple = ()      # those of the preset's tasks that it is tuned on; none: all
 
 @dataclass(frozen=True)
 class VocabConfig:
@@ -142,6 +143,7 @@ class Preset:
     bos:dict = field(default_factory=dict)      # model -> does it read BOS first? Others: as their tokenizer has it
     vary:dict = field(default_factory=dict)     # field of [vocab] -> other values to run it with, one at a time (`variations`)
 
+    def sources_for(self, task:str)->list: return [s for s in self.sources if not s.tasks or task in s.tasks]
     def tuning_for(self, task:str)->PezConfig: return replace(self.tuning, **self.by_task.get(task, {}).get("tuning", {}))
     def compiles(self, task:str, method:str)->bool:
         "Are runs of this method tuned on compiled layers? They are asked for, and steps enough to pay for the compiling."
@@ -228,9 +230,9 @@ def parse_preset(
     sources = []
     if not isinstance(doc["source"], list): raise InputError(f"{where}: source = {doc['source']!r}; need [[source]] tables")
     for s in doc["source"]:
-        _only(s, {"model", "counterparts", "targets"}, f"{where}: [[source]]")
+        _only(s, {"model", "counterparts", "targets", "tasks"}, f"{where}: [[source]]")
         if not isinstance(s.get("model"), str): raise InputError(f"{where}: a [[source]] names no model; give model = \"...\"")
-        sources.append(Source(s["model"], *(_names(s[k], f"{where}: {k}") if s.get(k) else () for k in ("counterparts", "targets"))))
+        sources.append(Source(s["model"], *(_names(s[k], f"{where}: {k}") if s.get(k) else () for k in ("counterparts", "targets", "tasks"))))
         if any(ROWS[r] in ("common", "stable") for r in rows) and not sources[-1].counterparts:
             raise InputError(f"{where}: source {s['model']!r} has no counterparts, which the row {next(r for r in rows if ROWS[r] in ('common', 'stable'))} needs; name at least one")
     if len({s.model for s in sources}) < len(sources): raise InputError(f"{where}: a source stands there twice; give each model one [[source]]")
@@ -247,6 +249,8 @@ def parse_preset(
     for d, also in zip(dtypes, ("auto", "float32")):
         if d not in ("float32", "bfloat16", "float16", also): raise InputError(f"{where}: dtype {d!r}; need float32, bfloat16 or float16")
     tasks = _names(doc["tasks"], f"{where}: tasks")
+    for s in sources:
+        if odd := [t for t in s.tasks if t not in tasks]: raise InputError(f"{where}: source {s.model!r} names the task {odd[0]!r}; need some of tasks = {list(tasks)}")
     seeds = _names(doc.get("seeds", [0,1,2,3,4]), f"{where}: seeds", int)
     odd = [n for n in seeds if not -2**63 <= n < 2**63]
     if odd: raise InputError(f"{where}: seed {odd[0]}; need a whole number of at most 63 bits")
@@ -569,8 +573,8 @@ def plan_units(
     for s in preset.sources:
         for m in (s.model, *s.counterparts, *s.targets): models.name_of(m)   # a wrong name is known before anything is done
     for name, task in tasks.items():
-        parts = {}   # (source, its share of the seeds) -> (units that make the prompts, what the prompts are)
-        for s in preset.sources:
+        parts, mine = {}, preset.sources_for(name)   # parts: (source, its share of the seeds) -> (units that make the prompts, what the prompts are)
+        for s in mine:
             base, none = dict(task=task.name, source=models.name_of(s.model)), dict(counterpart=None, method=None, steps=None)
             for k, seeds in enumerate(shares(preset.seeds_for(name), split)):
                 few = replace(preset, seeds=seeds)
@@ -583,7 +587,7 @@ def plan_units(
                     if tuned: makers.append(add(("tune", s.model, name, methods, second, k), kind="tune", source=s.model, task=name, methods=methods, second=second, seeds=seeds, after=tuple(needs), pieces=tuple(("tune", p) for p in tuned)))
                     prompts += tuned
                 parts[s, k] = makers, prompts
-        for target in dict.fromkeys([s.model for s in preset.sources] + [t for s in preset.sources for t in s.targets]):
+        for target in dict.fromkeys([s.model for s in mine] + [t for s in mine for t in s.targets]):
             for (s, k), (makers, prompts) in parts.items():
                 cells = [p | dict(target=models.name_of(target), role=role, mode=mode) for p in prompts for t, role, mode in _wanted(s, p["method"]) if t == target]
                 carried = [vocab(s.model, target)] if any(c["mode"] == "vectors" and c["role"] == "transfer" for c in cells) else []
@@ -764,7 +768,7 @@ def pieces(
     for name, task in tasks.items():
         train, text, n_all, held = _texts(name, task)
         n, classes = preset.n_for(name) or n_all, len(task.labels) if task else CLASSES[name]
-        for s in preset.sources:
+        for s in preset.sources_for(name):
             body, whole = model_size(s.model)
             for share, seeds in enumerate(shares(preset.seeds_for(name), split)):
                 prompts, vectors, after = ("Empty" in preset.rows and share == 0) + len(seeds)*("Random" in preset.rows), 0, []

@@ -586,6 +586,7 @@ def _wanted(preset, kind:str, c:dict)->dict:
     task, sources = _listed(preset, c["task"]), {c["source"]:s for s in preset.sources if c["source"] in _called(s.model)}
     if task is None: return {"task":list(preset.tasks)}
     if not sources: return {"source":[s.model for s in preset.sources]}
+    if sources[c["source"]].tasks and task not in sources[c["source"]].tasks: return {"task":list(sources[c["source"]].tasks)}
     names = lambda ms: sorted({n for m in ms for n in _called(m)})
     own = sources[c["source"]]
     want = {"counterpart":[None, *names(own.counterparts)], **({"target":names((own.model, *own.targets))} if kind=="eval" else {}), "row":list(preset.rows), "seed":[None, *preset.seeds_for(task)] if kind=="eval" else list(preset.seeds_for(task))}
