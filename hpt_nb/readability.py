@@ -96,9 +96,15 @@ def describe(
     return dict(tokens=p, **{k: share(parts.count(k)) for k in PARTS}, read=share(sum(_read(tokens, words, zipf))))
 
 # %% ../nbs/12_readability.ipynb #3b226d06
+def _places(x)->np.ndarray:
+    "Of each value its place among the different ones, from 0. Drawn again, places rank as their values do; whole numbers need no sorting."
+    x = np.asarray(x)
+    return x if x.dtype.kind == "i" and (not len(x) or x.min() >= 0) else np.unique(x, return_inverse=True)[1].astype(np.int64)
+
 def _ranks(x)->np.ndarray:
     "Ranks, ties at their mean rank."
-    _, at, n = np.unique(x, return_inverse=True, return_counts=True)
+    at = _places(x)
+    n = np.bincount(at)
     return (np.cumsum(n) - (n - 1)/2)[at]
 
 def _spearman(x, y)->float:
@@ -129,6 +135,7 @@ def rank_correlation(
     if math.isnan(rho): return (math.nan,)*3
     blocks = [np.array(m) for m in members.values()]
     drawn = [np.concatenate([blocks[k] for k in rng.integers(len(blocks), size=len(blocks))]) for _ in range(repeats)]
+    x, y = _places(x), _places(y)
     got = np.array([_spearman(x[d], y[d]) for d in drawn])
     low, high = (np.quantile(np.where(np.isnan(got), end, got), q) for end, q in ((-1, (1-level)/2), (1, (1+level)/2)))
     return rho, float(low), float(high)

@@ -1040,34 +1040,34 @@ def reading_table(features:pd.DataFrame)->pd.DataFrame:
         out.append({"Method":ROWS.get(row, row), "Prompts":str(len(g)), **{FEATURES[f].capitalize():"" if g[f].isna().all() else f"{100*g[f].mean():.0f} %" if f in (*PARTS, "read") else f"{g[f].mean():.2f}" for f in FEATURES}})
     return pd.DataFrame(out)
 
-def correlations(features:pd.DataFrame, outcome:str="target_pct")->pd.DataFrame:
-    "Spearman's rho of each feature with `outcome`, for each task, source and target: rho, low, high (95 %, over rows), prompts."
+def correlations(features:pd.DataFrame, outcome:str="target_pct", names=tuple(FEATURES))->pd.DataFrame:
+    "Spearman's rho of each feature in `names` with `outcome`, for each task, source and target: rho, low, high (95 %, over rows), prompts."
     out = []
     for (task, source, target), g in features.groupby(["task", "source", "target"]):
-        for f in FEATURES:
+        for f in names:
             p = g.dropna(subset=[f, outcome])
             if len(p) < 3 or p.row.nunique() < 2: continue
             rho, low, high = rank_correlation(p[f], p[outcome], groups=[f"{a} {b}" for a, b in zip(p.row, p.counterpart)])
             out.append(dict(task=task, source=source, target=target, feature=f, rho=rho, low=low, high=high, prompts=len(p)))
     return pd.DataFrame(out, columns=["task", "source", "target", "feature", "rho", "low", "high", "prompts"])
 
-def correlation_table(features:pd.DataFrame)->pd.DataFrame:
-    "`correlations` as text: with the accuracy on the target, and with what is lost on the way there."
-    a, b = correlations(features), correlations(features, "loss")
+def correlation_table(features:pd.DataFrame, known:pd.DataFrame=None)->pd.DataFrame:
+    "`correlations` as text: with the accuracy on the target (`known`, where they are), and with what is lost on the way there."
+    a, b = correlations(features) if known is None else known, correlations(features, "loss")
     say = lambda r: "does not vary" if math.isnan(r.rho) else f"{r.rho:+.2f} ({r.low:+.2f} to {r.high:+.2f})"
     return pd.DataFrame([{"Task":r.task, "Source":r.source, "Target":r.target, "Feature":FEATURES[r.feature], "Prompts":str(r.prompts), "With accuracy on the target":say(r), "With target less source":say(q)}
                          for r, q in zip(a.itertuples(), b.itertuples())])
 
-def features_verdict(features:pd.DataFrame)->str:
-    "Which features go with the accuracy on the target, by their intervals. One sentence."
-    c = correlations(features).dropna(subset=["rho"])
+def features_verdict(features:pd.DataFrame, known:pd.DataFrame=None)->str:
+    "Which features go with the accuracy on the target, by their intervals (`correlations`: `known`, where they are). One sentence."
+    c = (correlations(features) if known is None else known).dropna(subset=["rho"])
     said = [f"{FEATURES[f]} in {up + down} of {len(g)} ({up} upwards, {down} downwards)" for f, g in c.groupby("feature", sort=False) if (up := int((g.low > 0).sum())) + (down := int((g.high < 0).sum()))]
     never = [FEATURES[f] for f in FEATURES if f in set(c.feature) and not any(s.startswith(FEATURES[f] + " in ") for s in said)]
     return "The interval excludes zero for " + ("; ".join(said) if said else "no feature in any setting") + (f". In no setting for {', '.join(never)}." if never and said else ".")
 
 def words_verdict(features:pd.DataFrame)->str:
     "Does the paper's Section 6 hold here? One sentence."
-    c = correlations(features).query("feature=='word'").dropna(subset=["rho"])
+    c = correlations(features, names=("word",)).dropna(subset=["rho"])
     if features.word.isna().all(): return "Without a word list nothing can be said of real words."
     if not len(c): return "The share of real words does not vary enough here to say anything of it."
     up, down = int((c.low > 0).sum()), int((c.high < 0).sum())
@@ -1114,7 +1114,8 @@ def levels_table(d:pd.DataFrame, base:str="as-given")->pd.DataFrame:
 # %% ../nbs/16_report.ipynb #367e2114
 def _reading_section(features:pd.DataFrame, gone:int=0)->str:
     lost = f'<p class="note">{gone} scores are left out here: the reading of their prompt is not in the store; run it again to add them.</p>' if gone else ""
-    return "\n".join([lost, f"<p>{_cell(words_verdict(features))} {_cell(features_verdict(features))} {_cell(_READ_NOTE)}</p>", table_html(reading_table(features), "What prompts read like"), "<h3>What goes with transfer</h3>", table_html(correlation_table(features), "Rank correlations")])
+    known = correlations(features)
+    return "\n".join([lost, f"<p>{_cell(words_verdict(features))} {_cell(features_verdict(features, known))} {_cell(_READ_NOTE)}</p>", table_html(reading_table(features), "What prompts read like"), "<h3>What goes with transfer</h3>", table_html(correlation_table(features, known), "Rank correlations")])
 
 _READ_NOTE = ("Shares are of a prompt's tokens; a real word starts with a space (or the prompt) and stands in wordfreq's English list at Zipf 3.25 or more. Mean J counts a token that the two models do not share as 0; for a target that no vocabulary was made with, it is that of the source's own vocabularies. "
               "Rank correlations are Spearman's, over all prompts of all rows; intervals draw whole rows again, and with so few rows they come out too narrow (chapter 12 counts how often they hold). Several are looked at, and none is corrected for that.")
