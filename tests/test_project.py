@@ -221,7 +221,8 @@ def fenced(language): return re.findall(rf"```{language}\n(.*?)```", README, re.
 def test_readme_is_current(): run(sys.executable, "tools/readme.py", "--check")
 
 def test_readme_maps_every_notebook():
-    assert re.findall(r"\]\(nbs/(\w+\.ipynb)\)", README) == [p.name for p in CHAPTERS]
+    assert re.findall(r"^\| \[\w+\]\(nbs/(\w+\.ipynb)\)", README, re.M) == [p.name for p in CHAPTERS]
+    assert {*re.findall(r"\]\(nbs/(\w+\.ipynb)\)", README)} <= {p.name for p in NOTEBOOKS}
 
 def test_readme_commands_exist():
     first = fenced("sh")[0]
