@@ -72,7 +72,7 @@ def markdown_table(table)->str:
 
 _SAID = {
     "en": ("![Ours less Baseline (PEZ) on each target, in points, with its 95 % interval over seeds]({figure})\n\nOurs less the paper's Baseline on the target model, in points, for every comparison in `results/`; bars are 95 % intervals over seeds (those of two seeds go on beyond the edge), filled dots are those where neither the interval over seeds nor that over texts spans zero. "
-           "Of {n} comparisons Ours is above in {above}, below in {below} and level in {level}; the mean difference is {mean:+.1f} points, and {settled} of {n} are settled by both intervals.{tied}\n\n{table}\n\nAccuracy in percent on {texts} SST-2 texts, mean ± standard deviation over {seeds} seeds: {variant} tuned on {source} (Original), then carried as text to the other model, "
+           "Of {n} comparisons Ours is above in {above}, below in {below} and level in {level}; the mean difference is {mean:+.1f} points, and {settled} are settled by both intervals.{tied}\n\n{table}\n\nAccuracy in percent on {texts} SST-2 texts, mean ± standard deviation over {seeds} seeds: {variant} tuned on {source} (Original), then carried as text to the other model, "
            "which is the counterpart too. {steps} steps are far fewer than the paper's 5,000.",
            "A full reproduction, `hpt run paper`, tunes {tuned} prompts and takes {scores:,} scores. At {a:.0f} TFLOP/s reached in tuning and {b:.0f} in scoring, about an H100's in this engine by estimate, not by measurement, that is **{hours:.0f} GPU-hours**; `hpt run paper --dry-run --rates {a:.0f},{b:.0f}` says it piece by piece, and without `--rates` for the machine that it runs on."),
     "ja": ("![各ターゲットでの Ours と Baseline (PEZ) の差（ポイント）とシードについての 95 % 区間]({figure})\n\n`results/` にあるすべての比較について、ターゲットモデルでの Ours と論文の Baseline の差（ポイント）。棒はシードについての 95 % 区間（シード二つのものは枠の外まで続く）、塗りつぶした点はシードの区間もテキストの区間も 0 を含まないもの。"
@@ -80,7 +80,7 @@ _SAID = {
            "そのモデルは counterpart でもある。{steps} ステップは論文の 5,000 よりはるかに少ない。",
            "完全な再現 `hpt run paper` は {tuned} 個のプロンプトを最適化し、{scores:,} 個の正解率を測る。最適化で {a:.0f} TFLOP/s、評価で {b:.0f} TFLOP/s（この実装での H100 の見積もりで、実測ではない）とすると **{hours:.0f} GPU 時間**である。`hpt run paper --dry-run --rates {a:.0f},{b:.0f}` が内訳を示し、`--rates` なしでは手元の機械での時間を示す。")}
 
-_TIED = {"en": " The level ones were all tuned on {sources}, where few prompts leave their start: [31_small](31_small.ipynb) counts them.", "ja": "同点のものはすべて {sources} で最適化したもので、そこでは出発点から動いたプロンプトが少ない。"}
+_TIED = {"en": " The level ones were all tuned on {sources}, where few prompts leave their start: [31_small](31_small.ipynb) counts them.", "ja": "同点のものはすべて {sources} で最適化したもので、そこでは出発点から動いたプロンプトが少ない（数は [31_small](nbs/31_small.ipynb)）。"}
 
 def tied(d, language:str)->str:
     "What the comparisons that came out level have in common, where they have a source in common."
