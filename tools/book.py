@@ -5,6 +5,7 @@ The chapters of the method keep no outputs, so they are run first, for their fig
 This file is also the Sphinx extension that links names to where they are defined.
 """
 import ast
+import os
 import re
 import shutil
 import sys
@@ -99,12 +100,14 @@ def run_chapter(path):
     part = nbformat.NotebookNode(nb, cells=[c for c in nb.cells if c.cell_type != "code" or not any(d.split()[0] in left_out for d in directives(c.source))])
     NotebookClient(part, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(NBS)}}).execute()
     for cell in part.cells:
-        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]   # progress bars and warnings
+        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and not any("widget" in kind for kind in o.get("data", {}))]   # progress bars and warnings
+    nb.metadata.pop("widgets", None)   # a page with widgets would fetch their code from elsewhere
     return nb
 
 def run_chapters(paths, workers=2)->dict:
-    "path -> its notebook, run; several at once."
+    "path -> its notebook, run; several at once, so each on one thread, as in the tests."
     from tqdm import tqdm
+    os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(workers) as pool: return dict(zip(paths, tqdm(pool.map(run_chapter, paths), total=len(paths), desc="running the chapters", unit="chapter")))
 
 def as_page(nb, stem:str):
