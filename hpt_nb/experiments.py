@@ -726,7 +726,7 @@ SIZES = {  # weights that every token passes through, and all weights with the t
     "smollm2-135m": (106_203_456, 134_515_008), "gemma-3-270m": (100_326_016, 268_098_176)}
 CLASSES = {"sst2": 2, "ag_news": 4}
 TEXTS = {"sst2": (16, 30, 872, 5000), "ag_news": (57, 57, 7600, 5000)}   # tokens of a training and of a reported text with its template, reported texts, holdout
-SHARE = {"tune": .45, "score": .7}   # of the rate of plain matrix products that the engine reaches, rounded (chapter 6 measures .35-.67 and .79-.87, by format)
+SHARE = {"tune": .45, "score": .7}   # of the rate of plain matrix products that the engine reaches, roughly: a plan needs no more, and chapter 6 shows what was measured
 
 def count_weights(model)->tuple:
     "(weights that every token passes through, all weights with the tables) of a transformers model."
