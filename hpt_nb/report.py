@@ -457,10 +457,11 @@ def counterpart_note(df:pd.DataFrame, task:str, source:str)->str:
     "A sentence that names the targets which are counterparts too; '' if there are none."
     part = _table(df, task, source)
     both = sorted(set(part[part.role=="transfer"].target) & set(part.counterpart) - {DASH})
-    rows = sorted(set(part[part.counterpart.isin(both)].row), key=row_order)
+    rows = sorted(set(part[part.counterpart.isin(both) & part.vocab_kind.isin(["common", "stable"])].row), key=row_order)
     if not both: return ""
-    return (f"{' and '.join(both)} {'is' if len(both)==1 else 'are'} target and counterpart at once: the vocabulary of {' and '.join(ROWS.get(r, r) for r in rows)} was chosen with "
-            f"{'its' if len(both)==1 else 'their'} help, so {'that column does' if len(both)==1 else 'those columns do'} not show transfer to a model that took no part.")
+    its, tuned = "its" if len(both)==1 else "their", part.second.isin(both).any()     # a second model of the tuning itself, as in mixed or joint
+    how = [f"the vocabulary of {' and '.join(ROWS.get(r, r) for r in rows)} was chosen with {its} help"]*bool(rows) + [f"every prompt was tuned with {its} help"]*bool(tuned)
+    return (f"{' and '.join(both)} {'is' if len(both)==1 else 'are'} target and counterpart at once: {', and '.join(how)}, so {'that column does' if len(both)==1 else 'those columns do'} not show transfer to a model that took no part.")
 
 # %% ../nbs/16_report.ipynb #fc7004c4
 _PAPER = {"Learning rate":"0.3", "Training steps":"5000", "Train batch size":"16", "Optimizer":"Adafactor", "Prompt tokens":"10", "Seeds":"5",
