@@ -204,18 +204,25 @@ def scores(
     return order.drop(columns=["other", "a", "b"]).reset_index(drop=True)
 
 # %% ../nbs/16_report.ipynb #e0875584
-def accuracy_stats(df:pd.DataFrame, task:str, source:str, original:str="ids")->pd.DataFrame:
-    "Mean and sample standard deviation (ddof=1) over seeds, in percent, and the number of seeds, for each row, counterpart and place."
-    g = scores(df, task, source, original).groupby(["row", "counterpart", "place"], sort=False).accuracy
+def _stats(sc:pd.DataFrame)->pd.DataFrame:
+    "`accuracy_stats` of a table's `scores`."
+    g = sc.groupby(["row", "counterpart", "place"], sort=False).accuracy
     return pd.DataFrame({"mean":100*g.mean(), "sd":100*g.std(ddof=1), "seeds":g.size()}).reset_index()
 
-def accuracy_table(df:pd.DataFrame, task:str, source:str, original:str="ids")->pd.DataFrame:
-    "Tables 1, 2, 4 and 5 of the paper: mean ± sd in percent over seeds, as text; Original first, then each target."
-    st = accuracy_stats(df, task, source, original)
-    st["text"] = [f"{m:.2f}" if pd.isna(d) else f"{m:.2f} ± {d:.2f}" for m, d in zip(st["mean"], st.sd)]
+def accuracy_stats(df:pd.DataFrame, task:str, source:str, original:str="ids")->pd.DataFrame:
+    "Mean and sample standard deviation (ddof=1) over seeds, in percent, and the number of seeds, for each row, counterpart and place."
+    return _stats(scores(df, task, source, original))
+
+def _stats_table(st:pd.DataFrame)->pd.DataFrame:
+    "`accuracy_stats` as text, a column for each place."
+    st = st.assign(text=[f"{m:.2f}" if pd.isna(d) else f"{m:.2f} ± {d:.2f}" for m, d in zip(st["mean"], st.sd)])
     wide = st.pivot(index=["row", "counterpart"], columns="place", values="text").loc[list(dict.fromkeys(zip(st.row, st.counterpart))), list(dict.fromkeys(st.place))]
     wide = wide.reset_index().rename(columns={"row":"Method", "counterpart":"Counterpart"}).rename_axis(columns=None)
     return wide.assign(Method=wide.Method.map(lambda r: ROWS.get(r, r)))
+
+def accuracy_table(df:pd.DataFrame, task:str, source:str, original:str="ids")->pd.DataFrame:
+    "Tables 1, 2, 4 and 5 of the paper: mean ± sd in percent over seeds, as text; Original first, then each target."
+    return _stats_table(accuracy_stats(df, task, source, original))
 
 # %% ../nbs/16_report.ipynb #825bb1d4
 _TARGETS = ("gpt2-xl", "opt-2.7b", "llama-3.2-3b", "llama-3.2-3b-instruct")
@@ -263,23 +270,30 @@ def paper_values(task:str, source:str)->pd.DataFrame:
             for (row, c), values in printed.items() for p, v in zip(("Original", *_TARGETS), values)]
     return pd.DataFrame(rows, columns=["row", "counterpart", "place", "paper"])
 
-def beside_paper(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
-    "Our mean ± sd and the paper's, a line for each cell that both have; empty for models that the paper did not run."
-    st = accuracy_stats(df, task, source)
+def _beside(st:pd.DataFrame, task:str, source:str)->pd.DataFrame:
+    "`beside_paper` of a table's `accuracy_stats`."
     st = st.assign(short=st.place.map(lambda p: p if p=="Original" else _short(p)), other=st.counterpart.map(_short))
     both = st.merge(paper_values(task, source), left_on=["row", "other", "short"], right_on=["row", "counterpart", "place"], suffixes=("", "_paper"))
     ours = [f"{m:.2f}" if pd.isna(d) else f"{m:.2f} ± {d:.2f}" for m, d in zip(both["mean"], both.sd)]
     return pd.DataFrame({"Method":both.row.map(lambda r: ROWS.get(r, r)), "Counterpart":both.counterpart, "On":both.place, "Here":ours, "The paper":both.paper})
 
+def beside_paper(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
+    "Our mean ± sd and the paper's, a line for each cell that both have; empty for models that the paper did not run."
+    return _beside(accuracy_stats(df, task, source), task, source)
+
 # %% ../nbs/16_report.ipynb #3a730d27
-def beats_baseline(df:pd.DataFrame, task:str, source:str, original:str="ids")->pd.DataFrame:
-    "Same shape as `accuracy_table`: True where Ours has a higher mean than the Baseline (PEZ) in that column."
-    table, st = accuracy_table(df, task, source, original), accuracy_stats(df, task, source, original)
+def _bold(st:pd.DataFrame)->pd.DataFrame:
+    "`beats_baseline` of a table's `accuracy_stats`."
+    table = _stats_table(st)
     base = st[st.row=="PEZ"].set_index("place")["mean"]
     bold = pd.DataFrame(False, index=table.index, columns=table.columns)
     for r in st[(st.row=="Ours") & st.place.isin(base.index)].itertuples():
         bold.loc[(table.Method==ROWS["Ours"]) & (table.Counterpart==r.counterpart), r.place] = r.mean > base[r.place]
     return bold
+
+def beats_baseline(df:pd.DataFrame, task:str, source:str, original:str="ids")->pd.DataFrame:
+    "Same shape as `accuracy_table`: True where Ours has a higher mean than the Baseline (PEZ) in that column."
+    return _bold(accuracy_stats(df, task, source, original))
 
 # %% ../nbs/16_report.ipynb #a860183f
 def reencoding_table(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
@@ -329,14 +343,9 @@ def text_interval(d)->tuple:
 # %% ../nbs/16_report.ipynb #4f08e53d
 def _stack(g:pd.DataFrame)->np.ndarray: return np.stack(g.sort_values("seed").hits.to_list()).astype(float)   # (seeds, n)
 
-def differences(
-    df:pd.DataFrame,      # from `results_frame`
-    task:str,             # which table: task
-    source:str,           # and source model
-    original:str="ids",   # how the prompt goes into the source
-)->pd.DataFrame:          # counterpart, versus, place; points; seeds_low/high, texts_low/high (points); seeds
-    "Ours less each other row, in percentage points, with 95 % intervals over seeds and over texts. A row with a counterpart is compared with Ours of the same."
-    groups, out = dict(list(scores(df, task, source, original).groupby(["row", "counterpart", "place"], sort=False))), []
+def _differences(sc:pd.DataFrame)->pd.DataFrame:
+    "`differences` of a table's `scores`."
+    groups, out = dict(list(sc.groupby(["row", "counterpart", "place"], sort=False))), []
     for (row, other, place), ours in groups.items():
         for (versus, c, p), base in groups.items() if row=="Ours" else ():
             if versus=="Ours" or p!=place or c not in (DASH, other): continue
@@ -344,6 +353,15 @@ def differences(
             (a, b), (x, y) = seed_interval(d.mean(axis=1)), text_interval(d.mean(axis=0))
             out.append(dict(counterpart=other, versus=versus, place=place, points=d.mean(), seeds_low=a, seeds_high=b, texts_low=x, texts_high=y, seeds=len(d)))
     return pd.DataFrame(out, columns=["counterpart", "versus", "place", "points", "seeds_low", "seeds_high", "texts_low", "texts_high", "seeds"])
+
+def differences(
+    df:pd.DataFrame,      # from `results_frame`
+    task:str,             # which table: task
+    source:str,           # and source model
+    original:str="ids",   # how the prompt goes into the source
+)->pd.DataFrame:          # counterpart, versus, place; points; seeds_low/high, texts_low/high (points); seeds
+    "Ours less each other row, in percentage points, with 95 % intervals over seeds and over texts. A row with a counterpart is compared with Ours of the same."
+    return _differences(scores(df, task, source, original))
 
 # %% ../nbs/16_report.ipynb #561c9fdd
 def spans_zero(low:float, high:float)->bool|None:
@@ -357,13 +375,17 @@ def _undecided(r)->list:
 
 def _interval(low:float, high:float)->str: return "no interval" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}"
 
-def differences_table(df:pd.DataFrame, task:str, source:str, original:str="ids")->pd.DataFrame:
-    "`differences` as text, with a column that says which intervals span zero."
+def _differences_table(diffs:pd.DataFrame)->pd.DataFrame:
+    "`differences` as text."
     out = []
-    for r in differences(df, task, source, original).itertuples():
+    for r in diffs.itertuples():
         out.append({"Counterpart":r.counterpart, "Ours less":ROWS.get(r.versus, r.versus), "On":r.place, "Difference (points)":f"{r.points:+.1f}", "95 % over seeds":_interval(r.seeds_low, r.seeds_high),
                     "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"})
     return pd.DataFrame(out, columns=["Counterpart", "Ours less", "On", "Difference (points)", "95 % over seeds", "95 % over texts", "Interval spans zero"])
+
+def differences_table(df:pd.DataFrame, task:str, source:str, original:str="ids")->pd.DataFrame:
+    "`differences` as text, with a column that says which intervals span zero."
+    return _differences_table(differences(df, task, source, original))
 
 # %% ../nbs/16_report.ipynb #e83a27f7
 def verdict(r)->str:
@@ -391,20 +413,27 @@ def losses(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
                 out.append(dict(row=row, counterpart=other, target=target, step=step, points=d.mean(), seeds_low=a, seeds_high=b, texts_low=x, texts_high=y, seeds=len(d)))
     return pd.DataFrame(out, columns=["row", "counterpart", "target", "step", "points", "seeds_low", "seeds_high", "texts_low", "texts_high", "seeds"])
 
-def loss_table(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
+def _loss_table(lost:pd.DataFrame)->pd.DataFrame:
     "`losses` as text."
     return pd.DataFrame([{"Method":ROWS.get(r.row, r.row), "Counterpart":r.counterpart, "To":r.target, "Step":r.step.capitalize(), "Points":f"{r.points:+.1f}", "95 % over seeds":_interval(r.seeds_low, r.seeds_high),
-                          "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"} for r in losses(df, task, source).itertuples()])
+                          "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"} for r in lost.itertuples()])
 
-def loss_verdict(df:pd.DataFrame, task:str, source:str)->str:
-    "The split in one sentence, over the tuned rows."
-    d = losses(df, task, source)
-    d = d[~d.row.isin(UNTUNED)]
+def loss_table(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
+    "`losses` as text."
+    return _loss_table(losses(df, task, source))
+
+def _loss_verdict(lost:pd.DataFrame)->str:
+    "`losses` in one sentence."
+    d = lost[~lost.row.isin(UNTUNED)]
     if not len(d): return "No tuned prompt was carried to a target."
     mean = d.groupby("step").points.mean()
     sure = int(sum(not _undecided(r) for r in d[d.step=="re-tokenisation"].itertuples()))
     return (f"From the source by ids to a target by text, tuned prompts change by {mean['both']:+.1f} points on average: {mean['re-tokenisation']:+.1f} in re-tokenisation and {mean['the rest']:+.1f} in the rest. "
             f"Re-tokenisation moves {sure} of {(d.step=='re-tokenisation').sum()} rows by an amount whose intervals, over seeds and over texts, both exclude zero.")
+
+def loss_verdict(df:pd.DataFrame, task:str, source:str)->str:
+    "The split in one sentence, over the tuned rows."
+    return _loss_verdict(losses(df, task, source))
 
 # %% ../nbs/16_report.ipynb #4ed26f70
 def wilson(
@@ -782,14 +811,15 @@ def figure_html(
     "Panels side by side as one picture inside the page (SVG, text as shapes: it looks the same everywhere), with one legend below for all."
     import matplotlib
     from base64 import b64encode
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     n, out = len(draws), io.BytesIO()
-    fig = Figure(figsize=(4.6*max(n, 1.3), height), layout="constrained")
-    for draw, ax in zip(draws, fig.subplots(1, n, squeeze=False, sharex=share, sharey=share)[0]): draw(ax)
-    entries = {label:line for ax in fig.axes for line, label in zip(*ax.get_legend_handles_labels())}   # one for each row, however many seeds it has
-    if entries: fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(3, len(entries)), fontsize=9)
-    for text in fig.findobj(matplotlib.text.Text): text.set_parse_math(False)   # a name with a dollar sign is a name
-    with matplotlib.rc_context({"svg.hashsalt":"hpt_nb", "svg.fonttype":"path"}): fig.savefig(out, format="svg", metadata={"Date":None})   # no date: same store, same bytes
+    with matplotlib.rc_context({"svg.hashsalt":"hpt_nb", "svg.fonttype":"path", "text.parse_math":False}):   # a name with a dollar sign is a name
+        fig = Figure(figsize=(4.6*max(n, 1.3), height), layout="constrained")
+        for draw, ax in zip(draws, fig.subplots(1, n, squeeze=False, sharex=share, sharey=share)[0]): draw(ax)
+        entries = {label:line for ax in fig.axes for line, label in zip(*ax.get_legend_handles_labels())}   # one for each row, however many seeds it has
+        if entries: fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(3, len(entries)), fontsize=9)
+        FigureCanvasSVG(fig).print_svg(out, metadata={"Date":None})   # no date: same store, same bytes; savefig would draw each figure twice
     return (f'<div class="scroll"><img alt="{_cell(alt)}" style="min-width:{20*n}rem; max-width:{30*max(n, 1.3):g}rem" '
             f'src="data:image/svg+xml;base64,{b64encode(out.getvalue()).decode()}"></div>')
 
@@ -823,18 +853,19 @@ def _caption(sc:pd.DataFrame)->str:
 
 def _task_section(df:pd.DataFrame, tunes:pd.DataFrame, task:str, source:str)->str:
     "All of one (task, source): tables, intervals, prompts, figures."
-    sc, st, diffs = scores(df, task, source), accuracy_stats(df, task, source), differences(df, task, source)
+    sc = scores(df, task, source)
+    st, diffs, lost = _stats(sc), _differences(sc), losses(df, task, source)
     note, curves, pairs = counterpart_note(df, task, source), curves_frame(tunes, task, source), pairs_frame(sc)
     said = "".join(f"<li>{_cell(verdict(r))}</li>" for r in diffs[diffs.versus=="PEZ"].itertuples())
-    table = accuracy_table(df, task, source)
+    table = _stats_table(st)
     over = [(f"Source model: {source}", 3), ("Transfer", len(table.columns) - 3)]     # the paper's head
-    parts = [f"<p>{_cell(_caption(sc))}</p>", table_html(table, f"Accuracy, {task} from {source}", beats_baseline(df, task, source), over)]
+    parts = [f"<p>{_cell(_caption(sc))}</p>", table_html(table, f"Accuracy, {task} from {source}", _bold(st), over)]
     parts += [f'<p class="note">{_cell(n)}</p>' for n in (note, machines_note(df)) if n]
-    if len(paper := beside_paper(df, task, source)): parts += ["<h3>Beside the paper's printed values</h3>", table_html(paper, "Beside the paper")]
-    parts += [f"<ul>{said}</ul>", _accuracy_figure(sc, st), "<h3>Ours less each other row</h3>", f"<p>{_cell(_INTERVALS)}</p>", table_html(differences_table(df, task, source), "Differences")]
+    if len(paper := _beside(st, task, source)): parts += ["<h3>Beside the paper's printed values</h3>", table_html(paper, "Beside the paper")]
+    parts += [f"<ul>{said}</ul>", _accuracy_figure(sc, st), "<h3>Ours less each other row</h3>", f"<p>{_cell(_INTERVALS)}</p>", table_html(_differences_table(diffs), "Differences")]
     if note: parts.append(f'<p class="note">{_cell(note)}</p>')
     parts += ["<h3>The source by ids and by text</h3>", f"<p>{_cell(_REENCODED)}</p>", table_html(reencoding_table(df, task, source), "By ids and by text")]
-    if len(pairs): parts += ["<h3>What is lost on the way</h3>", f"<p>{_cell(loss_verdict(df, task, source))} {_cell(_LOSS)}</p>", table_html(loss_table(df, task, source), "What is lost on the way")]
+    if len(pairs): parts += ["<h3>What is lost on the way</h3>", f"<p>{_cell(_loss_verdict(lost))} {_cell(_LOSS)}</p>", table_html(_loss_table(lost), "What is lost on the way")]
     if len(curves): parts += ["<h3>Prompts</h3>", table_html(prompt_table(df, task, source), "Prompts"), "<h3>Learning curves</h3>", _curves_figure(curves)]
     if len(pairs): parts += ["<h3>Source and target, prompt by prompt</h3>", _transfer_figure(pairs)] + ([f'<p class="note">{_cell(note)}</p>'] if note else [])
     return "\n".join(parts)
@@ -936,17 +967,21 @@ def overview(df:pd.DataFrame)->pd.DataFrame:
     "Ours less Baseline (PEZ) in every table: task, source, variant, then as in `differences`, with both means in percent."
     out = []
     for task, source, name, part in each_variant(df):
-        st = accuracy_stats(part, task, source)
-        mean = {(r.row, r.counterpart, r.place):r.mean for r in st.itertuples()}
-        d = differences(part, task, source).query("versus=='PEZ'")
+        sc = scores(part, task, source)
+        mean = {(r.row, r.counterpart, r.place):r.mean for r in _stats(sc).itertuples()}
+        d = _differences(sc).query("versus=='PEZ'")
         out.append(d.assign(task=task, source=source, variant=name, baseline=[mean.get(("PEZ", DASH, p), mean.get(("PEZ", c, p))) for c, p in zip(d.counterpart, d.place)], ours=[mean["Ours", c, p] for c, p in zip(d.counterpart, d.place)]))
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame()
 
-def overview_table(df:pd.DataFrame)->pd.DataFrame:
+def _overview_table(d:pd.DataFrame)->pd.DataFrame:
     "`overview` as text."
     rows = [{"Task":r.task, "Source":r.source, "Tuned by":r.variant, "On":r.place, "Baseline":f"{r.baseline:.1f}", "Ours":f"{r.ours:.1f}", "Difference":f"{r.points:+.1f}",
-             "95 % over seeds":_interval(r.seeds_low, r.seeds_high), "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"} for r in overview(df).itertuples()]
+             "95 % over seeds":_interval(r.seeds_low, r.seeds_high), "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"} for r in d.itertuples()]
     return pd.DataFrame(rows)
+
+def overview_table(df:pd.DataFrame)->pd.DataFrame:
+    "`overview` as text."
+    return _overview_table(overview(df))
 
 def plot_overview(d:pd.DataFrame, ax=None):
     "Ours less Baseline with its interval over seeds, a line for each comparison; filled where neither interval spans zero."
@@ -965,7 +1000,7 @@ def _overview_section(df:pd.DataFrame)->str:
     d = overview(df)
     said = "; ".join(f"{r.task} from {r.source}{r.variant and ', '}{r.variant}, {r.place}: {r.points:+.1f}" for r in d.itertuples())
     notes = dict.fromkeys(n for task, source, _, part in each_variant(df) if (n := counterpart_note(part, task, source)))
-    return "\n".join([f"<p>{_cell(_OVERVIEW)}</p>", *(f'<p class="note">{_cell(n)}</p>' for n in notes), figure_html([lambda ax: plot_overview(d, ax)], f"Ours less Baseline in points: {said}", 1 + .28*len(d)), table_html(overview_table(df), "Ours less Baseline")])
+    return "\n".join([f"<p>{_cell(_OVERVIEW)}</p>", *(f'<p class="note">{_cell(n)}</p>' for n in notes), figure_html([lambda ax: plot_overview(d, ax)], f"Ours less Baseline in points: {said}", 1 + .28*len(d)), table_html(_overview_table(d), "Ours less Baseline")])
 
 _OVERVIEW = "Each line compares Ours with the Baseline on the same seeds and texts; the bar is the 95 % interval over seeds. Orange: on a target. Blue: on the source. Filled: neither interval, over seeds or over texts, spans zero."
 
