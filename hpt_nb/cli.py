@@ -205,9 +205,8 @@ def _run_one(preset, out, a):
 
 def cmd_status(a):
     "hpt status"
-    from hpt_nb.store import Store, status, status_text
-    levels = sorted({p.parent for kind in ("cells", "plans") for p in Path(a.dir).glob(f"*/{kind}")})
-    if not levels or any((Path(a.dir)/kind).exists() for kind in ("cells", "plans")): return _say(status_text(status(Store(a.dir))))
+    from hpt_nb.store import Store, level_folders, status, status_text
+    if not (levels := level_folders(a.dir)): return _say(status_text(status(Store(a.dir))))
     _say("\n\n".join(f"{path.name}:\n{status_text(status(Store(path)))}" for path in levels))     # settings varied: a folder each
 
 def cmd_report(a):

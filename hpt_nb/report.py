@@ -27,7 +27,7 @@ from html import escape
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .store import InputError, Store, status, write_atomic
+from .store import InputError, Store, level_folders, status, write_atomic
 from .readability import PARTS, describe, rank_correlation
 
 # %% ../nbs/16_report.ipynb #bfcd80ea
@@ -1115,7 +1115,7 @@ def levels_frame(
     folder,        # holds a results folder for each level
 )->pd.DataFrame:   # `results_frame` of each, with its `level` first
     "Results of all levels of a varied experiment. `InputError` if there are none, if one is unfinished, or if they differ in more than the vocabulary."
-    found = sorted({p.parent for kind in ("cells", "plans") for p in Path(folder).glob(f"*/{kind}")})
+    found = level_folders(folder)
     if not found: raise InputError(f"{folder}: no results folder in it; need the folder of a run with [vary]")
     parts = [(p.name, Store(p), results_frame(Store(p))) for p in found]
     for name, store, df in parts:
@@ -1440,7 +1440,7 @@ def write_report(
     "Write the web page of a run, whole or not at all. `InputError` for a missing, unfinished, damaged or mixed store."
     store, out = Store(store_path), Path(out_dir)
     if out.exists() and not out.is_dir(): raise InputError(f"{out_dir} is a file; a folder for the page is needed: name another")
-    varied = not (store.path/"cells").exists() and any(store.path.glob("*/cells"))
+    varied = bool(level_folders(store.path))
     if preset is not None: check_varied(store.path, preset) if varied else check_preset(store, preset)
     if varied and partial: raise InputError(f"{store.path} holds a folder for each level of a setting; --partial is for one of them: name it")
     if varied: return write_atomic(out/"index.html", _page("Settings varied", "", [("One setting at a time", _levels_section(store.path))]))
@@ -1463,7 +1463,7 @@ def write_report(
 
 def levels_origins(folder)->pd.DataFrame:
     "`origins_frame` of all levels of a varied experiment."
-    return pd.concat([origins_frame(Store(p.parent)) for p in sorted(Path(folder).glob("*/cells"))], ignore_index=True)
+    return pd.concat([origins_frame(Store(p)) for p in level_folders(folder)], ignore_index=True)
 
 def _levels_section(folder)->str:
     levels = levels_frame(folder)

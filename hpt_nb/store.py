@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'visible', 'InputError', 'WriteError', 'config_hash', 'write_atomic', 'provenance', 'Store', 'status',
-           'duration', 'status_text', 'keep', 'recall', 'cache_dir', 'sha256_file', 'fetch_package']
+           'duration', 'status_text', 'level_folders', 'keep', 'recall', 'cache_dir', 'sha256_file', 'fetch_package']
 
 # %% ../nbs/00_store.ipynb #07dd75cf
 import errno, hashlib, json, os, platform, re, secrets, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, zipfile
@@ -439,6 +439,13 @@ def status_text(
         odd = df[df.state==state]
         lines += [f"{word}: {r.reason}" if state=="damaged" else f"{word}: {r.kind} of {r.piece}: {r.reason}" for r in odd.head(most).itertuples()] + ([f"{word}: {len(odd)-most} more"] if len(odd) > most else [])
     return "\n".join(lines)
+
+# %% ../nbs/00_store.ipynb #5c1e7a02
+def level_folders(folder)->list:
+    "The results folders inside `folder`, one for each level of a setting, by name; none where `folder` is a results folder itself."
+    def has(path): return any((path/kind).is_dir() for kind in ("cells", "plans"))
+    folder = Path(folder)
+    return [] if has(folder) or not folder.is_dir() else sorted(p for p in folder.iterdir() if has(p))
 
 # %% ../nbs/00_store.ipynb #1bb7043e
 def keep(path, config:dict, result, *, wall_s, device="cpu", dtype=None, seeds=None)->Path:
