@@ -14,8 +14,8 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).parents[1]
 SOURCE, README, JAPANESE, FIGURE = ROOT/"nbs/index.ipynb", ROOT/"README.md", ROOT/"README.ja.md", ROOT/"nbs/images/ours-less-pez.svg"
 NOTE = "<!-- Made from nbs/index.ipynb by tools/readme.py; edit the notebook. -->\n"
-RESULTS = ("small-cpu", "offline")
-SHOWN = "small-cpu", "sst2", "smollm2-135m", "pez, 60 steps"   # the table: results, task, source, method and budget
+RESULTS = ("sst2-cpu", "small-cpu", "offline")                 # of one comparison, the first counts: sst2-cpu scores prompts of small-cpu on all texts
+SHOWN = "sst2-cpu", "sst2", "smollm2-135m"                     # the table: results of one method and budget, task, source
 RATES = 300e12, 40e12                                          # operations a second, tuning and scoring, that the cost is stated for
 
 # ---- what is computed ----
@@ -31,7 +31,10 @@ def comparisons(frames):
     "Ours less Baseline on every target of every results folder."
     import pandas as pd
     from hpt_nb.report import overview
-    d = pd.concat([overview(df).query("place != 'Original'") for df in frames.values()], ignore_index=True)
+    def named(df):   # results of one method and budget name neither
+        only = [f"{m}, {s} steps" for m, s in sorted(set(zip(df.method.dropna(), df.steps.dropna())))]
+        return overview(df).replace({"variant": {"": only[0]}})
+    d = pd.concat([named(df).query("place != 'Original'") for df in frames.values()], ignore_index=True)
     return d.drop_duplicates(["task", "source", "variant", "counterpart", "place"])
 
 def draw(d)->bytes:
@@ -91,12 +94,12 @@ def said(language:str, figure:str)->dict:
     "mark -> the text that stands there."
     from hpt_nb.report import _undecided, accuracy_table, signs, variants
     dfs = frames()
-    d, (folder, task, source, variant) = comparisons(dfs), SHOWN
-    part, c = dict(variants(dfs[folder], task, source))[variant], cost()
+    d, (folder, task, source) = comparisons(dfs), SHOWN
+    ((_, part),), c = variants(dfs[folder], task, source), cost()
     results, paper = _SAID[language]
     above, below, level = signs(d.points)
     return {"results": results.format(figure=figure, above=above, below=below, level=level, tied=tied(d, language), n=len(d), mean=d.points.mean(), settled=sum(not _undecided(r) for r in d.itertuples()), table=markdown_table(accuracy_table(part, task, source)),
-                                      texts=part.n.iloc[0], seeds=part.seed.nunique(), variant=variant.split(",")[0].upper(), source=source, steps=int(part.steps.dropna().iloc[0])),
+                                      texts=part.n.iloc[0], seeds=part.seed.nunique(), variant=part.method.dropna().iloc[0].upper(), source=source, steps=int(part.steps.dropna().iloc[0])),
             "cost": paper.format(a=RATES[0]/1e12, b=RATES[1]/1e12, **c)}
 
 def filled(text:str, language:str, figure:str)->str:
