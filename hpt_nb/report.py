@@ -13,10 +13,10 @@ __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 'PAPER', 'STEPS', 'FEATURES'
            'machines_note', 'plot_accuracy', 'curves_frame', 'plot_curves', 'plot_stability', 'neighbors_frame',
            'plot_neighbors', 'neighbors_said', 'pairs_frame', 'plot_transfer', 'table_html', 'figure_html', 'signs',
            'headline', 'unfinished', 'planned_left', 'finished', 'overview', 'overview_table', 'plot_overview',
-           'readings_frame', 'stability_maps', 'maps_for', 'unread', 'has_words', 'features_frame', 'reading_table',
-           'correlations', 'correlation_table', 'features_verdict', 'words_verdict', 'levels_frame',
-           'level_differences', 'levels_table', 'method_scores', 'complete_ways', 'methods_left', 'distinct',
-           'vectors_note', 'method_stats', 'method_table', 'part_note', 'method_differences',
+           'kept_start', 'unmoved', 'readings_frame', 'stability_maps', 'maps_for', 'unread', 'has_words',
+           'features_frame', 'reading_table', 'correlations', 'correlation_table', 'features_verdict', 'words_verdict',
+           'levels_frame', 'level_differences', 'levels_table', 'method_scores', 'complete_ways', 'methods_left',
+           'distinct', 'vectors_note', 'method_stats', 'method_table', 'part_note', 'method_differences',
            'method_differences_table', 'method_verdicts', 'method_sentences', 'methods_headline', 'spent_frame',
            'spent_table', 'compute_frame', 'plot_compute', 'compute_panels', 'soft_table', 'methods_section',
            'write_report', 'levels_origins']
@@ -1003,6 +1003,21 @@ def _overview_section(df:pd.DataFrame)->str:
     return "\n".join([f"<p>{_cell(_OVERVIEW)}</p>", *(f'<p class="note">{_cell(n)}</p>' for n in notes), figure_html([lambda ax: plot_overview(d, ax)], f"Ours less Baseline in points: {said}", 1 + .28*len(d)), table_html(_overview_table(d), "Ours less Baseline")])
 
 _OVERVIEW = "Each line compares Ours with the Baseline on the same seeds and texts; the bar is the 95 % interval over seeds. Orange: on a target. Blue: on the source. Filled: neither interval, over seeds or over texts, spans zero."
+
+# %% ../nbs/16_report.ipynb #5a7b0c02
+def kept_start(df:pd.DataFrame)->pd.DataFrame:
+    "task, source, variant, row, tuned (prompts), different (of these), still (those of no more different tokens than label words, which PEZ begins with): Baseline and Ours of each table."
+    out = []
+    for task, source, name, part in each_variant(df):
+        words = len(set(part["labels"].iloc[0]))
+        for row in ("PEZ", "Ours"):
+            g = part[(part.row==row) & (part["mode"]=="ids")]
+            out.append(dict(task=task, source=source, variant=name, row=row, tuned=len(g), different=g.prompt_ids.map(tuple).nunique(), still=sum(len(set(ids)) <= words for ids in g.prompt_ids)))
+    return pd.DataFrame(out)
+
+def unmoved(df:pd.DataFrame)->set:
+    "(task, source, variant) of the tables in which no prompt of Baseline or Ours has left its start (`kept_start`)."
+    return {key for key, g in kept_start(df).groupby(["task", "source", "variant"]) if (g.still==g.tuned).all()}
 
 # %% ../nbs/16_report.ipynb #d1251169
 _READING = ("prompt_ids", "tokens", "perplexity")

@@ -1,6 +1,6 @@
 """A stored score, computed again from its stored prompt, is the stored count: each prediction the same. Needs the package models in the cache; nothing is fetched.
 
-The scores of `results/offline` need the package data in the cache; those of `results/small-cpu`, on SST-2 and AG News, need their task files:
+The scores of `results/offline` need the package data in the cache; those of `results/small-cpu` and `results/sst2-cpu`, on SST-2 and AG News, need their task files:
 
     HPT_DATA=FOLDER pytest tests/test_recompute.py      # FOLDER holds sst2.toml and ag_news.toml, as `hpt run --data` takes them
 """
@@ -24,7 +24,7 @@ def cells(folder): return Store(ROOT / "results" / folder).cells("eval")
 def few():
     "Of each task: a tuned prompt by ids, one as text on its own model, one on the target, and an Empty row; the first of each in file order. The other model is scored once."
     want = [("Ours", "original", "ids"), ("PEZ", "original", "text"), ("Ours", "transfer", "text"), ("Empty", "original", "ids")]
-    for folder, task in (("offline", "movie_snippets"), ("small-cpu", "sst2"), ("small-cpu", "ag_news")):
+    for folder, task in (("offline", "movie_snippets"), ("small-cpu", "sst2"), ("small-cpu", "ag_news"), ("sst2-cpu", "sst2")):
         for row, role, mode in want:
             yield folder, first(folder, task=task, target="smollm2-135m", row=row, role=role, mode=mode)
     yield "small-cpu", first("small-cpu", task="ag_news", target="gemma-3-270m", row="Ours", role="original", mode="text")

@@ -30,11 +30,13 @@ def frames()->dict:
 def comparisons(frames):
     "Ours less Baseline on every target of every results folder."
     import pandas as pd
-    from hpt_nb.report import overview
-    def named(df):   # results of one method and budget name neither
+    from hpt_nb.report import overview, unmoved
+    def of(df):
+        d, same = overview(df), unmoved(df)
+        d["unmoved"] = [key in same for key in zip(d.task, d.source, d.variant)]
         only = [f"{m}, {s} steps" for m, s in sorted(set(zip(df.method.dropna(), df.steps.dropna())))]
-        return overview(df).replace({"variant": {"": only[0]}})
-    d = pd.concat([named(df).query("place != 'Original'") for df in frames.values()], ignore_index=True)
+        return d.replace({"variant": {"": only[0]}}).query("place != 'Original'")      # results of one method and budget name neither
+    d = pd.concat([of(df) for df in frames.values()], ignore_index=True)
     return d.drop_duplicates(["task", "source", "variant", "counterpart", "place"])
 
 def draw(d)->bytes:
@@ -75,20 +77,19 @@ def markdown_table(table)->str:
 
 _SAID = {
     "en": ("![Ours less Baseline (PEZ) on each target, in points, with its 95 % interval over seeds]({figure})\n\nOurs less the paper's Baseline on the target model, in points, for every comparison in `results/`; bars are 95 % intervals over seeds (those of two seeds go on beyond the edge), filled dots are those where neither the interval over seeds nor that over texts spans zero. "
-           "Of {n} comparisons Ours is above in {above}, below in {below} and level in {level}; the mean difference is {mean:+.1f} points, and {settled} are settled by both intervals.{tied}\n\n{table}\n\nAccuracy in percent on {texts} SST-2 texts, mean ± standard deviation over {seeds} seeds: {variant} tuned on {source} (Original), then carried as text to the other model, "
+           "Of {n} comparisons Ours is above in {above}, below in {below} and level in {level}; the mean difference is {mean:+.1f} points, and {settled} are settled by both intervals.{still}\n\n{table}\n\nAccuracy in percent on {texts} SST-2 texts, mean ± standard deviation over {seeds} seeds: {variant} tuned on {source} (Original), then carried as text to the other model, "
            "which is the counterpart too. {steps} steps are far fewer than the paper's 5,000.",
            "A full reproduction, `hpt run paper`, tunes {tuned} prompts and takes {scores:,} scores. At {a:.0f} TFLOP/s reached in tuning and {b:.0f} in scoring, about an H100's in this engine by estimate, not by measurement, that is **{hours:.0f} GPU-hours**; `hpt run paper --dry-run --rates {a:.0f},{b:.0f}` says it piece by piece, and without `--rates` for the machine that it runs on."),
     "ja": ("![各ターゲットでの Ours と Baseline (PEZ) の差（ポイント）とシードについての 95 % 区間]({figure})\n\n`results/` にあるすべての比較について、ターゲットモデルでの Ours と論文の Baseline の差（ポイント）。棒はシードについての 95 % 区間（シード二つのものは枠の外まで続く）、塗りつぶした点はシードの区間もテキストの区間も 0 を含まないもの。"
-           "{n} 件のうち Ours が上回るのは {above} 件、下回るのは {below} 件、同点は {level} 件で、差の平均は {mean:+.1f} ポイント、両方の区間で決着がつくのは {settled} 件である。{tied}\n\n{table}\n\nSST-2 の {texts} 文での正解率（%）、シード {seeds} 個の平均 ± 標準偏差。{variant} で {source} に対して最適化し（Original）、テキストとして他方のモデルへ移した。"
+           "{n} 件のうち Ours が上回るのは {above} 件、下回るのは {below} 件、同点は {level} 件で、差の平均は {mean:+.1f} ポイント、両方の区間で決着がつくのは {settled} 件である。{still}\n\n{table}\n\nSST-2 の {texts} 文での正解率（%）、シード {seeds} 個の平均 ± 標準偏差。{variant} で {source} に対して最適化し（Original）、テキストとして他方のモデルへ移した。"
            "そのモデルは counterpart でもある。{steps} ステップは論文の 5,000 よりはるかに少ない。",
            "完全な再現 `hpt run paper` は {tuned} 個のプロンプトを最適化し、{scores:,} 個の正解率を測る。最適化で {a:.0f} TFLOP/s、評価で {b:.0f} TFLOP/s（この実装での H100 の見積もりで、実測ではない）とすると **{hours:.0f} GPU 時間**である。`hpt run paper --dry-run --rates {a:.0f},{b:.0f}` が内訳を示し、`--rates` なしでは手元の機械での時間を示す。")}
 
-_TIED = {"en": " The level ones were all tuned on {sources}, where few prompts leave their start: [31_small](31_small.ipynb) counts them.", "ja": "同点のものはすべて {sources} で最適化したもので、そこでは出発点から動いたプロンプトが少ない（数は [31_small](nbs/31_small.ipynb)）。"}
+_STILL = {"en": " Of the level ones {n} compare prompts of which none has left the label words that it began with: [31_small](31_small.ipynb) counts them.", "ja": "同点のうち {n} 件では、どのプロンプトも出発点のラベル語から動いていない（数は [31_small](nbs/31_small.ipynb)）。"}
 
-def tied(d, language:str)->str:
-    "What the comparisons that came out level have in common, where they have a source in common."
-    sources = set(d[d.points.round(9) == 0].source)
-    return _TIED[language].format(sources=sources.pop()) if len(sources) == 1 else ""
+def still(d, language:str)->str:
+    "How many of the comparisons that came out level say nothing, since nothing moved."
+    return _STILL[language].format(n=n) if (n := int(d[d.points.round(9) == 0].unmoved.sum())) else ""
 
 def said(language:str, figure:str)->dict:
     "mark -> the text that stands there."
@@ -98,7 +99,7 @@ def said(language:str, figure:str)->dict:
     ((_, part),), c = variants(dfs[folder], task, source), cost()
     results, paper = _SAID[language]
     above, below, level = signs(d.points)
-    return {"results": results.format(figure=figure, above=above, below=below, level=level, tied=tied(d, language), n=len(d), mean=d.points.mean(), settled=sum(not _undecided(r) for r in d.itertuples()), table=markdown_table(accuracy_table(part, task, source)),
+    return {"results": results.format(figure=figure, above=above, below=below, level=level, still=still(d, language), n=len(d), mean=d.points.mean(), settled=sum(not _undecided(r) for r in d.itertuples()), table=markdown_table(accuracy_table(part, task, source)),
                                       texts=part.n.iloc[0], seeds=part.seed.nunique(), variant=part.method.dropna().iloc[0].upper(), source=source, steps=int(part.steps.dropna().iloc[0])),
             "cost": paper.format(a=RATES[0]/1e12, b=RATES[1]/1e12, **c)}
 
