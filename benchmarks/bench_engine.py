@@ -6,6 +6,10 @@ On a GPU, with the whole run of 20 prompts by 5,000 steps, plain and compiled:
 
     python benchmarks/bench_engine.py --device cuda --task sst2.toml --whole 5000 --out benchmarks/results/engine-gpu.json
 
+lm-eval is timed with 64 texts a pass, a choice that suits it on a CPU. Others, its own default (1) and its search for one (auto) among them, are timed by
+
+    python benchmarks/bench_engine.py --task sst2.toml --skip pez compile peft --batches 1 16 auto --out benchmarks/results/engine-batches.json
+
 The peers are installed for this alone: pip install lm-eval==0.4.13 peft
 Absolute seconds belong to the machine; the ratios and the share of the machine's own matrix-product rate are what to read.
 """
@@ -136,7 +140,7 @@ def soft_step(lm, task, batch):
 
 
 def lm_eval_run(lm, task, split, prompt, batch):
-    "(seconds in its scoring of requests, predictions) of lm-eval on the same texts and format; building its data set and its bootstrap are not counted."
+    "(seconds in its scoring of requests, predictions) of lm-eval with `batch` texts a pass (a number, or 'auto') on the same texts and format; building its data set and its bootstrap are not counted."
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     with tempfile.TemporaryDirectory() as tmp:
@@ -176,6 +180,7 @@ def main():
     ap.add_argument("--runs", type=int, default=20, help="runs side by side (20)")
     ap.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     ap.add_argument("--skip", nargs="*", default=[], choices=["pez", "compile", "peft", "lm-eval"])
+    ap.add_argument("--batches", nargs="*", default=[], metavar="N", help="lm-eval with other numbers of texts a pass too; 1 is its default, 'auto' its own search")
     ap.add_argument("--device", default="auto")
     ap.add_argument("--whole", type=int, default=0, metavar="STEPS", help="time whole runs of so many steps too, plain and compiled, in the last of --dtypes")
     ap.add_argument("--out", help="JSON file")
@@ -208,6 +213,7 @@ def main():
                 for prompt in ("", PROMPT):
                     key = f"{dtype} {'prompt' if prompt else 'empty'}"
                     who = {"ours": lambda: our_run(lm, task, split, prompt), "lm-eval": lambda: lm_eval_run(lm, task, split, prompt, 64)}
+                    for batch in a.batches: who[f"lm-eval/{batch}"] = lambda b=batch: lm_eval_run(lm, task, split, prompt, int(b) if b.isdecimal() else b)
                     if fast:
                         who["compiled"] = lambda: our_run(fast, task, split, prompt)
                         our_run(fast, task, task.subset("validation", min(64, len(split)), seed=1), prompt)      # compiled before it is timed
@@ -230,7 +236,7 @@ def main():
 def save(a, task, split, found, began, device):
     "Keep what has been measured so far."
     if not a.out: return
-    config = dict(task=task.name, task_hash=task.hash, n=len(split), models=a.models, repeats=a.repeats, runs=a.runs, batch=16, threads=torch.get_num_threads(), skipped=a.skip, whole=a.whole)
+    config = dict(task=task.name, task_hash=task.hash, n=len(split), models=a.models, repeats=a.repeats, runs=a.runs, batch=16, threads=torch.get_num_threads(), skipped=a.skip, whole=a.whole, batches=a.batches)
     write_atomic(a.out, json.dumps(dict(config=config, found=found, meta=provenance(device, ", ".join(a.dtypes), [0], round(time.perf_counter() - began, 1))), indent=1))
 
 
