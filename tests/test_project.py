@@ -218,6 +218,17 @@ def test_continuous_integration_runs_make_test():
 README = (ROOT/"README.md").read_text(encoding="utf-8")
 def fenced(language): return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
+def test_the_readme_names_each_comparison_by_its_own_task_s_steps():
+    "Tasks of one results folder may differ in them."
+    import importlib.util
+    spec = importlib.util.spec_from_file_location("readme", ROOT/"tools"/"readme.py")
+    readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme)
+    from hpt_nb.store import Store
+    for folder, df in readme.frames().items():
+        ran = {(c["config"]["task"], f"{c['config']['method']}, {c['config']['steps']} steps") for c in Store(ROOT/"results"/folder).cells("tune")}
+        assert {(r.task, r.variant) for r in readme.comparisons({folder: df}).itertuples()} <= ran
+
 def test_readme_is_current(): run(sys.executable, "tools/readme.py", "--check")
 
 def test_readme_maps_every_notebook():

@@ -34,8 +34,10 @@ def comparisons(frames):
     def of(df):
         d, same = overview(df), unmoved(df)
         d["unmoved"] = [key in same for key in zip(d.task, d.source, d.variant)]
-        only = [f"{m}, {s} steps" for m, s in sorted(set(zip(df.method.dropna(), df.steps.dropna())))]
-        return d.replace({"variant": {"": only[0]}}).query("place != 'Original'")      # results of one method and budget name neither
+        tuned = df.dropna(subset=["method", "steps"])
+        only = {task: f"{method}, {int(steps)} steps" for task, method, steps in zip(tuned.task, tuned.method, tuned.steps)}
+        d["variant"] = d.variant.where(d.variant != "", d.task.map(only))      # results of one method and budget name neither; the budget may be a task's own
+        return d.query("place != 'Original'")
     d = pd.concat([of(df) for df in frames.values()], ignore_index=True)
     return d.drop_duplicates(["task", "source", "variant", "counterpart", "place"])
 
