@@ -53,16 +53,16 @@ def cmd_vocab(a):
     "hpt vocab"
     out = _out_file(a.out, ".parquet")
     from hpt_nb.vocab import common_vocab
-    vocab = common_vocab(_load_models(a.models))
+    vocab = common_vocab(_load_models(a.models), a.tokens)
     vocab.save(out)
-    _say(f"{len(vocab):,} tokens are common to {', '.join(vocab.models)}: {out}")
+    _say(f"{len(vocab):,} {'tokens' if a.tokens == 'any' else a.tokens} are common to {', '.join(vocab.models)}: {out}")
 
 def cmd_stability(a):
     "hpt stability"
     out = _out_file(a.out, ".parquet")
     if a.exact and a.sample: raise InputError("--exact and --sample exclude each other; give one")
     from hpt_nb.neighbors import stable_vocab
-    vocab = stable_vocab(_load_models(a.models), k=a.k, h=a.sample, repeats=a.repeats, seed=a.seed)
+    vocab = stable_vocab(_load_models(a.models), k=a.k, h=a.sample, repeats=a.repeats, seed=a.seed, tokens=a.tokens)
     vocab.save(out)
     _say(f"{len(vocab):,} tokens, J from {vocab.J.max():.3f} to {vocab.J.min():.3f}; most stable: {' '.join(repr(t) for t in vocab.tokens[:6])}: {out}")
 
@@ -240,10 +240,13 @@ def parser()->argparse.ArgumentParser:
         c.set_defaults(run=run)
         c.add_argument("--quiet", action="store_true", help="no progress bars")
         return c
+    tokens = dict(default="any", choices=["any", "words"], help="any: every text that is one token in each model; words: a space and a word, as Wu et al. have it (any)")
     c = command("vocab", cmd_vocab, "tokens that all models share (Eq. 2)")
+    c.add_argument("--tokens", **tokens)
     c.add_argument("models", nargs="+", metavar="MODEL", help=models); c.add_argument("--out", required=True, help="parquet file")
     c = command("stability", cmd_stability, "common tokens scored by the agreement of their neighbourhoods (Eqs. 3-7)")
     c.add_argument("models", nargs="+", metavar="MODEL", help=models); c.add_argument("--out", required=True, help="parquet file")
+    c.add_argument("--tokens", **tokens)
     c.add_argument("--exact", action="store_true", help="every common token is an anchor (the default)")
     c.add_argument("--sample", type=_positive(), metavar="H", help="anchors a sample, as in the paper (8192)")
     c.add_argument("--repeats", type=_positive(), default=5, metavar="L", help="samples (5)")

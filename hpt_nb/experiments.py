@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ROWS', 'REGISTRY', 'SIZES', 'CLASSES', 'TEXTS', 'SHARE', 'row_vocab', 'Method', 'method_config', 'Source',
            'VocabConfig', 'Preset', 'presets', 'variations', 'parse_preset', 'load_preset', 'lm_id', 'tune_config',
-           'eval_config', 'Models', 'vocab_config', 'stored_vocab', 'scored_vocab', 'example_words', 'near_tokens',
-           'keep_examples', 'passes', 'run_rows', 'tuning_dtypes', 'tune_pass', 'task_key', 'untuned', 'score_prompt',
-           'score_vectors', 'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar',
-           'begin', 'announce', 'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks',
-           'makespan', 'dry_run']
+           'eval_config', 'Models', 'vocab_config', 'stored_vocab', 'scored_vocab', 'check_words', 'example_words',
+           'near_tokens', 'keep_examples', 'passes', 'run_rows', 'tuning_dtypes', 'tune_pass', 'task_key', 'untuned',
+           'score_prompt', 'score_vectors', 'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed',
+           'weight', 'Bar', 'begin', 'announce', 'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces',
+           'ranks', 'makespan', 'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
 import gc, heapq, re, time
@@ -25,7 +25,7 @@ except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
 from .store import InputError, Store, WriteError, _finder, config_hash, provenance
 from .models import LM, _find, as_device, load_lm
 from .tasks import load_task
-from .vocab import Vocab, whole_vocab
+from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
 from .scoring import compile_layers, evaluate, label_ids
 from .pez import COMPILE_STEPS, METHODS, PezConfig, RunSpec, SearchSpace, fast_dtype, shown_tokens, tune_runs
@@ -119,6 +119,10 @@ class VocabConfig:
     s:int = 8192
     seed:int = 0
     include_self:bool = True
+    tokens:str = "any"        # "any" text that is one token in each model, or "words" (a space and a word)
+
+    def __post_init__(self):
+        if self.tokens not in TOKENS: raise InputError(f"tokens = {self.tokens!r}; need one of {', '.join(TOKENS)}")
 
 @dataclass(frozen=True)
 class Preset:
@@ -181,7 +185,8 @@ def _typed(cls, table, where:str):
         want = type(names[key].default)
         ok = isinstance(value, want) and not (isinstance(value, bool) and want is not bool) or (want is float and type(value) is int) or key == "h"
         if not ok: raise InputError(f"{where}: {key} = {value!r}; need a value like {names[key].default!r}")
-    return cls(**table)
+    try: return cls(**table)
+    except InputError as e: raise InputError(f"{where}: {e}") from None
 
 def _names(value, where:str, kind=str)->tuple:
     if not isinstance(value, list) or not value or any(type(v) is not kind for v in value) or len(set(value)) < len(value):
@@ -338,7 +343,8 @@ class Models:
 def vocab_config(v:VocabConfig, names)->dict:
     "What identifies the scored vocabulary of models, beside their weights; one vocabulary serves both directions."
     sampled = v.h != "exact"
-    return dict(models=sorted(names), k=v.k, h=v.h, repeats=v.repeats if sampled else None, seed=v.seed if sampled else None, include_self=v.include_self)
+    config = dict(models=sorted(names), k=v.k, h=v.h, repeats=v.repeats if sampled else None, seed=v.seed if sampled else None, include_self=v.include_self)
+    return config if v.tokens == "any" else config | dict(tokens=v.tokens)   # vocabularies from before there was a choice keep their identity
 
 def stored_vocab(
     store:Store,
@@ -351,7 +357,7 @@ def stored_vocab(
     have = store.get("vocab", config)
     if have is None:
         began = time.perf_counter()
-        vocab = stable_vocab(lms, k=v.k, h=None if v.h == "exact" else v.h, repeats=v.repeats, seed=v.seed, include_self=v.include_self)
+        vocab = stable_vocab(lms, k=v.k, h=None if v.h == "exact" else v.h, repeats=v.repeats, seed=v.seed, include_self=v.include_self, tokens=v.tokens)
         have = dict(c=len(vocab), file=f"stable-{config_hash(config)}.parquet", J_quantiles=[round(q, 6) for q in torch.quantile(vocab.J.double(), torch.linspace(0, 1, 21, dtype=torch.double)).tolist()])
         path, seconds = store.file(have["file"]), round(time.perf_counter() - began, 3)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -366,6 +372,16 @@ def scored_vocab(
 )->Vocab:
     "`stored_vocab` of a source and a counterpart of a preset."
     return stored_vocab(store, [models(source), models(counterpart)], preset.vocab)
+
+# %% ../nbs/14_experiments.ipynb #d6232ceb
+def check_words(preset:Preset, models:Models, source:Source):
+    "`InputError` where the words that a source shares with a counterpart are too few for the preset's s or k. Rows without a common vocabulary ask for none."
+    if preset.vocab.tokens == "any" or not any(ROWS[r] in ("common", "stable") for r in preset.rows): return
+    for name in source.counterparts:
+        words = common_vocab([models(source.model), models(name)], preset.vocab.tokens)
+        for key in ("s", "k"):
+            asked = getattr(preset.vocab, key)
+            if asked > len(words): raise InputError(f"{preset.name}: {key} = {asked:,}, and {source.model} and {name} share {len(words):,} words; need a smaller {key}, or [vocab] tokens = \"any\"")
 
 # %% ../nbs/14_experiments.ipynb #c32f4ff7
 def example_words(vocab:Vocab)->dict:
@@ -709,6 +725,7 @@ def run_preset(
     (store, tasks), models = begin(preset, out, data), models or Models(bos=preset.bos)
     for name in (preset.sources[0].model, *preset.sources[0].counterparts):   # fetched, converted and checked before the clock of the bar starts
         for task in tasks.values(): label_ids(models(name), task)
+    check_words(preset, models, preset.sources[0])
     units = plan_units(preset, tasks, models, split)
     store.plan([p for u in units for p in u.pieces], preset.name)
     job, made = Job(preset, store, tasks, models, retry_failed), []
