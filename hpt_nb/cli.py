@@ -232,7 +232,7 @@ def _methods()->dict:
 
 def parser()->argparse.ArgumentParser:
     "The argument parser of `hpt`."
-    models = "hub id, folder, .gguf file, smollm2-135m (Apache-2.0) or gemma-3-270m (Gemma Terms of Use)"
+    models = "hub id, folder, .gguf file, smollm2-135m, qwen2.5-coder-0.5b (both Apache-2.0) or gemma-3-270m (Gemma Terms of Use)"
     p = _Parser(prog="hpt", description="Hard prompts that transfer: vocabularies, tuning, transfer, reports.")
     sub = p.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     def command(name, run, about):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROWS', 'REGISTRY', 'MANUAL', 'MOMENT', 'SHARED_TOKENS', 'SIZES', 'CLASSES', 'TEXTS', 'SHARE', 'row_vocab', 'Method',
            'method_config', 'Arm', 'Source', 'VocabConfig', 'Preset', 'presets', 'variations', 'parse_preset',
-           'load_preset', 'lm_id', 'tune_config', 'eval_config', 'Models', 'models_to_keep', 'vocab_config',
+           'load_preset', 'lm_id', 'facts', 'tune_config', 'eval_config', 'Models', 'models_to_keep', 'vocab_config',
            'stored_vocab', 'scored_vocab', 'check_words', 'example_words', 'near_tokens', 'keep_examples', 'passes',
            'run_rows', 'label_tokens', 'pass_vocabs', 'tuning_dtypes', 'moment_prompts', 'tune_pass', 'task_key',
            'start_prompts', 'random_ids', 'untuned', 'untuned_rows', 'Scoring', 'score_prompt', 'score_vectors',
@@ -461,6 +461,10 @@ def lm_id(lm:LM)->str:
     "What identifies a model: a hash of its file or its revision, and the ids before a text where they are not its tokenizer's own."
     return str(lm.info.get("sha256") or lm.info.get("revision") or "unknown")[:12] + ("-bos" + ".".join(map(str, lm.bos_ids)) if "bos" in lm.info else "")
 
+def facts(cfg)->dict:
+    "TEMPORARY"
+    return {f.name: getattr(cfg, f.name) for f in fields(cfg) if "absent" not in f.metadata or getattr(cfg, f.name) != f.metadata["absent"]}
+
 def tune_config(method, task, source:LM, counterpart, row, seed, vocab:Vocab, cfg, dtype, second:LM=None, compiled:bool=False, arm:Arm=None)->dict:
     "Identity of one tuning run; `second`, the model that takes part beside the source. Compiled layers round differently, so they are named where they are used; so is what makes a row an arm."
     kind = ROWS[arm.like if arm else row]
@@ -552,7 +556,7 @@ def scored_vocab(
 # %% ../nbs/14_experiments.ipynb #d6232ceb
 def check_words(preset:Preset, models:Models, source:Source):
     "`InputError` where the words that a source shares with a counterpart are too few for the preset's s or k. Rows without a common vocabulary ask for none."
-    if preset.vocab.tokens == "any" or not any(ROWS[r] in ("common", "stable") for r in preset.rows): return
+    if preset.vocab.tokens == "any" or not any(preset.row_kind(r) in ("common", "stable") for r in preset.tuned_rows): return
     for name in source.counterparts:
         words = common_vocab([models(source.model), models(name)], preset.vocab.tokens)
         for key in ("s", "k"):

@@ -6,7 +6,7 @@
 __all__ = ['JOINED_ROW', 'JOINED_TOKENS', 'OBJECTIVES', 'PROGRAMS', 'label_ids', 'text_ids', 'prompt_to_ids', 'prefix_embeddings',
            'plain_logits', 'LabelHead', 'pack', 'Layout', 'free_bytes', 'token_bytes', 'fit_tokens', 'check_lengths',
            'PrefixScorer', 'logits', 'centred_losses', 'loss_and_grad', 'WholeHead', 'vocabulary_logp', 'run_losses',
-           'compile_layers', 'label_logprobs', 'evaluate']
+           'compile_layers', 'label_logprobs', 'tiled', 'logits_many', 'label_logprobs_many', 'evaluate']
 
 # %% ../nbs/05_scoring.ipynb #2f1de8ad
 import contextlib, copy, math, os, sys
@@ -249,11 +249,15 @@ class PrefixScorer:
     def _packed(self, kv:list, p:int, rows:list, seqs:list, runs:list)->tuple[Tensor, list]:
         "(n, labels) logits and text numbers of `rows`, given the prefixes' keys and values."
         lay = Layout(rows, seqs, runs, device=self.lm.device)
+        return self._laid(kv, p, lay), lay.texts
+
+    def _laid(self, kv:list, p:int, lay:Layout)->Tensor:
+        "(n, labels) logits of a layout, in the order of its texts."
         self.head.at, self.tokens = lay.ends, self.tokens + lay.ids.numel()
         with _headed(self.lm.model, self.head):
             out = self.lm.model(input_ids=lay.ids, position_ids=lay.pos + p, attention_mask=_masks(self.lm.model, lay, p),
                                 past_key_values=_cache_of(kv, lay.runs) if kv else None, use_cache=bool(kv))
-        return out.logits[:,0].float(), lay.texts
+        return out.logits[:,0].float()
 
     def _joined(self, prefix_rpd:Tensor, rows:list, seqs:list, runs:list)->tuple[Tensor, list]:
         "The same with the prefix at the head of each row: one pass in place of two, where the rows are few."
@@ -630,6 +634,90 @@ def label_logprobs(
     if not texts: return torch.empty(0, len(task.labels))
     scorer, prefix, seqs = PrefixScorer(lm, label_ids(lm, task), max_tokens=max_tokens), prefix_embeddings(lm, prompt), text_ids(lm, task, texts)
     return scorer.logits(prefix, seqs, on_pass=on_pass).log_softmax(-1)
+
+# %% ../nbs/05_scoring.ipynb #e5a10002
+def tiled(
+    lay:Layout,   # R rows of n texts, of one run
+    g:int,        # prompts
+)->Layout:        # g*R rows of g*n texts: those of prompt 0, of prompt 1, ...; run r reads prompt r
+    "The layout of the same texts under each of `g` prompts, made of repeated tensors: no text is laid out again."
+    rows, n, device = len(lay.ids), lay.ends.shape[1], lay.ids.device
+    out, each = copy.copy(lay), torch.arange(g, device=device)
+    out.ids, out.pos, out.seg = (x.repeat(g, 1) for x in (lay.ids, lay.pos, lay.seg))
+    down = torch.stack([each.repeat_interleave(n)*rows, torch.zeros(g*n, dtype=torch.long, device=device)])
+    out.ends, out.runs = lay.ends.repeat(1, g) + down, each.repeat_interleave(rows)
+    return out
+
+# %% ../nbs/05_scoring.ipynb #e5a10005
+def _shared_layouts(scorer:PrefixScorer, seqs:list, p:int, budget:int)->tuple:
+    "(layouts that together hold all texts once, prompts a pass): no pass holds more than `budget` tokens, or one row."
+    lengths = [len(s) for s in seqs]
+    rows = pack(lengths, [0]*len(seqs), max(scorer.row_tokens, *lengths))   # rows as wide as the longest text: next to no padding
+    parts = list(_passes(rows, seqs, p, budget))
+    layouts = [Layout(part, seqs, [0]*len(seqs), device=scorer.lm.device) for part in parts]
+    size = sum((lay.ids.shape[1] + p)*len(lay.ids) for lay in layouts)
+    return layouts, max(1, budget//size) if len(layouts) == 1 else 1
+
+def _finite(lm:LM, logits:Tensor)->Tensor:
+    "`logits`, if all are finite numbers; else `InputError`."
+    if logits.isfinite().all(): return logits
+    raise InputError(f"{lm.name} gives logits that are no finite numbers in {lm.dtype}; load it with dtype='float32', or check its weights")
+
+def _of_prompts(scorer:PrefixScorer, prefix_gpd:Tensor, layouts:list, out_gnl:Tensor, on_pass):
+    "Fill `out_gnl` (g, n, labels), pass after pass. `InputError` where the model gives what is no number."
+    g, p = prefix_gpd.shape[:2]
+    kv = scorer.read_prefix(prefix_gpd)
+    for lay in layouts:
+        z_gnl = scorer._laid(kv, p, tiled(lay, g)).view(g, len(lay.texts), -1).cpu()
+        out_gnl[:,lay.texts] = _finite(scorer.lm, z_gnl)
+        if on_pass: on_pass(g*len(lay.texts))
+
+@torch.no_grad()
+def logits_many(
+    scorer:PrefixScorer,
+    prefix_mpd:Tensor,   # (m, p, d) embeddings before the text, of m prompts of one length
+    seqs:list,           # n lists of ids, the same for every prompt
+    on_pass=None,        # called with the number of (prompt, text) pairs done after each pass
+)->Tensor:               # (m, n, labels) float32 logits
+    "Label logits of every text under every prompt. `InputError` for an input longer than the model reads."
+    m, p = prefix_mpd.shape[:2]
+    check_lengths(scorer.lm, prefix_mpd, seqs)
+    out = torch.empty(m, len(seqs), len(scorer.labels))
+    if scorer.way != "packed":
+        for i in range(m): out[i] = _finite(scorer.lm, scorer.logits(prefix_mpd[i:i+1], seqs, on_pass=on_pass))
+        return out
+    budget, done = scorer.asked or fit_tokens(scorer.lm, False), 0
+    layouts, g = _shared_layouts(scorer, seqs, p, budget)
+    while done < m:
+        try: _of_prompts(scorer, prefix_mpd[done:done+g], layouts, out[done:done+g], on_pass)
+        except torch.cuda.OutOfMemoryError:
+            if g == 1 and max(len(lay.ids) for lay in layouts) == 1: raise
+            scorer.asked = budget = budget//2
+            torch.cuda.empty_cache()
+            layouts, g = _shared_layouts(scorer, seqs, p, budget)
+        else: done += g
+    return out
+
+# %% ../nbs/05_scoring.ipynb #e5a10007
+def label_logprobs_many(
+    lm:LM,
+    task,                # as in `label_logprobs`
+    texts,               # n strings
+    prompts,             # m prompts, each str, ids, or None; those of one length share passes
+    max_tokens:int=None, # tokens in one pass; None: from the free memory
+    on_pass=None,        # called with the number of (prompt, text) pairs done after each pass
+)->Tensor:               # (m, n, labels) float32
+    "`label_logprobs` of the same texts under each of many prompts."
+    texts, prompts = list(texts), [prompt_to_ids(lm, p) for p in prompts]
+    out = torch.empty(len(prompts), len(texts), len(task.labels))
+    if not len(texts) or not len(prompts): return out
+    scorer, seqs = PrefixScorer(lm, label_ids(lm, task), max_tokens=max_tokens), text_ids(lm, task, texts)
+    of_length = defaultdict(list)
+    for i, ids in enumerate(prompts): of_length[len(ids)].append(i)
+    for rows in of_length.values():
+        ids_mp = torch.tensor([lm.bos_ids + prompts[i] for i in rows], dtype=torch.long, device=lm.embeddings.device)
+        out[rows] = logits_many(scorer, lm.embeddings[ids_mp], seqs, on_pass).log_softmax(-1)
+    return out
 
 # %% ../nbs/05_scoring.ipynb #fe21b736
 _digits = "0123456789abcdefghijklmnopqrstuvwxyz"
