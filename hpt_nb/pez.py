@@ -280,15 +280,16 @@ def _accuracies(self, prompts)->list:
     logits = self.scorer.logits(self.prefixes(torch.tensor(prompts, device=self.lm.embeddings.device)), self.held*m, [r for r in range(m) for _ in range(n)])
     return held_accuracies(logits.view(m, n, -1), self.held_labels, self.cfg.objective)
 
-def _judge(self):
-    "Holdout accuracy of every run's current prompt; the best is kept, ties to the later."
+def _judge(self, ties="later"):
+    "Holdout accuracy of every run's current prompt; the best is kept, ties to the later (or, if asked, the earlier)."
     keys = [tuple(row) for row in self.project().tolist()]
     new = list(dict.fromkeys(k for k in keys if k not in self.seen))
     if new: self.seen.update(zip(new, self.accuracies(new)))
     for r, key in enumerate(keys):
         loss, self.losses[r] = sum(self.losses[r])/max(1, len(self.losses[r])), []
         for name, value in (("step", self.step), ("loss", loss), ("holdout", self.seen[key]), ("ids", list(key))): self.curves[r][name].append(value)
-        if self.seen[key] >= self.best[r]["holdout"]: self.best[r] = dict(step=self.step, holdout=self.seen[key], ids=list(key))
+        gain = self.seen[key] - self.best[r]["holdout"]
+        if gain > 0 or gain == 0 and ties == "later": self.best[r] = dict(step=self.step, holdout=self.seen[key], ids=list(key))
 
 _Pass.accuracies, _Pass.judge = _accuracies, _judge
 
