@@ -30,32 +30,33 @@ class WriteError(InputError):
     "A file cannot be written (disk full, folder read-only). It concerns the whole run, where another `InputError` may concern one piece of it."
 
 # %% ../nbs/00_store.ipynb #5a1e0b02
-_HELD = []     # lists of lines kept back, one for each block of `holding_remarks`
-_SAID = set()  # what a process without such a block has said
+_BLOCKS = []   # of `holding_remarks`: (lines that are kept back, or None once they are said; lines of the whole block)
+_SAID = {}     # what a process without such a block has said
 
 def remark(line:str):
     "Say on stderr, once, what stops nothing but should be known: what was left out, or read otherwise than one may think."
     line = visible(" ".join(str(line).split()))
-    if _HELD:
-        if line not in _HELD[-1]: _HELD[-1][line] = False
-    elif line not in _SAID:
-        _SAID.add(line)
-        print(f"note: {line}", file=sys.stderr, flush=True)
+    kept, known = _BLOCKS[-1] if _BLOCKS else (None, _SAID)
+    if line in known: return
+    known[line] = True
+    if kept is None: print(f"note: {line}", file=sys.stderr, flush=True)
+    else: kept.append(line)
 
 def say_remarks():
-    "Say the remarks that were kept back so far."
-    for line, said in _HELD[-1].items() if _HELD else ():
-        if not said: print(f"note: {line}", file=sys.stderr, flush=True)
-        _HELD[-1][line] = True
+    "The checks are over: say the remarks that were kept back, and keep none back from here on."
+    if not _BLOCKS: return
+    kept, known = _BLOCKS.pop()
+    _BLOCKS.append((None, known))
+    for line in kept or (): print(f"note: {line}", file=sys.stderr, flush=True)
 
 @contextmanager
 def holding_remarks():
     "Keep remarks back until `say_remarks`, or the end of the block. Where that is an `InputError`, they go unsaid."
-    _HELD.append({})
+    _BLOCKS.append(([], {}))
     try:
         yield
         say_remarks()
-    finally: _HELD.pop()
+    finally: _BLOCKS.pop()
 
 # %% ../nbs/00_store.ipynb #5a1e0b05
 MOST = 10**9        # of anything that is counted
