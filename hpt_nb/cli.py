@@ -8,8 +8,9 @@ __all__ = ['cmd_vocab', 'cmd_stability', 'cmd_tune', 'cmd_eval', 'cmd_effects', 
 
 # %% ../nbs/21_cli.ipynb #292b191f
 import argparse, ast, importlib.util, json, os, sys
+from contextlib import contextmanager
 from pathlib import Path
-from .store import InputError, visible
+from .store import InputError, check_writable, holding_remarks, say_remarks, visible
 
 # %% ../nbs/21_cli.ipynb #164a670b
 def _seeds(text:str)->list:
@@ -36,8 +37,7 @@ def _out_file(path:str, suffix:str)->Path:
     "A file that can be written: known before anything is computed."
     p = Path(path)
     if p.suffix != suffix: raise InputError(f"--out {path}: need a file name that ends in {suffix}")
-    if p.is_dir(): raise InputError(f"--out {path} is a folder; need a file name")
-    return p
+    return check_writable(p)
 
 def _load_models(names, least:int=2, **how):
     from hpt_nb.models import load_lm
@@ -111,6 +111,7 @@ def cmd_tune(a):
     configs = [dict(task=task.name, task_hash=task.hash, source=lm.name, source_id=lm_id(lm), counterpart=None, row="tune", method=a.method, **extra([lm_id(m) for m in seconds]),
                     vocab=dict(kind="file" if a.vocab else "whole", s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **({"compiled": True} if compiled else {}), **facts(cfg)) for s in seeds]
     todo = [c for c in configs if not store.has("tune", c)]
+    say_remarks()
     if todo:
         import torch
         fast = ready(lm)
@@ -135,6 +136,7 @@ def cmd_eval(a):
     lm = load_lm(a.model, dtype=a.dtype, bos=_BOS[a.bos])
     label_ids(lm, task)                    # words and lengths that cannot work are found before the bar stands
     check_lengths(lm, prefix_embeddings(lm, a.prompt or None), text_ids(lm, task, split.texts))
+    say_remarks()
     with tqdm(total=len(split), unit="text", desc=f"{lm.name} on {task.name}", disable=a.quiet or a.json) as bar:
         got = evaluate(lm, task, split, a.prompt or None, on_pass=bar.update)
     out = dict(accuracy=got["accuracy"], correct=got["correct"], n=got["n"], model=lm.name, task=task.name, split=a.split, dtype=str(lm.dtype).removeprefix("torch."),
@@ -223,7 +225,9 @@ def cmd_fingerprint(a):
     from hpt_nb.tasks import load_task
     task = load_task(a.task)
     split = task.subset("validation", min(a.limit, len(task.validation)), seed=0) if a.limit else task.validation
-    frame = fingerprint(load_lm(a.model, dtype="float32"), task, split, progress=not (a.quiet or a.json))
+    lm = load_lm(a.model, dtype="float32")
+    say_remarks()
+    frame = fingerprint(lm, task, split, progress=not (a.quiet or a.json))
     said, about = explain(frame), {k: frame.attrs[k] for k in ("model", "task", "want", "inputs", "cannot")}
     if a.json: return _say(json.dumps({**about, "n": len(split), "said": said, "formats": json.loads(frame.to_json(orient="records"))}))
     _say(frame.head(10).drop(columns=["also", "n"]).to_string(index=False))
@@ -379,13 +383,27 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--split", default="validation", choices=["train", "holdout", "validation"], help="of lm-eval's texts"); c.add_argument("--limit", type=_positive(), metavar="N", help="a stratified subset of N texts, as hpt eval --limit takes it")
     return p
 
+# %% ../nbs/21_cli.ipynb #7c11e002
+@contextmanager
+def _escaping_streams():
+    "While the block runs, stdout and stderr write as escapes what their encoding lacks."
+    ours = [(s, s.errors) for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]
+    for s, _ in ours: s.reconfigure(errors="backslashreplace")
+    try: yield
+    finally:
+        for s, errors in ours: s.reconfigure(errors=errors)
+
 # %% ../nbs/21_cli.ipynb #e58cb336
 def main(argv=None)->int:
     "Entry point of `hpt`; returns the exit code."
+    with _escaping_streams(): return _main(argv)
+
+def _main(argv)->int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        a = parser().parse_args(argv)
-        a.run(a)
+        with holding_remarks():   # a refusal is one line: what was remarked before it goes unsaid
+            a = parser().parse_args(argv)
+            a.run(a)
         return 0
     except InputError as e:
         print(f"hpt: {e}", file=sys.stderr)
