@@ -53,16 +53,16 @@ def cmd_vocab(a):
     "hpt vocab"
     out = _out_file(a.out, ".parquet")
     from hpt_nb.vocab import common_vocab
-    vocab = common_vocab(_load_models(a.models))
+    vocab = common_vocab(_load_models(a.models), a.tokens)
     vocab.save(out)
-    _say(f"{len(vocab):,} tokens are common to {', '.join(vocab.models)}: {out}")
+    _say(f"{len(vocab):,} {'tokens' if a.tokens == 'any' else a.tokens} are common to {', '.join(vocab.models)}: {out}")
 
 def cmd_stability(a):
     "hpt stability"
     out = _out_file(a.out, ".parquet")
     if a.exact and a.sample: raise InputError("--exact and --sample exclude each other; give one")
     from hpt_nb.neighbors import stable_vocab
-    vocab = stable_vocab(_load_models(a.models), k=a.k, h=a.sample, repeats=a.repeats, seed=a.seed)
+    vocab = stable_vocab(_load_models(a.models), k=a.k, h=a.sample, repeats=a.repeats, seed=a.seed, tokens=a.tokens)
     vocab.save(out)
     _say(f"{len(vocab):,} tokens, J from {vocab.J.max():.3f} to {vocab.J.min():.3f}; most stable: {' '.join(repr(t) for t in vocab.tokens[:6])}: {out}")
 
@@ -79,9 +79,9 @@ def _settings(pairs)->dict:
 def cmd_tune(a):
     "hpt tune"
     seeds = _seeds(a.seeds)
-    from dataclasses import asdict
     from hpt_nb.experiments import lm_id, method_config
-    given = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, lr=a.lr, init=a.init, eval_every=a.eval_every, holdout_n=a.holdout) | _settings(a.set)
+    given = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, lr=a.lr, init=a.init, eval_every=a.eval_every, holdout_n=a.holdout, start=a.start) | _settings(a.set)
+    if a.start == "": raise InputError("--start is empty; give the text that the prompt starts from, or leave it out")
     method, cfg = method_config(a.method, **given)
     if a.top and not a.vocab: raise InputError("--top needs --vocab, the scored vocabulary to take the best tokens of")
     others = dict(judge=a.judge and [a.judge], policy=a.policy and [a.policy], also=a.also)
@@ -89,27 +89,28 @@ def cmd_tune(a):
         if names and method.extra != option: raise InputError(f"--{option} does not go with method {a.method}; leave it out")
     names = others.get(method.extra) or []
     if method.needed and not names: raise InputError(f"method {a.method} needs --{method.extra} MODEL")
-    if "whole" not in method.kinds and not a.vocab: raise InputError(f"method {a.method} needs --vocab, tokens that all its models share; make them with hpt vocab or hpt stability {a.model} {' '.join(names)}")
+    if "whole" not in method.kinds and not a.vocab and not method.shares: raise InputError(f"method {a.method} needs --vocab, tokens that all its models share; make them with hpt vocab or hpt stability {a.model} {' '.join(names)}")
     from hpt_nb.models import load_lm
-    from hpt_nb.pez import COMPILE_STEPS, RunSpec, SearchSpace, fast_dtype
+    from hpt_nb.pez import COMPILE_STEPS, RunSpec, SearchSpace, facts, fast_dtype
     from hpt_nb.scoring import compile_layers
     from hpt_nb.store import Store, provenance, to_go_on
     from hpt_nb.tasks import load_task
-    from hpt_nb.vocab import Vocab, whole_vocab
+    from hpt_nb.vocab import Vocab, common_vocab, whole_vocab
     store, task = Store(to_go_on(a.out, _say)), load_task(a.task)
     vocab = Vocab.load(a.vocab) if a.vocab else None
     if a.top: vocab = vocab.top(a.top)
     lm = load_lm(a.model, bos=_BOS[a.bos])
-    vocab = vocab if vocab is not None else whole_vocab(lm)
+    seconds = [load_lm(name) for name in names]
+    kind = "file" if a.vocab else "common" if method.shares else "whole"
+    if vocab is None: vocab = common_vocab([lm, *seconds]) if method.shares else whole_vocab(lm)
     space = SearchSpace(lm, vocab)
     dtype = str(fast_dtype(lm.device)).removeprefix("torch.") if a.dtype == "auto" else a.dtype
     compiled = a.compile and cfg.steps >= COMPILE_STEPS
     if a.compile and not compiled: _say(f"{cfg.steps} steps are too few to pay for compiling (from {COMPILE_STEPS} on they are enough); tuning without it")
-    seconds = [load_lm(name) for name in names]
     def ready(m): return compile_layers(m.cast(getattr(torch, dtype))) if compiled else m.cast(getattr(torch, dtype))
     def extra(each): return {method.extra: each if method.extra == "also" else each[0]} if each else {}
     configs = [dict(task=task.name, task_hash=task.hash, source=lm.name, source_id=lm_id(lm), counterpart=None, row="tune", method=a.method, **extra([lm_id(m) for m in seconds]),
-                    vocab=dict(kind="file" if a.vocab else "whole", s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **({"compiled": True} if compiled else {}), **asdict(cfg)) for s in seeds]
+                    vocab=dict(kind=kind, s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **({"compiled": True} if compiled else {}), **facts(cfg)) for s in seeds]
     todo = [c for c in configs if not store.has("tune", c)]
     if todo:
         import torch
@@ -243,7 +244,7 @@ def _methods()->dict:
 
 def parser()->argparse.ArgumentParser:
     "The argument parser of `hpt`."
-    models = "hub id, folder, .gguf file, smollm2-135m (Apache-2.0) or gemma-3-270m (Gemma Terms of Use)"
+    models = "hub id, folder, .gguf file, smollm2-135m, qwen2.5-coder-0.5b (both Apache-2.0) or gemma-3-270m (Gemma Terms of Use)"
     p = _Parser(prog="hpt", description="Hard prompts that transfer: vocabularies, tuning, transfer, reports.")
     sub = p.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     def command(name, run, about):
@@ -251,10 +252,13 @@ def parser()->argparse.ArgumentParser:
         c.set_defaults(run=run)
         c.add_argument("--quiet", action="store_true", help="no progress bars")
         return c
+    tokens = dict(default="any", choices=["any", "words"], help="any: every text that is one token in each model; words: a space and a word, as Wu et al. have it (any)")
     c = command("vocab", cmd_vocab, "tokens that all models share (Eq. 2)")
+    c.add_argument("--tokens", **tokens)
     c.add_argument("models", nargs="+", metavar="MODEL", help=models); c.add_argument("--out", required=True, help="parquet file")
     c = command("stability", cmd_stability, "common tokens scored by the agreement of their neighbourhoods (Eqs. 3-7)")
     c.add_argument("models", nargs="+", metavar="MODEL", help=models); c.add_argument("--out", required=True, help="parquet file")
+    c.add_argument("--tokens", **tokens)
     c.add_argument("--exact", action="store_true", help="every common token is an anchor (the default)")
     c.add_argument("--sample", type=_positive(), metavar="H", help="anchors a sample, as in the paper (8192)")
     c.add_argument("--repeats", type=_positive(), default=5, metavar="L", help="samples (5)")
@@ -263,14 +267,15 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--out", required=True, help="results folder")
     method = c.add_argument("--method", default="pez")
     c.later = lambda: setattr(method, "help", "; ".join(f"{name}: {about}" for name, about in _methods().items()).replace("%", "%%"))
-    c.add_argument("--also", nargs="+", action="extend", metavar="MODEL", help="the other models, for joint (tuned together) and joint-choice (chosen together); --vocab must be of them all")
+    c.add_argument("--also", nargs="+", action="extend", metavar="MODEL", help="the other models, for joint (tuned together), joint-choice (chosen together) and joint-swaps; --vocab must be of them all")
     c.add_argument("--judge", metavar="MODEL", help="the model that accepts, for mixed"); c.add_argument("--policy", metavar="MODEL", help="the model that writes, for rlprompt (the tuned model itself)")
     c.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other settings of the method")
     c.add_argument("--vocab", help="parquet of hpt stability or hpt vocab: only its tokens may be chosen"); c.add_argument("--top", type=_positive(), metavar="S", help="its S most stable")
     c.add_argument("--seeds", default="0", help="such as 0,1,2; tuned side by side")
     for name, default in dict(steps=5000, batch=16, tokens=10, holdout=5000).items(): c.add_argument(f"--{name}", type=_positive(), help=f"as the method was published (pez: {default})")
     c.add_argument("--eval-every", type=_positive(), help="steps between holdout scores (pez: 100)")
-    c.add_argument("--lr", type=float, help="(pez: 0.3)"); c.add_argument("--init", help="labels, random, or for soft methods a text")
+    c.add_argument("--lr", type=float, help="(pez: 0.3)"); c.add_argument("--init", help="labels, names (as PEZ was released), random, or for soft methods a text")
+    c.add_argument("--start", metavar="TEXT", help="a text to start from, which the prompt is then as long as; its tokens stand until they are replaced")
     c.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="auto: bfloat16 where the processor has it")
     c.add_argument("--compile", action="store_true", help="compile the model's layers first: faster steps, which round otherwise, after seconds to a minute of compiling; only where the steps pay for it")
     bos = dict(default="auto", choices=["auto", "yes", "no"], help="does BOS go before the prompt? auto: as the tokenizer has it (OPT's does; PEZ as released leaves it out)")
@@ -303,7 +308,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--task", required=True, help="task file (.toml) or name"); c.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=f"two or more that you may use; the prompt is tuned on the first: {models}")
     c.add_argument("--target", nargs="+", metavar="MODEL", help="models that take no part: is the prompt of use there?")
     c.add_argument("--out", metavar="DIR", help="results folder (runs/transferable-TASK); the same again goes on")
-    c.add_argument("--method", default="pez", help="pez, pez-reprojected, autoprompt, mixed, gcg, rlprompt, joint or joint-choice")
+    c.add_argument("--method", default="pez", help="pez, pez-reprojected, autoprompt, mixed, gcg, rlprompt, joint, joint-choice or joint-swaps")
     c.add_argument("--seeds", default="0,1,2", help="one prompt each; the best on the holdout is kept (0,1,2)")
     for name, default in dict(steps=200, batch=8, tokens=10, holdout=200).items(): c.add_argument(f"--{name}", type=_positive(), help=f"({default})")
     c.add_argument("--limit", type=_positive(), default=300, metavar="N", help="validation texts that are scored (300)")

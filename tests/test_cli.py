@@ -50,6 +50,11 @@ def test_vocab_stability_tune_eval(place, capsys, tmp_path):
     table = pd.read_parquet(tmp_path / "s.parquet")
     assert code == 0 and list(table.columns)[:3] == ["rank", "token", "J"] and {"id:one", "id:two"} <= set(table.columns)
     assert table.J.is_monotonic_decreasing and table.J.between(0, 1).all()
+    every = set(table.token)
+    for command, own in (("vocab", ()), ("stability", ("--k", "4")), ("stability", ("--k", "4", "--sample", "8", "--repeats", "2"))):
+        code, out, _ = hpt(capsys, command, "./one", "./two", "--tokens", "words", *own, "--out", tmp_path / "w.parquet")
+        words = set(pd.read_parquet(tmp_path / "w.parquet").token)
+        assert code == 0 and words < every and " good" in words and all(t[0] == " " and t[1:].strip() == t[1:] != "" for t in words)
     code, out, _ = hpt(capsys, "tune", "./one", "--task", "mine.toml", "--vocab", tmp_path / "s.parquet", "--top", "30", "--steps", "6", "--batch", "4", "--tokens", "4",
                        "--seeds", "0,1", "--eval-every", "3", "--holdout", "8", "--quiet", "--out", tmp_path / "t")
     assert code == 0 and out.count("seed ") == 2
