@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cmd_vocab', 'cmd_stability', 'cmd_tune', 'cmd_eval', 'cmd_effects', 'cmd_transferable', 'cmd_export',
-           'cmd_fingerprint', 'cmd_run', 'cmd_status', 'cmd_report', 'parser', 'main']
+           'cmd_fingerprint', 'cmd_run', 'cmd_status', 'cmd_pack', 'cmd_report', 'parser', 'main']
 
 # %% ../nbs/21_cli.ipynb #292b191f
 import argparse, ast, importlib.util, json, os, sys
@@ -93,10 +93,10 @@ def cmd_tune(a):
     from hpt_nb.models import load_lm
     from hpt_nb.pez import COMPILE_STEPS, RunSpec, SearchSpace, facts, fast_dtype
     from hpt_nb.scoring import compile_layers
-    from hpt_nb.store import Store, provenance
+    from hpt_nb.store import Store, provenance, to_go_on
     from hpt_nb.tasks import load_task
     from hpt_nb.vocab import Vocab, common_vocab, whole_vocab
-    store, task = Store(a.out), load_task(a.task)
+    store, task = Store(to_go_on(a.out, _say)), load_task(a.task)
     vocab = Vocab.load(a.vocab) if a.vocab else None
     if a.top: vocab = vocab.top(a.top)
     lm = load_lm(a.model, bos=_BOS[a.bos])
@@ -209,6 +209,8 @@ def cmd_transferable(a):
     "hpt transferable"
     seeds = _seeds(a.seeds)
     from hpt_nb.practice import summary, transferable
+    from hpt_nb.store import to_go_on
+    if a.out: a.out = to_go_on(a.out, _say)
     got = transferable(a.task, a.models, a.target or (), a.out, a.method, seeds, a.top, a.k, a.limit, a.dtype, not a.quiet, steps=a.steps, batch=a.batch, n_tokens=a.tokens, holdout_n=a.holdout, **_settings(a.set))
     _say(summary(got))
     _say(f"written: {Path(got['out'])/'prompt.json'}; hpt export {got['out']} --to lm-eval, json, python or peft --out ... takes it away")
@@ -244,6 +246,8 @@ def cmd_run(a):
     presets = variations(load_preset(a.preset))
     if a.dry_run: return _say("\n\n".join(dry_run(p, a.data, rates=a.rates and _rates(a.rates), split=a.split) for p in presets.values()))
     if not a.out: raise InputError("no --out; name the results folder")
+    from hpt_nb.store import to_go_on
+    a.out = to_go_on(a.out, _say)
     if len(presets) > 1:     # one folder each, where settings are varied; all are announced first, so that none is forgotten
         from hpt_nb.experiments import announce
         for name, preset in presets.items(): announce(preset, Path(a.out)/name, a.data, a.split)
@@ -273,6 +277,13 @@ def cmd_status(a):
     from hpt_nb.store import Store, level_folders, status, status_text
     if not (levels := level_folders(a.dir)): return _say(status_text(status(Store(a.dir))))
     _say("\n\n".join(f"{path.name}:\n{status_text(status(Store(path)))}" for path in levels))     # settings varied: a folder each
+
+def cmd_pack(a):
+    "hpt pack"
+    from hpt_nb.store import Store, level_folders, pack
+    path = pack(a.dir, a.out)
+    cells = sum(len(Store(p)._paths("cells")) for p in level_folders(path) or [path])
+    _say(f"{cells:,} cells in {path.stat().st_size:,} bytes: {path}; hpt status, report and export read it as they read {a.dir}, hpt run unpacks it to go on")
 
 def cmd_report(a):
     "hpt report"
@@ -365,6 +376,8 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("dir", metavar="DIR"); c.add_argument("--out", required=True, help="folder of the page")
     c.add_argument("--partial", action="store_true", help="show the tables that are finished, say which are not")
     c.add_argument("--preset", metavar="PRESET_OR_TOML", help="refuse results that this experiment, as it is now, would not make")
+    c = command("pack", cmd_pack, "a results folder as one compressed file, which is read in its place")
+    c.add_argument("dir", metavar="DIR", help="results folder, or a folder of them where a setting was varied"); c.add_argument("--out", required=True, metavar="FILE", help="such as results/study.hpt")
     c = command("transferable", cmd_transferable, "from a labelled file to a prompt, and what it is worth on each model")
     c.add_argument("--task", required=True, help="task file (.toml) or name"); c.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=f"two or more that you may use; the prompt is tuned on the first: {models}")
     c.add_argument("--target", nargs="+", metavar="MODEL", help="models that take no part: is the prompt of use there?")
