@@ -8,6 +8,7 @@ __all__ = ['TOKENS', 'KINDS', 'ids_by_text', 'Vocab', 'is_word', 'common_vocab',
 # %% ../nbs/03_vocab.ipynb #e5fd66c2
 import hashlib, io, json, unicodedata
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ class Vocab:
     def __len__(self): return len(self.tokens)
     def __repr__(self): return f"Vocab({len(self):,} tokens of {', '.join(self.models)}{'' if self.J is None else ', scored'})"
 
-    @property
+    @cached_property
     def hash(self)->str:
         "12 hexadecimal digits of the SHA-256 of what is searched: models, texts and ids in their order."
         return config_hash(dict(models=self.models, tokens=self.tokens, ids=self.ids.tolist()))
