@@ -89,27 +89,28 @@ def cmd_tune(a):
         if names and method.extra != option: raise InputError(f"--{option} does not go with method {a.method}; leave it out")
     names = others.get(method.extra) or []
     if method.needed and not names: raise InputError(f"method {a.method} needs --{method.extra} MODEL")
-    if "whole" not in method.kinds and not a.vocab: raise InputError(f"method {a.method} needs --vocab, tokens that all its models share; make them with hpt vocab or hpt stability {a.model} {' '.join(names)}")
+    if "whole" not in method.kinds and not a.vocab and not method.shares: raise InputError(f"method {a.method} needs --vocab, tokens that all its models share; make them with hpt vocab or hpt stability {a.model} {' '.join(names)}")
     from hpt_nb.models import load_lm
     from hpt_nb.pez import COMPILE_STEPS, RunSpec, SearchSpace, facts, fast_dtype
     from hpt_nb.scoring import compile_layers
     from hpt_nb.store import Store, provenance
     from hpt_nb.tasks import load_task
-    from hpt_nb.vocab import Vocab, whole_vocab
+    from hpt_nb.vocab import Vocab, common_vocab, whole_vocab
     store, task = Store(a.out), load_task(a.task)
     vocab = Vocab.load(a.vocab) if a.vocab else None
     if a.top: vocab = vocab.top(a.top)
     lm = load_lm(a.model, bos=_BOS[a.bos])
-    vocab = vocab if vocab is not None else whole_vocab(lm)
+    seconds = [load_lm(name) for name in names]
+    kind = "file" if a.vocab else "common" if method.shares else "whole"
+    if vocab is None: vocab = common_vocab([lm, *seconds]) if method.shares else whole_vocab(lm)
     space = SearchSpace(lm, vocab)
     dtype = str(fast_dtype(lm.device)).removeprefix("torch.") if a.dtype == "auto" else a.dtype
     compiled = a.compile and cfg.steps >= COMPILE_STEPS
     if a.compile and not compiled: _say(f"{cfg.steps} steps are too few to pay for compiling (from {COMPILE_STEPS} on they are enough); tuning without it")
-    seconds = [load_lm(name) for name in names]
     def ready(m): return compile_layers(m.cast(getattr(torch, dtype))) if compiled else m.cast(getattr(torch, dtype))
     def extra(each): return {method.extra: each if method.extra == "also" else each[0]} if each else {}
     configs = [dict(task=task.name, task_hash=task.hash, source=lm.name, source_id=lm_id(lm), counterpart=None, row="tune", method=a.method, **extra([lm_id(m) for m in seconds]),
-                    vocab=dict(kind="file" if a.vocab else "whole", s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **({"compiled": True} if compiled else {}), **facts(cfg)) for s in seeds]
+                    vocab=dict(kind=kind, s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **({"compiled": True} if compiled else {}), **facts(cfg)) for s in seeds]
     todo = [c for c in configs if not store.has("tune", c)]
     if todo:
         import torch
@@ -255,7 +256,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--out", required=True, help="results folder")
     method = c.add_argument("--method", default="pez")
     c.later = lambda: setattr(method, "help", "; ".join(f"{name}: {about}" for name, about in _methods().items()).replace("%", "%%"))
-    c.add_argument("--also", nargs="+", action="extend", metavar="MODEL", help="the other models, for joint (tuned together) and joint-choice (chosen together); --vocab must be of them all")
+    c.add_argument("--also", nargs="+", action="extend", metavar="MODEL", help="the other models, for joint (tuned together), joint-choice (chosen together) and joint-swaps; --vocab must be of them all")
     c.add_argument("--judge", metavar="MODEL", help="the model that accepts, for mixed"); c.add_argument("--policy", metavar="MODEL", help="the model that writes, for rlprompt (the tuned model itself)")
     c.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other settings of the method")
     c.add_argument("--vocab", help="parquet of hpt stability or hpt vocab: only its tokens may be chosen"); c.add_argument("--top", type=_positive(), metavar="S", help="its S most stable")
@@ -294,7 +295,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--task", required=True, help="task file (.toml) or name"); c.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=f"two or more that you may use; the prompt is tuned on the first: {models}")
     c.add_argument("--target", nargs="+", metavar="MODEL", help="models that take no part: is the prompt of use there?")
     c.add_argument("--out", metavar="DIR", help="results folder (runs/transferable-TASK); the same again goes on")
-    c.add_argument("--method", default="pez", help="pez, pez-reprojected, autoprompt, mixed, gcg, rlprompt, joint or joint-choice")
+    c.add_argument("--method", default="pez", help="pez, pez-reprojected, autoprompt, mixed, gcg, rlprompt, joint, joint-choice or joint-swaps")
     c.add_argument("--seeds", default="0,1,2", help="one prompt each; the best on the holdout is kept (0,1,2)")
     for name, default in dict(steps=200, batch=8, tokens=10, holdout=200).items(): c.add_argument(f"--{name}", type=_positive(), help=f"({default})")
     c.add_argument("--limit", type=_positive(), default=300, metavar="N", help="validation texts that are scored (300)")
