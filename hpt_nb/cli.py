@@ -79,9 +79,9 @@ def _settings(pairs)->dict:
 def cmd_tune(a):
     "hpt tune"
     seeds = _seeds(a.seeds)
-    from dataclasses import asdict
     from hpt_nb.experiments import lm_id, method_config
-    given = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, lr=a.lr, init=a.init, eval_every=a.eval_every, holdout_n=a.holdout) | _settings(a.set)
+    given = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, lr=a.lr, init=a.init, eval_every=a.eval_every, holdout_n=a.holdout, start=a.start) | _settings(a.set)
+    if a.start == "": raise InputError("--start is empty; give the text that the prompt starts from, or leave it out")
     method, cfg = method_config(a.method, **given)
     if a.top and not a.vocab: raise InputError("--top needs --vocab, the scored vocabulary to take the best tokens of")
     others = dict(judge=a.judge and [a.judge], policy=a.policy and [a.policy], also=a.also)
@@ -91,7 +91,7 @@ def cmd_tune(a):
     if method.needed and not names: raise InputError(f"method {a.method} needs --{method.extra} MODEL")
     if "whole" not in method.kinds and not a.vocab: raise InputError(f"method {a.method} needs --vocab, tokens that all its models share; make them with hpt vocab or hpt stability {a.model} {' '.join(names)}")
     from hpt_nb.models import load_lm
-    from hpt_nb.pez import COMPILE_STEPS, RunSpec, SearchSpace, fast_dtype
+    from hpt_nb.pez import COMPILE_STEPS, RunSpec, SearchSpace, facts, fast_dtype
     from hpt_nb.scoring import compile_layers
     from hpt_nb.store import Store, provenance
     from hpt_nb.tasks import load_task
@@ -109,7 +109,7 @@ def cmd_tune(a):
     def ready(m): return compile_layers(m.cast(getattr(torch, dtype))) if compiled else m.cast(getattr(torch, dtype))
     def extra(each): return {method.extra: each if method.extra == "also" else each[0]} if each else {}
     configs = [dict(task=task.name, task_hash=task.hash, source=lm.name, source_id=lm_id(lm), counterpart=None, row="tune", method=a.method, **extra([lm_id(m) for m in seconds]),
-                    vocab=dict(kind="file" if a.vocab else "whole", s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **({"compiled": True} if compiled else {}), **asdict(cfg)) for s in seeds]
+                    vocab=dict(kind="file" if a.vocab else "whole", s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **({"compiled": True} if compiled else {}), **facts(cfg)) for s in seeds]
     todo = [c for c in configs if not store.has("tune", c)]
     if todo:
         import torch
@@ -322,7 +322,8 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--seeds", default="0", help="such as 0,1,2; tuned side by side")
     for name, default in dict(steps=5000, batch=16, tokens=10, holdout=5000).items(): c.add_argument(f"--{name}", type=_positive(), help=f"as the method was published (pez: {default})")
     c.add_argument("--eval-every", type=_positive(), help="steps between holdout scores (pez: 100)")
-    c.add_argument("--lr", type=float, help="(pez: 0.3)"); c.add_argument("--init", help="labels, random, or for soft methods a text")
+    c.add_argument("--lr", type=float, help="(pez: 0.3)"); c.add_argument("--init", help="labels, names (as PEZ was released), random, or for soft methods a text")
+    c.add_argument("--start", metavar="TEXT", help="a text to start from, which the prompt is then as long as; its tokens stand until they are replaced")
     c.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="auto: bfloat16 where the processor has it")
     c.add_argument("--compile", action="store_true", help="compile the model's layers first: faster steps, which round otherwise, after seconds to a minute of compiling; only where the steps pay for it")
     bos = dict(default="auto", choices=["auto", "yes", "no"], help="does BOS go before the prompt? auto: as the tokenizer has it (OPT's does; PEZ as released leaves it out)")

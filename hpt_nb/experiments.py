@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROWS', 'REGISTRY', 'MANUAL', 'MOMENT', 'SHARED_TOKENS', 'SIZES', 'CLASSES', 'TEXTS', 'SHARE', 'row_vocab', 'Method',
            'method_config', 'Arm', 'Source', 'VocabConfig', 'Preset', 'presets', 'variations', 'parse_preset',
-           'load_preset', 'lm_id', 'facts', 'tune_config', 'eval_config', 'Models', 'models_to_keep', 'vocab_config',
+           'load_preset', 'lm_id', 'tune_config', 'eval_config', 'Models', 'models_to_keep', 'vocab_config',
            'stored_vocab', 'scored_vocab', 'check_words', 'example_words', 'near_tokens', 'keep_examples', 'passes',
            'run_rows', 'label_tokens', 'pass_vocabs', 'tuning_dtypes', 'moment_prompts', 'tune_pass', 'task_key',
            'start_prompts', 'random_ids', 'untuned', 'untuned_rows', 'Scoring', 'score_prompt', 'score_vectors',
@@ -30,8 +30,8 @@ from .models import LM, _find, as_device, load_lm
 from .tasks import load_task
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
-from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, text_ids
-from .pez import COMPILE_STEPS, METHODS, PezConfig, RunSpec, SearchSpace, fast_dtype, shown_tokens, tune_runs, _start
+from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, logits_many, text_ids
+from .pez import COMPILE_STEPS, METHODS, PEZ_STARTS, PezConfig, RunSpec, SearchSpace, facts, fast_dtype, shown_tokens, tune_runs, _start
 from .swaps import SWAP_METHODS, tune_swaps
 from .rlprompt import RLConfig, tune_rlprompt
 from .soft import SOFT_METHODS, SoftConfig, anchor_rows, evaluate_vectors, transfer_soft, tune_soft, vectors_from_text
@@ -100,7 +100,7 @@ def _both(c, t, classes): return tuple(2*k for k in _steps(c, t, classes))
 
 REGISTRY = {
     "pez":             Method("PEZ as published (Wen et al. 2023, Algorithm 1)", PezConfig(), tune_runs, cost=_steps),
-    "pez-reprojected": Method("PEZ as released: projected once more after each update", PezConfig(), tune_runs, cost=_steps),
+    "pez-reprojected": Method("PEZ as released: projected once more after each update", PezConfig(**PEZ_STARTS["pez-reprojected"]), tune_runs, cost=_steps),
     "autoprompt":      Method("AutoPrompt (Shin et al. 2020)", SWAP_METHODS["autoprompt"], tune_swaps, cost=_swaps),
     "mixed":           Method("mixed training (Rakotonirina et al. 2023): one model proposes, another accepts", SWAP_METHODS["mixed"], tune_swaps, "judge", True, _swaps),
     "gcg":             Method("GCG (Zou et al. 2023)", SWAP_METHODS["gcg"], tune_swaps, cost=_swaps),
@@ -202,6 +202,7 @@ class Preset:
     arms:dict = field(default_factory=dict)     # row -> Arm: rows of its own, and bounds of the others
     manual:dict = field(default_factory=dict)   # task -> hand-written prompts
     moments:tuple = ()                          # steps at which PEZ's prompt of the moment is scored too; 0: the start
+    given:tuple = ()                            # keys of [tuning] that stand in the document
     holdout:int = 0                             # holdout texts whose label log-probabilities are kept beside those of the scored texts; 0: neither
 
     def arm(self, row:str)->Arm: return self.arms.get(row) or Arm(row)
@@ -233,10 +234,14 @@ class Preset:
     def n_for(self, task:str)->int: return self.by_task.get(task, {}).get("n", self.n)
     def seeds_for(self, task:str)->tuple: return tuple(self.by_task.get(task, {}).get("seeds", self.seeds))
     def methods_for(self, task:str)->tuple: return tuple(self.by_task.get(task, {}).get("methods", self.methods))
+    def starts_of(self, method:str, task:str)->dict:
+        "What a way of PEZ says of its start where the preset says nothing."
+        named = {*self.given, *self.by_task.get(task, {}).get("tuning", {})}
+        return {k: v for k, v in PEZ_STARTS.get(method, {}).items() if k not in named}
     def config_for(self, method:str, task:str, row:str=""):
         "A method's configuration: [tuning] for PEZ; another's is as published, with [tuning]'s prompt length, texts a step and holdout texts (all of it for joint tuning), and then what [method.NAME] says; in a row of the preset's own, with what that row says."
         tuning, own = self.tuning_for(task), self.arm(row).tuning if row else {}
-        if method in METHODS: return replace(tuning, **own) if own else tuning
+        if method in METHODS: return replace(tuning, **(self.starts_of(method, task) | own))
         shared = {f.name for f in fields(REGISTRY[method].config)} & (set(asdict(tuning)) if method in JOINT_METHODS else {"n_tokens", "batch", "holdout_n"})
         return method_config(method, **({k: getattr(tuning, k) for k in shared} | self.settings.get(method, {}) | self.by_task.get(task, {}).get("method", {}).get(method, {}) | own))[1]
     def budgets_for(self, task:str, method:str="pez", row:str="")->tuple:
@@ -415,7 +420,7 @@ def parse_preset(
     by_task = {t: _only(v, {"tuning", "n", "seeds", "budgets", "methods", "method"}, f"{where}: [task.{t}]") for t, v in _only(doc.get("task", {}), tasks, f"{where}: [task]").items()}
     preset = Preset(str(doc.get("name", where)), tasks, tuple(sources), rows, seeds, methods,
                     vocab, _typed(PezConfig, tuning, f"{where}: [tuning]"), budgets and _names(budgets, f"{where}: [tuning] budgets", int), dtypes[0], compiled, scoring.get("n", 0), dtypes[1], by_task, str(doc.get("about", "")), str(folder), settings, dict(bos), _vary(doc.get("vary", {}), f"{where}: [vary]"),
-                    _arms(doc, rows, seeds, sources, methods, where), manual, moments, kept)
+                    _arms(doc, rows, seeds, sources, methods, where), manual, moments, holdout=kept, given=tuple(tuning))
     for s in sources:
         needs = next((r for r in preset.tuned_rows if preset.row_kind(r) in ("common", "stable") and s.model in (preset.arm(r).sources or (s.model,))), None)
         if needs and not s.counterparts: raise InputError(f"{where}: source {s.model!r} has no counterparts, which the row {needs} needs; name at least one")
@@ -460,10 +465,6 @@ def load_preset(
 def lm_id(lm:LM)->str:
     "What identifies a model: a hash of its file or its revision, and the ids before a text where they are not its tokenizer's own."
     return str(lm.info.get("sha256") or lm.info.get("revision") or "unknown")[:12] + ("-bos" + ".".join(map(str, lm.bos_ids)) if "bos" in lm.info else "")
-
-def facts(cfg)->dict:
-    "TEMPORARY"
-    return {f.name: getattr(cfg, f.name) for f in fields(cfg) if "absent" not in f.metadata or getattr(cfg, f.name) != f.metadata["absent"]}
 
 def tune_config(method, task, source:LM, counterpart, row, seed, vocab:Vocab, cfg, dtype, second:LM=None, compiled:bool=False, arm:Arm=None)->dict:
     "Identity of one tuning run; `second`, the model that takes part beside the source. Compiled layers round differently, so they are named where they are used; so is what makes a row an arm."
@@ -763,11 +764,11 @@ class Scoring:
 
     def logp(self, prompts)->torch.Tensor:
         "(m, n, C) float32 label log-probabilities of m prompts of one length (ids), over the label words."
-        m, n = len(prompts), len(self.seqs)
+        m = len(prompts)
         ids = torch.cat([self.bos.expand(m, -1), torch.tensor(prompts, dtype=torch.long).view(m, -1)], 1)
         rows = self.lm.embeddings[ids.to(self.lm.embeddings.device)]
-        logits = self.scorer.logits(rows, self.seqs*m, [r for r in range(m) for _ in range(n)])
-        return logits.view(m, n, -1).log_softmax(-1)
+        logits = self.scorer.logits(rows, self.seqs)[None] if m == 1 else logits_many(self.scorer, rows, self.seqs)
+        return logits.log_softmax(-1)
 
     def results(self, prompts)->list:
         "What a cell keeps of each prompt, and the seconds it took."
@@ -784,7 +785,7 @@ class Scoring:
         return out | dict(logp=encode_logp(logp_nc[:n].numpy()),
                           holdout=dict(logp=encode_logp(logp_nc[n:].numpy()), labels=_digits(self.held.labels), n=len(self.held)))
 
-SHARED_TOKENS = 1 << 17   # of texts that a GPU is given in one call
+SHARED_TOKENS = 1 << 18   # of texts that a GPU is given in one call, some passes: the texts are laid out once in it
 
 def _digits(labels)->str: return "".join(_DIGITS[y] for y in labels)
 
