@@ -212,7 +212,7 @@ def cmd_study(a):
     study = SMALL if a.small else Study()
     if a.dtype: study = replace(study, dtype=a.dtype)
     store = run(a.out, study, a.data, a.device, a.prepare, progress=not a.quiet)
-    kinds = ("effect_tokens", "effect_J", "effect") if a.study == "effects" else ("strata_prompts", "strata")
+    kinds = ("effect_tokens", "effect_agreement", "effect") if a.study == "effects" else ("strata_prompts", "strata")
     _say(f"{', '.join(f'{len(store.cells(k))} {k}' for k in kinds)} in {a.out}{'; the same without --prepare measures' if a.prepare else ''}")
 
 # %% ../nbs/21_cli.ipynb #35b28fc7

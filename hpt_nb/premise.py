@@ -78,7 +78,7 @@ def study_agreement(store:Store, study:EffectsStudy, pair:list, tokens:list, pro
     "J of the chosen tokens for two models, exact and sampled, for each K: from the store, or computed on all that the two have in common."
     base = dict(study="effects", **_names(pair), seed=study.seed, tokens_hash=config_hash(dict(tokens=tokens)))
     def config(k, h): return dict(base, k=k, h=h, repeats=study.repeats if h != "exact" else None)
-    todo = [c for k in study.ks for h in ("exact", study.h) if not store.has("effect_J", c := config(k, h))]
+    todo = [c for k in study.ks for h in ("exact", study.h) if not store.has("effect_agreement", c := config(k, h))]
     if not todo: return
     vocab = common_vocab(pair)
     place = {t: u for u, t in enumerate(vocab.tokens)}
@@ -89,7 +89,7 @@ def study_agreement(store:Store, study:EffectsStudy, pair:list, tokens:list, pro
         J = stability(embs, c["k"], h, study.repeats, study.seed).cpu().double()
         quantiles = torch.quantile(J, torch.linspace(0, 1, 21, dtype=torch.double))
         result = dict(J=[round(x, 6) for x in J[rows].tolist()], common=len(vocab), quantiles=[round(q, 6) for q in quantiles.tolist()])
-        store.put("effect_J", c, result, provenance(pair[0].device, "float32", [study.seed], round(time.perf_counter() - began, 3)))
+        store.put("effect_agreement", c, result, provenance(pair[0].device, "float32", [study.seed], round(time.perf_counter() - began, 3)))
         if progress: progress(1)
 
 # %% ../nbs/14b_premise.ipynb #94e51009
@@ -190,7 +190,7 @@ def read_tokens(store:Store)->Tokens:
     cells = store.cells("effect_tokens")
     if len(cells) != 1: raise InputError(f"{store.path}: {len(cells)} lists of tokens of the effects study; need a folder with one, made by hpt study effects")
     found = cells[0]["result"]
-    J = {(*c["config"]["models"], c["config"]["k"], c["config"]["h"]): np.array(c["result"]["J"]) for c in store.cells("effect_J")}
+    J = {(*c["config"]["models"], c["config"]["k"], c["config"]["h"]): np.array(c["result"]["J"]) for c in store.cells("effect_agreement")}
     return Tokens(found["tokens"], np.array([np.nan if z is None else z for z in found["zipf"]], float), J)
 
 def read_effects(store:Store, part:Part)->dict:
@@ -229,7 +229,7 @@ def agreement_of(a:Measured, b:Measured, W:np.ndarray)->dict:
     r = ratio(covariance(W, a.whole, b.whole), covariance(W, a.whole, a.whole)*covariance(W, b.whole, b.whole))
     within = [[covariance(W, *half) for half in x.halves] for x in (a, b)]                # covariance of the halves: the effects' own variance
     half_r = [[ratio(c, covariance(W, h[0], h[0])*covariance(W, h[1], h[1])) for c, h in zip(cs, x.halves)] for cs, x in zip(within, (a, b))]
-    reliable = [np.mean([np.where(h > 0, 2*h/(1 + h), 0.) for h in hs], axis=0) for hs in half_r]
+    reliable = [np.mean([2*h/(1 + h) for h in np.maximum(hs, 0)], axis=0) for hs in half_r]
     enough = np.minimum(*reliable) >= LEAST
     apart = np.mean([(covariance(W, x[0], y[1]) + covariance(W, x[1], y[0]))/2 for x, y in zip(a.halves, b.halves)], axis=0)
     across = ratio(apart, np.maximum(np.mean(within[0], axis=0), 0)*np.maximum(np.mean(within[1], axis=0), 0))
