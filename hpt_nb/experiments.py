@@ -27,7 +27,7 @@ from .models import LM, _find, as_device, load_lm
 from .tasks import load_task
 from .vocab import Vocab, whole_vocab
 from .neighbors import stable_vocab
-from .scoring import compile_layers, evaluate, label_ids
+from .scoring import compile_layers, evaluate, label_ids, read_text
 from .pez import COMPILE_STEPS, METHODS, PezConfig, RunSpec, SearchSpace, fast_dtype, shown_tokens, tune_runs
 from .swaps import SWAP_METHODS, tune_swaps
 from .rlprompt import RLConfig, tune_rlprompt
@@ -471,7 +471,7 @@ def _wanted(source_cfg, method=None)->list:
 
 def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo)->dict:
     "One eval cell: from the store, from an equal one, or computed."
-    ids = prompt["prompt_ids"] if mode == "ids" else target.encode(prompt["prompt_text"])
+    ids = prompt["prompt_ids"] if mode == "ids" else read_text(target, prompt["prompt_text"], about=("a prompt", target.name))["ids"]   # where it is read as another text, that is said once a model
     config = eval_config(preset, task, len(split), prompt, target, role, mode, ids)
     have = store.get("eval", config)
     key = (target.name, task.hash, len(split), tuple(ids))
