@@ -36,12 +36,16 @@ class WriteError(InputError):
 _BLOCKS = []   # of `holding_remarks`: (lines that are kept back, or None once they are said; lines of the whole block)
 _SAID = {}     # what a process without such a block has said
 
-def remark(line:str):
+def remark(
+    line:str,
+    about=None,   # of remarks about the same thing the first is said; None: of equal lines
+):
     "Say on stderr, once, what stops nothing but should be known: what was left out, or read otherwise than one may think."
     line = visible(" ".join(str(line).split()))
     kept, known = _BLOCKS[-1] if _BLOCKS else (None, _SAID)
-    if line in known: return
-    known[line] = True
+    about = line if about is None else about
+    if about in known: return
+    known[about] = True
     if kept is None: print(f"note: {line}", file=sys.stderr, flush=True)
     else: kept.append(line)
 
