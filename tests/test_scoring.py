@@ -69,7 +69,7 @@ def test_many_prompts_lay_their_texts_out_once(monkeypatch):
             made.append(1)
             super().__init__(*args, **kw)
     lm, task = tiny_lm("llama"), SimpleNamespace(labels=(" great", " bad"), suffix=". It was", max_text_tokens=32, strip=True)
-    label_logprobs(lm, task, ["good"])   # the way is chosen before
+    label_logprobs(lm, task, ["good", "a rather longer text"], [20])   # the way is chosen before
     monkeypatch.setattr(scoring, "Layout", Counted)
     label_logprobs_many(lm, task, ["good", "a rather longer text"], [[i] for i in range(20, 60)], max_tokens=100)
     assert len(made) == 1
