@@ -238,10 +238,16 @@ def _reads(lm:LM, n:int)->bool:
     except (IndexError, RuntimeError, ValueError, AssertionError): return False
     return True
 
+def _said(cfg)->int|None:
+    "The most tokens that a model reads, as its configuration has it. Dynamic rotary frequencies are made to go beyond what it was trained for."
+    said, rope = getattr(cfg, "max_position_embeddings", None), getattr(cfg, "rope_parameters", None) or {}
+    if said and rope.get("rope_type") == "dynamic": return int(said*max(1, rope.get("factor") or 1))
+    return said
+
 def _most(lm:LM, longest:int)->int|None:
     "The most tokens that the model reads, as far as an input of `longest` tokens asks; None: enough."
-    said = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-    if said and longest > said: return said
+    said = _said(lm.model.config.get_text_config())
+    if said and longest > said: return _most(lm, said) or said
     if (said and longest <= said - 16) or longest <= getattr(lm, "_read", 0): return None
     if _reads(lm, longest):
         lm._read = longest
