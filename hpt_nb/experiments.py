@@ -30,12 +30,12 @@ from .models import LM, _find, as_device, load_lm
 from .tasks import load_task
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
-from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, logits_many, text_ids
+from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, logits_many, read_text, text_ids
 from .pez import COMPILE_STEPS, METHODS, PEZ_STARTS, PezConfig, RunSpec, SearchSpace, facts, fast_dtype, shown_tokens, tune_runs, _start
 from .swaps import SWAP_METHODS, tune_swaps
 from .rlprompt import RLConfig, tune_rlprompt
 from .soft import SOFT_METHODS, SoftConfig, anchor_rows, evaluate_vectors, transfer_soft, tune_soft, vectors_from_text
-from .joint import JOINT_METHODS, JointConfig, tune_joint
+from .joint import JOINT_METHODS, JointConfig, JointSwapConfig, tune_joint, tune_joint_swaps
 from .readability import prompt_perplexities
 
 # %% ../nbs/14_experiments.ipynb #c2e18804
@@ -92,11 +92,15 @@ class Method:
     needed:bool=False  # must that model be given? In an experiment it is the counterpart
     cost:object=None   # (configuration, tokens a text, classes) -> tokens a run reads (forward, backward), holdout aside
     kinds:tuple=("whole", "random", "common", "stable")   # vocabularies that it can search
+    shares:bool=False  # where no vocabulary is given, does it search what its models have in common?
 
 def _steps(c, t, classes): return (c.steps*(c.batch*t + (c.n_tokens or 0)),)*2
 def _swaps(c, t, classes): return (c.n_candidates + 2)*_steps(c, t, classes)[0], _steps(c, t, classes)[0]
 def _reward(c, t, classes): return c.steps*c.prompts*(c.shots*classes*t + c.n_tokens), 0
 def _both(c, t, classes): return tuple(2*k for k in _steps(c, t, classes))
+def _joint_swaps(c, t, classes):
+    back = 2*c.steps*c.gradient_n*t
+    return 2*c.steps*t*((1 + c.n_candidates)*c.gradient_n + (1 + c.finalists)*c.fresh_n), back
 
 REGISTRY = {
     "pez":             Method("PEZ as published (Wen et al. 2023, Algorithm 1)", PezConfig(), tune_runs, cost=_steps),
@@ -108,7 +112,8 @@ REGISTRY = {
     "soft":            Method("prompt tuning (Lester et al. 2021); its tokens are the nearest ones", SoftConfig(), tune_soft, cost=_steps),
     "optiprompt":      Method("OptiPrompt (Zhong et al. 2021): soft, from a manual prompt given as init", SoftConfig(), tune_soft, cost=_steps),
     "joint":           Method("PEZ on several models at once: the token nearest to all of them", JointConfig(), tune_joint, "also", True, _both, ("common", "stable")),
-    "joint-choice":    Method("PEZ on one model, the prompt chosen by the holdout accuracy on all", JointConfig(), tune_joint, "also", True, _steps, ("common", "stable"))}
+    "joint-choice":    Method("PEZ on one model, the prompt chosen by the holdout accuracy on all", JointConfig(), tune_joint, "also", True, _steps, ("common", "stable")),
+    "joint-swaps":     Method("swaps that several models gain from, one token at a time, from a text of one's own (start)", JointSwapConfig(), tune_joint_swaps, "also", True, _joint_swaps, ("common", "stable"), True)}
 
 def method_config(
     name:str,
@@ -792,7 +797,7 @@ def _digits(labels)->str: return "".join(_DIGITS[y] for y in labels)
 # %% ../nbs/14_experiments.ipynb #a17c0de8
 def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo)->dict:
     "One eval cell: from the store, from an equal one (`memo`), or computed."
-    ids = prompt["prompt_ids"] if mode == "ids" else target.encode(prompt["prompt_text"])
+    ids = prompt["prompt_ids"] if mode == "ids" else read_text(target, prompt["prompt_text"], about=("a prompt", target.name))["ids"]   # where it is read as another text, that is said once a model
     config = eval_config(preset, task, len(split), prompt, target, role, mode, ids)
     stored = store.get("eval", config)
     key = _memo_key(preset, task, split, target, ids)
