@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from .store import InputError, remark
 from .models import LM, token_text
+from .tasks import task_format
 
 # %% ../nbs/05_scoring.ipynb #33c7de40
 def _carries_nothing(lm, i:int)->str:
@@ -63,14 +64,13 @@ def label_ids(
 # %% ../nbs/05_scoring.ipynb #a2752d72
 def text_ids(
     lm:LM,
-    task,              # has `.suffix`, `.max_text_tokens`, `.strip`
+    task,              # has `.suffix`, `.max_text_tokens`, `.strip`, and `.format` if it is not "ours"
     texts,             # n strings
 )->list[list[int]]:    # n lists: the text's tokens, cut at the tail, then the template's
-    "Token ids of [text; template], the pieces tokenised apart as in the released PEZ pipeline."
+    "Token ids of [text; template] in the task's format (`hpt_nb.tasks.task_format`); the pieces are tokenised apart, as in the released PEZ pipeline."
     odd = next((i for i, t in enumerate(texts) if not isinstance(t, str)), None)
     if odd is not None: raise InputError(f"text {odd} is {texts[odd]!r}; need a string (a missing value of a table?)")
-    suffix = lm.encode(task.suffix)
-    seqs = [lm.encode(t.strip() if task.strip else t)[:task.max_text_tokens] + suffix for t in texts]
+    seqs = task_format(task, bos=bool(lm.bos_ids)).all_ids(lm, texts, task.max_text_tokens)
     if not all(seqs): raise InputError("a text and the template are both empty: nothing to read the label after; give the task a suffix")
     return seqs
 
