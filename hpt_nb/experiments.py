@@ -30,7 +30,7 @@ from .models import LM, _find, as_device, load_lm
 from .tasks import load_task
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
-from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, text_ids
+from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, logits_many, read_text, text_ids
 from .pez import COMPILE_STEPS, METHODS, PEZ_STARTS, PezConfig, RunSpec, SearchSpace, facts, fast_dtype, shown_tokens, tune_runs, _start
 from .swaps import SWAP_METHODS, tune_swaps
 from .rlprompt import RLConfig, tune_rlprompt
@@ -769,11 +769,11 @@ class Scoring:
 
     def logp(self, prompts)->torch.Tensor:
         "(m, n, C) float32 label log-probabilities of m prompts of one length (ids), over the label words."
-        m, n = len(prompts), len(self.seqs)
+        m = len(prompts)
         ids = torch.cat([self.bos.expand(m, -1), torch.tensor(prompts, dtype=torch.long).view(m, -1)], 1)
         rows = self.lm.embeddings[ids.to(self.lm.embeddings.device)]
-        logits = self.scorer.logits(rows, self.seqs*m, [r for r in range(m) for _ in range(n)])
-        return logits.view(m, n, -1).log_softmax(-1)
+        logits = self.scorer.logits(rows, self.seqs)[None] if m == 1 else logits_many(self.scorer, rows, self.seqs)
+        return logits.log_softmax(-1)
 
     def results(self, prompts)->list:
         "What a cell keeps of each prompt, and the seconds it took."
@@ -790,14 +790,14 @@ class Scoring:
         return out | dict(logp=encode_logp(logp_nc[:n].numpy()),
                           holdout=dict(logp=encode_logp(logp_nc[n:].numpy()), labels=_digits(self.held.labels), n=len(self.held)))
 
-SHARED_TOKENS = 1 << 17   # of texts that a GPU is given in one call
+SHARED_TOKENS = 1 << 18   # of texts that a GPU is given in one call, some passes: the texts are laid out once in it
 
 def _digits(labels)->str: return "".join(_DIGITS[y] for y in labels)
 
 # %% ../nbs/14_experiments.ipynb #a17c0de8
 def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo)->dict:
     "One eval cell: from the store, from an equal one (`memo`), or computed."
-    ids = prompt["prompt_ids"] if mode == "ids" else target.encode(prompt["prompt_text"])
+    ids = prompt["prompt_ids"] if mode == "ids" else read_text(target, prompt["prompt_text"], about=("a prompt", target.name))["ids"]   # where it is read as another text, that is said once a model
     config = eval_config(preset, task, len(split), prompt, target, role, mode, ids)
     stored = store.get("eval", config)
     key = _memo_key(preset, task, split, target, ids)
