@@ -30,7 +30,7 @@ from .models import LM, _find, as_device, load_lm
 from .tasks import load_task
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
-from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, logits_many, text_ids
+from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, logits_many, read_text, text_ids
 from .pez import COMPILE_STEPS, METHODS, PEZ_STARTS, PezConfig, RunSpec, SearchSpace, facts, fast_dtype, shown_tokens, tune_runs, _start
 from .swaps import SWAP_METHODS, tune_swaps
 from .rlprompt import RLConfig, tune_rlprompt
@@ -797,7 +797,7 @@ def _digits(labels)->str: return "".join(_DIGITS[y] for y in labels)
 # %% ../nbs/14_experiments.ipynb #a17c0de8
 def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo)->dict:
     "One eval cell: from the store, from an equal one (`memo`), or computed."
-    ids = prompt["prompt_ids"] if mode == "ids" else target.encode(prompt["prompt_text"])
+    ids = prompt["prompt_ids"] if mode == "ids" else read_text(target, prompt["prompt_text"], about=("a prompt", target.name))["ids"]   # where it is read as another text, that is said once a model
     config = eval_config(preset, task, len(split), prompt, target, role, mode, ids)
     stored = store.get("eval", config)
     key = _memo_key(preset, task, split, target, ids)

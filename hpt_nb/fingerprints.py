@@ -120,7 +120,7 @@ def distinct(
     pool, places, found, cannot, words = Pool(), {}, {}, [], {}
     for f in among:
         if f.labels not in words:
-            try: words[f.labels] = tuple(label_ids(lm, f).tolist())
+            try: words[f.labels] = tuple(label_ids(lm, f, remarks=False).tolist())
             except InputError as e: words[f.labels] = None; cannot.append(str(e))
         if words[f.labels] is None: continue
         written = (f.text, f.before, f.join, f.suffix, f.end)

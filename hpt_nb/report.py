@@ -85,7 +85,7 @@ def _hits(cell:dict)->np.ndarray:
 
 # %% ../nbs/16_report.ipynb #1157d951
 _EVAL = ("split", "target", "role", "mode", "prompt_ids", "dtype")   # and target_id, where it is known
-_META = ("commit", "dirty", "device", "cpu", "simd", "cpus", "python", "torch", "transformers", "platform", "date")
+_META = ("commit", "dirty", "device", "cpu", "gpu", "simd", "cpus", "python", "torch", "transformers", "platform", "date")
 
 def _evals_frame(store:Store)->pd.DataFrame:
     "A row for each eval cell, without what its tune cell knows."
@@ -600,13 +600,13 @@ def _commits(df:pd.DataFrame)->str:
 
 def provenance_table(df:pd.DataFrame)->pd.DataFrame:
     "Which code, libraries and machines made the results of an `origins_frame`: a line for each fact, a column for each kind of result; several values where they differ, and so said where some do not tell."
-    names = {"device":"Device", "cpu":"Processor", "simd":"Vector instructions", "cpus":"Processor threads", "platform":"System", "python":"Python", "torch":"torch", "transformers":"transformers", "date":"Computed (UTC)"}
+    names = {"device":"Device", "cpu":"Processor", "gpu":"Graphics processor", "simd":"Vector instructions", "cpus":"Processor threads", "platform":"System", "python":"Python", "torch":"torch", "transformers":"transformers", "date":"Computed (UTC)"}
     def told(g, n):
         if n=="commit": return _commits(g)
         if n=="date" and g[n].notna().all(): return " to ".join(dict.fromkeys([g[n].min(), g[n].max()]))
         return _values(g[n]) + (f" (not recorded in {g[n].isna().sum()} of {len(g)})" if g[n].notna().any() and g[n].isna().any() else "")
     parts = {label:df[df.kind==kind] for kind, label in _KINDS.items()}
-    return pd.DataFrame([{"What":label, **{k:told(g, n) for k, g in parts.items() if len(g)}} for n, label in ({"commit":"Commit"} | names).items() if n!="simd" or df[n].notna().any()])
+    return pd.DataFrame([{"What":label, **{k:told(g, n) for k, g in parts.items() if len(g)}} for n, label in ({"commit":"Commit"} | names).items() if n not in ("gpu", "simd") or df[n].notna().any()])
 
 # %% ../nbs/16_report.ipynb #2f52a568
 def _listed(preset, task:str)->str|None:
@@ -665,7 +665,7 @@ def check_varied(folder, preset):
     "`check_preset` of each level of a varied experiment. `InputError` for a level that is not there, too."
     from hpt_nb.experiments import variations
     for name, level in variations(preset).items():
-        if not (Path(folder)/name/"cells").is_dir(): raise InputError(f"{folder}: no results of {name or preset.name}; run hpt run {preset.name} --out {folder} to finish, or report without --preset")
+        if not Store(Path(folder)/name)._paths("cells"): raise InputError(f"{folder}: no results of {name or preset.name}; run hpt run {preset.name} --out {folder} to finish, or report without --preset")
         check_preset(Store(Path(folder)/name), level)
 
 def check_preset(store:Store, preset):
@@ -1464,7 +1464,7 @@ def _page(title:str, lead:str, sections:list)->str:
 
 # %% ../nbs/16_report.ipynb #5b1a91cb
 def write_report(
-    store_path,   # a results folder, finished
+    store_path,   # a results folder, finished, or its pack
     out_dir,      # where `index.html` goes; made if missing, other files in it are left alone
     partial=False,# leave out what is unfinished, and say so on the page
     preset=None,  # an experiment as it is now: results that it would not make are refused

@@ -7,7 +7,7 @@ __all__ = ['RATING_BOUND', 'TASKS', 'Split', 'Task', 'normalise', 'drop_conflict
            'first_copies', 'load_task']
 
 # %% ../nbs/02_tasks.ipynb #5e7e6d30
-import hashlib, json, logging, re, sys, tarfile, unicodedata, zipfile
+import hashlib, json, logging, operator, re, sys, tarfile, unicodedata, zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -15,9 +15,16 @@ from pathlib import Path
 import pandas as pd
 if sys.version_info >= (3, 11): import tomllib
 else: import tomli as tomllib
-from .store import InputError, cache_dir, config_hash, fetch_package
+from .store import InputError, cache_dir, config_hash, fetch_package, remark, whole
 
 # %% ../nbs/02_tasks.ipynb #70d904bb
+def _class_number(label, row:int)->int:
+    "A label as the position of its class. `InputError` unless it is a whole number: 1.0 is one, 0.9 and \"1\" are none."
+    try:
+        if not isinstance(label, (str, bytes)) and (n := int(label)) == label: return n
+    except (TypeError, ValueError, OverflowError): pass
+    raise InputError(f"label {label!r} of text {row} is no whole number; need the position of its class's label word: 0, 1, ...")
+
 @dataclass(frozen=True, repr=False)
 class Split:
     "Labelled texts, in a fixed order."
@@ -25,7 +32,7 @@ class Split:
     labels:tuple  # n int, each the position of its class's label word
     def __post_init__(self):
         object.__setattr__(self, "texts", tuple(self.texts))
-        object.__setattr__(self, "labels", tuple(int(y) for y in self.labels))
+        object.__setattr__(self, "labels", tuple(_class_number(y, i) for i, y in enumerate(self.labels, 1)))
         if len(self.texts) != len(self.labels): raise ValueError(f"{len(self.texts)} texts but {len(self.labels)} labels; need one label for each text")
     def __len__(self): return len(self.texts)
     def __repr__(self): return f"Split({len(self)} texts; by class: {dict(sorted(Counter(self.labels).items()))})"
@@ -38,12 +45,16 @@ class Split:
         return config_hash(dict(texts=self.texts, labels=self.labels))
 
 # %% ../nbs/02_tasks.ipynb #1df72018
+def _composed(text:str)->str:
+    "A name as it is compared: without white space around it, and a letter with its marks as one character, however it was typed."
+    return unicodedata.normalize("NFC", text).strip()
+
 def _check_words(suffix, labels, where:str):
     "`InputError` unless the suffix is a string and the label words are two or more different ones."
     if not isinstance(suffix, str): raise InputError(f"{where}: suffix is {suffix!r}; need a string, such as \". It was\"")
     if not isinstance(labels, (list, tuple)) or not all(isinstance(w, str) and w.strip() for w in labels):
         raise InputError(f"{where}: labels is {labels!r}; need a list of words, such as [\" negative\", \" positive\"]")
-    twice = [w for w,n in Counter(w.strip() for w in labels).items() if n > 1]
+    twice = [w for w,n in Counter(_composed(w) for w in labels).items() if n > 1]
     if twice: raise InputError(f"{where}: label word {twice[0]!r} stands for two classes; give each class its own word")
     if len(labels) < 2: raise InputError(f"{where}: {len(labels)} label word; need at least 2 classes")
 
@@ -129,7 +140,7 @@ def hold_out(
     seed:int=0,
 )->tuple:        # (rest, held), both in the order of `split`
     "Hold out `n` examples, each class in proportion and copies of a text on one side (so it may be a few less). `InputError` if none would be left."
-    if not 0 < n < len(split): raise InputError(f"{n} texts to hold out of {len(split)}; need at least 1 and fewer than all: set holdout")
+    if not _is_count(n) or n >= len(split): raise InputError(f"{n} texts to hold out of {len(split)}; need at least 1 and fewer than all: set holdout")
     groups, held = {}, set()
     for i,t in enumerate(split.texts): groups.setdefault(_place(t, seed), []).append(i)
     sizes = Counter(split.labels)
@@ -153,32 +164,116 @@ def _subset(self:Task, split:str, n:int, seed:int=0)->Split:
 Task.subset = _subset
 
 # %% ../nbs/02_tasks.ipynb #f226d8a3
+_LINE = re.compile(r"\r\n?|\n")
+_FIELD = re.compile(r'"([^"]*(?:""[^"]*)*)"(?=,|\r|\n|\Z)|([^",\r\n]*)(?=,|\r|\n|\Z)')   # quoted, its marks written twice; or plain, without marks
+
+def _quoting_fault(text:str, at:int)->str:
+    "What is wrong with the field that begins at `at`."
+    seen = f"({text[at:at+40]!r})"
+    if text[at] != '"': return f"a quotation mark inside a field that is not quoted {seen}; put the field in quotation marks, and write those inside it twice"
+    if re.compile(r'"[^"]*(?:""[^"]*)*"').match(text, at): return f"more after a closing quotation mark {seen}; a mark inside a quoted field is written twice"
+    return f"a quotation mark that is never closed {seen}; close it, or write it twice inside a quoted field"
+
+def _csv_rows(text:str):
+    "(line number, fields) of each row, as RFC 4180 has it. `InputError` for quotation marks that it does not allow. Blank lines are passed over."
+    at, line, row, end = 0, 1, 0, len(text)
+    while at < end:
+        fields, start, more = [], line, True
+        while more:
+            m = _FIELD.match(text, at)
+            if not m: raise InputError(f"row {row} (line {line}) has {_quoting_fault(text, at)}" if row else f"its head has {_quoting_fault(text, at)}")
+            fields.append(m[2] if m[1] is None else m[1].replace('""', '"'))
+            if m[1] is not None: line += len(_LINE.findall(m[1]))
+            at, more = m.end() + 1, text[m.end():m.end()+1] == ","
+        if text[at-1:at+1] == "\r\n": at += 1
+        line += 1
+        if fields[1:] or fields[0].strip() or m[1] is not None:
+            row += 1
+            yield start, fields
+
+# %% ../nbs/02_tasks.ipynb #6c02a002
+_WRAPPED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
+
+def _tsv_rows(text:str):
+    "(line number, fields) of each row. `InputError` for a field that is quoted as in csv. Blank lines are passed over."
+    row = 0
+    for line, content in enumerate(_LINE.split(text), 1):
+        if not content.strip(" "): continue
+        fields = content.split("\t")
+        quoted = next((f for f in fields if f[:1] == '"' and _WRAPPED.fullmatch(f)), None)
+        if quoted: raise InputError(f"row {row} (line {line}) is quoted as in csv ({quoted[:40]!r}), and in tsv a quotation mark stands for itself; write the text without, or the file as .csv")
+        row += 1
+        yield line, fields
+
+def _table(rows)->pd.DataFrame:
+    "A table of text from (line number, fields) pairs, the head first. `InputError` for two columns of one name, and a row that is longer or shorter than the head."
+    _, head = next(rows, (0, None))
+    if head is None: raise InputError("empty file; need a line of column names, then rows")
+    twice = [name for name, k in Counter(head).items() if k > 1 and name]
+    if twice: raise InputError(f"two columns are called {twice[0]!r}; which of them is meant? Rename or remove one")
+    body = []
+    for row, (line, fields) in enumerate(rows, 1):
+        if len(fields) != len(head):
+            raise InputError(f"row {row} (line {line}) has {len(fields)} fields and the head {len(head)} ({', '.join(head)[:80]}): {' | '.join(fields)[:80]!r}; "
+                             "a separator inside a text needs quotation marks around the text (csv), or must go (tsv)")
+        body.append(fields)
+    return pd.DataFrame(body, columns=head, dtype=object)
+
+# %% ../nbs/02_tasks.ipynb #6c02a005
+def _distinct(pairs)->dict:
+    "A JSON object; KeyError for a key that stands there twice."
+    made = dict(pairs)
+    if len(made) < len(pairs): raise KeyError(next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1))
+    return made
+
 def _read_jsonl(path:Path)->pd.DataFrame:
     "One JSON object a line."
     rows = []
     for n,line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):   # not splitlines: a text may hold U+2028
         if not line.strip(): continue
-        try: rows.append(json.loads(line))
-        except ValueError: raise InputError(f"{path}: line {n} is not JSON; need one object a line") from None
-        if not isinstance(rows[-1], dict): raise InputError(f"{path}: line {n} is not a JSON object; need one object a line")
+        try: rows.append(json.loads(line, object_pairs_hook=_distinct))
+        except UnicodeDecodeError: raise
+        except ValueError: raise InputError(f"line {n} is not JSON; need one object a line") from None
+        except KeyError as e: raise InputError(f"line {n} holds the key {e.args[0]!r} twice; which of the two is meant? Remove one") from None
+        if not isinstance(rows[-1], dict): raise InputError(f"line {n} is not a JSON object; need one object a line")
     return pd.DataFrame(rows, dtype=object)
 
-_AS_TEXT = dict(dtype=str, keep_default_na=False, encoding="utf-8-sig")   # -sig: Excel writes a byte order mark
-_READERS = {".csv":   lambda p: pd.read_csv(p, **_AS_TEXT),
-            ".tsv":   lambda p: pd.read_csv(p, sep="\t", quoting=3, **_AS_TEXT),
+def _stated_names(metadata)->dict:
+    "Column -> names of its classes, as `datasets` writes them into a parquet file."
+    try: columns = json.loads(metadata[b"huggingface"])["info"]["features"]
+    except (TypeError, KeyError, ValueError): return {}
+    return {c:list(f["names"]) for c, f in columns.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel" and f.get("names")}
+
+def _read_parquet(path:Path)->pd.DataFrame:
+    "The file's own columns: none is taken from its path or made an index."
+    import pyarrow.parquet as pq
+    file = pq.ParquetFile(path)
+    twice = [name for name, k in Counter(file.schema_arrow.names).items() if k > 1]
+    if twice: raise InputError(f"two columns are called {twice[0]!r}; which of them is meant? Rename or remove one")
+    rows = file.read().to_pandas(ignore_metadata=True)
+    rows.attrs["names"] = _stated_names(file.schema_arrow.metadata)
+    return rows
+
+_READERS = {".csv":   lambda p: _table(_csv_rows(p.read_bytes().decode("utf-8-sig"))),   # -sig: Excel writes a byte order mark
+            ".tsv":   lambda p: _table(_tsv_rows(p.read_bytes().decode("utf-8-sig"))),
             ".jsonl": _read_jsonl,
-            ".parquet": pd.read_parquet}
+            ".parquet": _read_parquet}
 
 # %% ../nbs/02_tasks.ipynb #8b752851
+def _not_utf8(path, e:UnicodeDecodeError)->InputError:
+    "What a file is that is not UTF-8, as far as its first bytes tell."
+    sixteen = bytes(e.object[:2]) in (b"\xff\xfe", b"\xfe\xff")
+    return InputError(f"{path}: not UTF-8 at byte {e.start}{' (UTF-16, by its byte order mark)' if sixteen else ''}; save it as UTF-8")
+
 def _read_file(path:Path)->pd.DataFrame:
     "Rows of a csv, tsv, jsonl or parquet file. `InputError` names what is wrong with it."
+    if path.is_dir(): raise InputError(f"{path}: a folder; need a file: {', '.join(_READERS)}")
     if not path.is_file(): raise InputError(f"{path}: no such file; paths in a task file are relative to it")
     if path.suffix.lower() not in _READERS: raise InputError(f"{path}: unknown kind of file {path.suffix!r}; need {', '.join(_READERS)}")
     try: return _READERS[path.suffix.lower()](path)
-    except InputError: raise
-    except UnicodeDecodeError as e: raise InputError(f"{path}: not UTF-8 at byte {e.start}; save it as UTF-8") from None
-    except pd.errors.EmptyDataError: raise InputError(f"{path}: empty file; need a line of column names, then rows") from None
-    # pandas and pyarrow have many kinds of complaints about a malformed file
+    except InputError as e: raise InputError(f"{path}: {e}") from None
+    except UnicodeDecodeError as e: raise _not_utf8(path, e) from None
+    # pyarrow has many kinds of complaints about a malformed file
     except Exception as e: raise InputError(f"{path}: cannot be read as {path.suffix[1:]} ({str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__})") from None
 
 # %% ../nbs/02_tasks.ipynb #2f72b79d
@@ -191,7 +286,11 @@ def _read_hub(source:str, split:str, revision:str|None=None)->pd.DataFrame:
     from datasets import load_dataset   # slow to import, and needed by hub tasks alone
     log = logging.getLogger("huggingface_hub"); level = log.level
     log.setLevel(logging.ERROR)          # its retries are ten lines where one of ours will do
-    try: return load_dataset(m["path"], m["config"], split=m["split"] or split, revision=revision).to_pandas()
+    try:
+        got = load_dataset(m["path"], m["config"], split=m["split"] or split, revision=revision)
+        rows = got.to_pandas()
+        rows.attrs["names"] = {c:list(f.names) for c, f in (getattr(got, "features", None) or {}).items() if getattr(f, "names", None)}
+        return rows
     # datasets and its HTTP client raise a dozen kinds of errors for an unknown name, split or revision and for a missing network
     except Exception as e:
         raise InputError(f"data set {source!r} cannot be read from the hub ({type(e).__name__}); check its name and the network. Without a hub: movie_snippets, bbc_news, or a task file with own files") from e
@@ -204,39 +303,81 @@ def _read_source(source:str, key:str, folder:Path, revision:str|None)->tuple:
     return _read_hub(source, key, revision), source
 
 # %% ../nbs/02_tasks.ipynb #ef229f5d
-def _label_names(labels, classes, where:str)->dict:
-    "What the label column may say, and the class it means."
-    if classes is None:
-        names = {w.strip():i for i,w in enumerate(labels)}
-        for i in range(len(labels)):
-            # label words " 1", " 0" would make "1" mean both classes
-            if names.setdefault(str(i), i) != i: raise InputError(f"{where}: label {i} could be class {i} or the word {labels[names[str(i)]]!r}; say which with classes = [...] under [data]")
-        return names
-    if not isinstance(classes, (list, tuple)) or len({str(c) for c in classes}) != len(labels) or len(classes) != len(labels):
-        raise InputError(f"{where}: classes is {classes!r}; need {len(labels)} different names, one for each label word")
-    return {str(c).strip():i for i,c in enumerate(classes)}
+_ZEROS = re.compile(r"(-?\d+)\.0+")
 
 def _label_key(value)->str|None:
     "A label as it is looked up; None where there is none. 1.0 is 1: a column with a gap is read as floats."
     if value is None or isinstance(value, float) and value != value: return None
     whole = isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer()
-    return str(int(value)) if whole else str(value).strip()
+    return str(int(value)) if whole else _ZEROS.sub(lambda m: m[1] if m[0] == m.string else m[0], _composed(str(value)))
+
+def _label_names(labels, classes, where:str)->dict:
+    "What the label column may say, and the class it means."
+    if classes is None:
+        names = {_label_key(w):i for i,w in enumerate(labels)}
+        for i in range(len(labels)):
+            # label words " 1", " 0" would make "1" mean both classes
+            if names.setdefault(str(i), i) != i: raise InputError(f"{where}: label {i} could be class {i} or the word {labels[names[str(i)]]!r}; say which with classes = [...] under [data]")
+        return names
+    if not isinstance(classes, (list, tuple)) or len({_label_key(c) for c in classes}) != len(labels) or len(classes) != len(labels):
+        raise InputError(f"{where}: classes is {classes!r}; need {len(labels)} different names, one for each label word")
+    return {_label_key(c):i for i,c in enumerate(classes)}
+
+# %% ../nbs/02_tasks.ipynb #6c02b002
+def _by_stated_names(rows:pd.DataFrame, label:str, labels, classes, where:str)->pd.DataFrame:
+    "`rows` with the numbers of the label column as the names that the data set itself states for them, where the task names its classes so. `InputError` where their order contradicts the task's."
+    stated = rows.attrs.get("names", {}).get(label)
+    if not stated or label not in rows.columns: return rows
+    ours = [_label_key(c) for c in (labels if classes is None else classes)]
+    theirs, fold = [_label_key(c) for c in stated], str.casefold
+    if len({*map(fold, theirs)}) < len(theirs): fold = str   # names that differ in capitals alone
+    place, paired = {fold(c):i for i, c in enumerate(ours)}, ", ".join(f"{i} is {c!r}" for i, c in enumerate(stated))
+    moved = [c for i, c in enumerate(theirs) if place.get(fold(c), i) != i]
+    if {*place} <= {*map(fold, theirs)}:   # all of the task's names are stated
+        if moved: remark(f"{where}: numbers in {label!r} are read by the names that the data set states for them ({paired}), which is not the order of the label words ({', '.join(map(repr, labels))})")
+        said = {str(i):ours[place[fold(c)]] if fold(c) in place else c for i, c in enumerate(theirs)}
+        return rows.assign(**{label:[said.get(_label_key(y), y) for y in rows[label].tolist()]})
+    if moved: raise InputError(f"{where}: the data set says of its column {label!r} that {paired}, and {moved[0]!r} is number {place[fold(moved[0])]} in the task; give classes = [...] under [data]: {', '.join(map(repr, stated))}, in the order of the label words")
+    if classes is None and len(stated) == len(labels): remark(f"{where}: the data set's classes are taken in the order of the label words: " + ", ".join(f"{c!r} is {w!r}" for c, w in zip(stated, labels)))
+    return rows
 
 # %% ../nbs/02_tasks.ipynb #49720e95
 _SURROGATE = re.compile("[\ud800-\udfff]")   # JSON can spell them, UTF-8 and tokenizers cannot
+_NUMBER = re.compile(r"-?\d+")
+
+def _no_text(t)->str:
+    "Why a value is no text, for a message that names its row."
+    if isinstance(t, (bytes, bytearray)): return f"has bytes for a text ({t[:40]!r}); write the column as strings"
+    if isinstance(t, (int, float)) and t == t: return f"has no text ({t!r}): a number; write texts as strings"
+    return f"has no text ({t!r}); give it one or remove the row"
+
+def _unknown_label(y, names:dict)->str:
+    "Why a value is no label, for a message that names its row."
+    kind = {bytes:"bytes", bool:"true or false"}.get(type(y), "")
+    return f"has the unknown label {y!r}{kind and f' ({kind}, neither a word nor a number)'}; need one of {', '.join(names)}"
 
 def _to_split(rows:pd.DataFrame, text:str, label:str, names:dict, strip:bool, where:str)->Split:
     "A table's texts and labels."
     for what,col in (("text", text), ("label", label)):
         if col not in rows.columns: raise InputError(f"{where}: no column {col!r} (columns: {', '.join(map(str, rows.columns))}); set {what} = \"...\" under [data]")
     if not len(rows): raise InputError(f"{where}: no rows; need labelled texts")
-    texts, labels = rows[text].tolist(), []
+    texts, keys = rows[text].tolist(), []
     for n,(t,y) in enumerate(zip(texts, rows[label].tolist()), 1):
-        if not isinstance(t, str) or not t.strip(): raise InputError(f"{where}: row {n} has no text ({t!r}); give it one or remove the row")
+        if not isinstance(t, str) or not t.strip(): raise InputError(f"{where}: row {n} {_no_text(t)}")
         if not t.isascii() and _SURROGATE.search(t): raise InputError(f"{where}: row {n} holds half a character (a lone surrogate); repair the text or remove the row")
-        if _label_key(y) not in names: raise InputError(f"{where}: row {n} has the unknown label {y!r}; need one of {', '.join(names)}")
-        labels.append(names[_label_key(y)])
-    return Split(tuple(t.strip() if strip else t for t in texts), tuple(labels))
+        keys.append(None if isinstance(y, (bytes, bool)) else _label_key(y))
+        if keys[-1] not in names: raise InputError(f"{where}: row {n} {_unknown_label(y, names)}")
+    marks = [n for n, t in enumerate(texts, 1) if "\ufeff" in t]
+    if marks: remark(f"{where}: {len(marks)} texts hold a byte order mark (U+FEFF), the first in row {marks[0]}; it is read as part of the text")
+    return Split(tuple(t.strip() if strip else t for t in texts), tuple(names[k] for k in keys))
+
+def _mixed_labels(rows:pd.DataFrame, label:str, names:dict, where:str)->int:
+    "How many labels are numbers in a column where others are words (0: all are of one kind); said, since two people may have counted the classes in two ways."
+    numbers = [bool(_NUMBER.fullmatch(k)) for k in map(_label_key, rows[label].tolist()) if k is not None]
+    words = len(numbers) - sum(numbers)
+    if not words or not any(numbers) or all(map(_NUMBER.fullmatch, names)): return 0
+    remark(f"{where}: {words} labels are words and {sum(numbers)} are numbers, which count the label words from 0: {', '.join(f'{i} is {k!r}' for k, i in names.items() if not _NUMBER.fullmatch(k))}")
+    return sum(numbers)
 
 # %% ../nbs/02_tasks.ipynb #bbf8a9a8
 _KEYS = {"name":str, "suffix":str, "labels":list, "max_text_tokens":int, "strip":bool, "holdout":int, "data":dict}
@@ -244,9 +385,10 @@ _DATA_KEYS = ("train", "validation", "holdout", "text", "label", "classes", "rev
 
 def _read_toml(path:Path)->dict:
     "A task file's content, its keys and their types checked."
-    try: spec = tomllib.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as e: raise InputError(f"{path}: not UTF-8 at byte {e.start}; save it as UTF-8") from None
+    try: spec = tomllib.loads(path.read_text(encoding="utf-8-sig"))   # -sig: Notepad and PowerShell write a byte order mark
+    except UnicodeDecodeError as e: raise _not_utf8(path, e) from None
     except tomllib.TOMLDecodeError as e: raise InputError(f"{path}: not valid TOML: {e}") from None
+    except IsADirectoryError: raise InputError(f"{path}: a folder; need a task file in TOML") from None
     except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror}); need a task file in TOML") from None
     for k,v in spec.items():
         if k not in _KEYS: raise InputError(f"{path}: unknown key {k!r}; known: {', '.join(_KEYS)}")
@@ -318,7 +460,7 @@ TASKS = {
 
 # %% ../nbs/02_tasks.ipynb #ce31e235
 def _sources(spec:dict, folder:Path)->tuple:
-    "(train, holdout or None, validation, what was dropped) as the sources have them."
+    "(train, holdout or None, validation, what was dropped, labels that are numbers beside words) as the sources have them."
     where, strip = spec["name"], spec.get("strip", True)
     _check_words(spec["suffix"], spec["labels"], where)
     if "rows" in spec:   # a package's texts: no official split
@@ -326,20 +468,24 @@ def _sources(spec:dict, folder:Path)->tuple:
         every = _to_split(table, "text", "label", _label_names(spec["labels"], None, where), strip, where)
         once = first_copies(drop_conflicts(every))
         train, validation = hold_out(once, spec["validation"], seed=0)
-        return train, None, validation, {**table.attrs, "copies":len(every)-len(once)}
+        return train, None, validation, {**table.attrs, "copies":len(every)-len(once)}, 0
     data = spec["data"]
-    names = _label_names(spec["labels"], data.get("classes"), where)
+    names, label, mixed = _label_names(spec["labels"], data.get("classes"), where), data.get("label", "label"), 0
     def read(key):
+        nonlocal mixed
         rows, source = _read_source(data[key], key, folder, data.get("revision"))
-        return _to_split(rows, data.get("text", "text"), data.get("label", "label"), names, strip, source)
-    return read("train"), read("holdout") if "holdout" in data else None, read("validation"), {}
+        rows = _by_stated_names(rows, label, spec["labels"], data.get("classes"), source)
+        split = _to_split(rows, data.get("text", "text"), label, names, strip, source)
+        mixed += _mixed_labels(rows, label, names, source)
+        return split
+    return read("train"), read("holdout") if "holdout" in data else None, read("validation"), {}, mixed
 
-def _check_splits(task:Task)->Task:
-    "`task`, if each split has texts of two classes or more."
+def _check_splits(task:Task, left_out:str="")->Task:
+    "`task`, if each split has texts of two classes or more; `left_out` says what was dropped."
     for s in ("train", "holdout", "validation"):
         n = Counter(getattr(task, s).labels)
-        if not n: raise InputError(f"{task.name}: no text is left in {s} (texts that stand in another split were dropped); need texts of its own")
-        if len(n) == 1: raise InputError(f"{task.name}: all {len(getattr(task, s))} texts of {s} have the label {task.labels[min(n)]!r}; need texts of at least 2 classes")
+        if not n: raise InputError(f"{task.name}: no text is left in {s}" + (f" ({left_out})" if left_out else "") + "; need texts of its own")
+        if len(n) == 1: raise InputError(f"{task.name}: all {len(getattr(task, s))} texts of {s} have the label {task.labels[min(n)]!r}" + (f" ({left_out})" if left_out and s != "validation" else "") + "; need texts of at least 2 classes")
     return task
 
 # %% ../nbs/02_tasks.ipynb #6f692841
@@ -348,9 +494,37 @@ def _make_splits(train:Split, held:Split|None, validation:Split, n_held:int|None
     clean = drop_conflicts(train)
     mine = give_way(clean, validation, *([held] if held else []))
     dropped = {"conflicting labels":len(train)-len(clean), "in another split":len(clean)-len(mine)}
-    if held: return mine, give_way(drop_conflicts(held), validation), validation, dropped
+    if held:
+        sure = drop_conflicts(held)
+        own = give_way(sure, validation)
+        return mine, own, validation, dropped | {"holdout: conflicting labels":len(held)-len(sure), "holdout: in another split":len(sure)-len(own)}
     if len(mine) < 2: return mine, mine.take([]), validation, dropped
-    return *hold_out(mine, max(1, min(5000, len(mine)//5)) if n_held is None else n_held, seed), validation, dropped
+    n = max(1, min(5000, len(mine)//5)) if n_held is None else n_held
+    if n >= len(mine) and len(mine) < len(train):
+        raise InputError(f"{n} texts to hold out of the {len(mine)} that are left: of {len(train)} training texts {dropped['conflicting labels']} stand there with two labels, and {dropped['in another split']} also in another split; set holdout to less")
+    return *hold_out(mine, n, seed), validation, dropped
+
+# %% ../nbs/02_tasks.ipynb #6c02c002
+def _short(text:str)->str: return repr(text if len(text) < 41 else text[:40] + "...")
+
+def _conflict(split:Split, labels)->str:
+    "The first two texts of a split that are the same and have different labels, with their label words."
+    first = {}
+    for t, y in zip(split.texts, split.labels):
+        other, label = first.setdefault(normalise(t), (t, y))
+        if label != y: return f"such as {_short(other)} as {labels[label]!r} and {_short(t)} as {labels[y]!r}"
+
+def _left_out(train:Split, held:Split|None, validation:Split, dropped:dict, labels)->str:
+    "What was dropped of the training and holdout texts, and why, with an example of each; \"\" if nothing was."
+    said = []
+    for what, split, key, others in (("training", train, "", [s for s in (validation, held) if s]), ("holdout", held, "holdout: ", [validation])):
+        parts, n, m = [], dropped.get(f"{key}conflicting labels", 0), dropped.get(f"{key}in another split", 0)
+        if n: parts.append(f"{n} stand there with two labels, {_conflict(split, labels)}")
+        if m:
+            taken, sure = {normalise(t) for o in others for t in o.texts}, {normalise(t) for t in drop_conflicts(split).texts}
+            parts.append(f"{m} also stand in another split, such as {_short(next(t for t in split.texts if normalise(t) in taken & sure))}")
+        if parts: said.append(f"{n + m} of {len(split)} {what} texts are dropped: {', and '.join(parts)}")
+    return "; ".join(said) + (" (texts are compared without capitals, punctuation and spaces)" if said else "")
 
 # %% ../nbs/02_tasks.ipynb #4ef019fe
 def load_task(
@@ -361,11 +535,15 @@ def load_task(
     "Load a task with disjoint splits. `InputError` says what is wrong with its name, its file or its data."
     name, path = str(name_or_toml), Path(name_or_toml)
     if name in TASKS: spec = {"name":name, **TASKS[name]}
-    elif path.suffix == ".toml" or path.exists(): spec = _read_toml(path)
+    elif name and (path.suffix == ".toml" or path.exists()): spec = _read_toml(path)
     else: raise InputError(f"no task {name!r}; known: {', '.join(TASKS)}, or a task file (.toml)")
-    train, held, validation, before = _sources(spec, path.parent)
+    train, held, validation, before, mixed = _sources(spec, path.parent)
     n_held = spec.get("holdout") if holdout is None else holdout
+    if n_held is not None: n_held = whole("holdout", n_held)
     if held and n_held is not None: raise InputError(f"{name}: {n_held} texts to hold out, but [data] holdout names a file of them; give one of the two")
     *splits, dropped = _make_splits(train, held, validation, n_held, seed)
-    return _check_splits(Task(spec["name"], spec["suffix"], spec["labels"], *splits, spec.get("max_text_tokens", 128), spec.get("strip", True),
-                              {**spec.get("info", {"source":name}), "dropped":{**before, **dropped}}))
+    left_out = _left_out(train, held, validation, dropped, spec["labels"])
+    info = {**spec.get("info", {"source":name}), "dropped":{**before, **dropped}} | ({"labels as numbers":mixed} if mixed else {})
+    task = _check_splits(Task(spec["name"], spec["suffix"], spec["labels"], *splits, spec.get("max_text_tokens", 128), spec.get("strip", True), info), left_out)
+    if left_out: remark(f"{task.name}: {left_out}")
+    return task
