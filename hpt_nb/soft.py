@@ -257,13 +257,16 @@ def prompt_vectors(
         prompt = lm.embeddings[torch.tensor(ids, device=lm.embeddings.device)]
     return vector_prefix(lm, prompt, "after")[0, :len(prompt)].detach().cpu()
 
+_ADAPTER_USE = "Give it a text's tokens and those of the task's template; one text at a time, or padded on the right: under left padding the prompt would stand before the padding."
+
 def save_peft(
     prompt,              # SoftRun, (p, d) vectors, a hard prompt's Run, ids, or text
     lm:LM,
     folder,              # made if missing
     bos:str="before",    # "before": BOS's embedding comes first among the vectors, give PEFT texts without special tokens; "after": it is left out
+    use:str="",          # how it is used, for the adapter's README; "": what holds for any task
 )->Path:
-    "Write a prompt as a PEFT prompt-tuning adapter."
+    "Write a prompt as a PEFT prompt-tuning adapter, with a README that says what the adapter itself cannot hold."
     v = prompt_vectors(lm, prompt)
     if bos == "before": v = vector_prefix(lm, v)[0].cpu()
     elif bos != "after": raise InputError(f"bos={bos!r}; need 'before' or 'after'")
@@ -274,6 +277,7 @@ def save_peft(
     note = dict(model=lm.name, bos=bos, bos_vectors=len(lm.bos_ids) if bos == "before" else 0)
     folder = Path(folder)
     write_atomic(folder/"adapter_model.safetensors", st.save({"prompt_embeddings": v.contiguous()}, metadata=dict(format="pt", hpt_nb=json.dumps(note))))
+    write_atomic(folder/"README.md", f"A prompt of {len(v)} vectors for {lm.name}" + (f", {note['bos_vectors']} of them BOS's" if note["bos_vectors"] else "") + ", made by hpt_nb.\n\n" + (use or _ADAPTER_USE) + "\n")
     write_atomic(folder/"adapter_config.json", json.dumps(config, indent=2, sort_keys=True))   # last: with it the folder is an adapter
     return folder
 
