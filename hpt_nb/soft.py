@@ -8,7 +8,7 @@ __all__ = ['SOFT_METHODS', 'vector_prefix', 'evaluate_vectors', 'SoftConfig', 's
            'anchor_rows', 'encode_relative', 'transfer_soft']
 
 # %% ../nbs/09_soft.ipynb #f9430d2d
-import base64, json, math, string
+import base64, json, math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import safetensors.torch as st
@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from transformers import Adafactor
 from .store import InputError, config_hash, write_atomic
 from .models import LM, token_text
-from .scoring import PrefixScorer, label_ids, prompt_to_ids, text_ids
+from .scoring import PrefixScorer, kept_labels, label_ids, prompt_to_ids, text_ids
 from .pez import Run, SearchSpace, batch_at, lm_facts, read_state, run_pass, spec_facts, write_state
 
 # %% ../nbs/09_soft.ipynb #8b7d5c59
@@ -44,13 +44,11 @@ def evaluate_vectors(
     on_pass=None,        # called with the number of texts done after each pass
 )->dict:                 # {"correct", "n", "accuracy", "predictions", "labels"} as `scoring.evaluate`
     "Accuracy of a soft prompt on one split; ties between label words go to the first."
-    digits, prefix = string.digits + string.ascii_lowercase, vector_prefix(lm, vectors_pd, bos)
-    if len(task.labels) > len(digits): raise InputError(f"{len(task.labels)} label words; at most {len(digits)} are supported")
-    texts = list(split.texts)
+    prefix, texts = vector_prefix(lm, vectors_pd, bos), list(split.texts)
     guess = PrefixScorer(lm, label_ids(lm, task)).logits(prefix, text_ids(lm, task, texts), on_pass=on_pass).argmax(-1).tolist() if texts else []
     correct = sum(g == y for g, y in zip(guess, split.labels))
     return dict(correct=correct, n=len(guess), accuracy=correct/len(guess) if guess else math.nan,
-                predictions="".join(digits[g] for g in guess), labels="".join(digits[y] for y in split.labels))
+                predictions=kept_labels(guess, len(task.labels)), labels=kept_labels(split.labels, len(task.labels)))
 
 # %% ../nbs/09_soft.ipynb #fb851cd1
 SOFT_METHODS = ("soft", "optiprompt")
