@@ -13,7 +13,7 @@ from .models import LM, SHIPPED, _find, load_lm
 from .tasks import TASKS, Split, load_task
 from .scoring import label_ids, text_ids, prompt_to_ids
 from .soft import save_peft, vectors_from_text
-from .store import InputError, Store, check_writable, remark, write_atomic
+from .store import InputError, Store, check_writable, is_pack, remark, write_atomic
 from .transfer import certify
 
 # %% ../nbs/17_export.ipynb #17e00002
@@ -226,14 +226,14 @@ def _best_run(store, where, seed)->dict:
     return dict(text=res["prompt_text"], ids=res["prompt_ids"], vectors=res.get("vectors"), bos=None if bos is None else bool(bos), survives=None, source=cfg["source"], sha256=None if sha == "unknown" else sha, model=None, task=None, task_hash=cfg["task_hash"], body=None)
 
 def read_prompt(
-    path,            # a JSON file, or a folder of hpt transferable or hpt tune
+    path,            # a JSON file, or a folder of hpt transferable or hpt tune, or its pack
     seed:int=None,   # which run of a tuning folder; None: the best on its holdout
 )->dict:             # {"text", "ids", "vectors": of a soft prompt, "bos": set by hand?, "survives": do the ids come back from the text? (None: not known), "source": its model's name, "sha256", "model", "task": as they were given, "task_hash", "body": the whole JSON, if it was one}
     "A tuned prompt, read back. `InputError` for what is none."
     p = Path(path)
-    file = p/"prompt.json" if p.is_dir() else p
-    if p.is_dir() and not file.is_file(): return _best_run(Store(p), path, seed)
-    try: body = json.loads(file.read_text(encoding="utf-8-sig"))
+    store = Store(p) if p.is_dir() or is_pack(p) else None
+    if store and store.beside("prompt.json") is None: return _best_run(store, path, seed)
+    try: body = json.loads((store.beside("prompt.json") if store else p.read_bytes()).decode("utf-8-sig"))
     except FileNotFoundError: raise InputError(f"{path}: no such file or folder; need the folder of hpt transferable or hpt tune, or a prompt's JSON file") from None
     except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror}); need the prompt that hpt transferable or hpt export wrote") from None
     except (ValueError, RecursionError): raise InputError(f"{path}: not JSON; need the prompt that hpt transferable or hpt export wrote") from None

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['MOST', 'SEEDS', 'SCHEMA', 'visible', 'InputError', 'WriteError', 'remark', 'say_remarks', 'holding_remarks', 'whole',
-           'number', 'config_hash', 'write_atomic', 'check_writable', 'provenance', 'Store', 'status', 'duration',
-           'status_text', 'level_folders', 'keep', 'recall', 'cache_dir', 'sha256_file', 'fetch_package']
+           'number', 'config_hash', 'write_atomic', 'check_writable', 'provenance', 'is_pack', 'Store', 'status',
+           'duration', 'status_text', 'level_folders', 'keep', 'recall', 'cache_dir', 'pack', 'read_pack',
+           'packed_cell', 'taken_out', 'pack_levels', 'unpacked_folder', 'unpack', 'to_go_on', 'sha256_file',
+           'fetch_package']
 
 # %% ../nbs/00_store.ipynb #07dd75cf
-import errno, hashlib, json, math, operator, os, platform, re, secrets, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, zipfile
+import errno, hashlib, json, lzma, math, operator, os, platform, re, secrets, shutil, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, zipfile
+from base64 import b64decode, b64encode
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -235,6 +238,18 @@ def _simd()->str|None:
     torch = sys.modules.get("torch")
     return torch and torch.backends.cpu.get_cpu_capability()
 
+# %% ../nbs/00_store.ipynb #6dced3f0
+def _told_commit()->str|None:
+    "The commit that `HPT_COMMIT` names, for code without its repository."
+    told = os.environ.get("HPT_COMMIT", "").strip().lower()
+    if told and not re.fullmatch(r"[0-9a-f]{7,40}", told): raise InputError(f"HPT_COMMIT is {told[:60]!r}; need a commit, 7 to 40 hexadecimal digits (git rev-parse HEAD), or leave it unset")
+    return told or None
+
+def _gpu(device)->str|None:
+    "The name of a CUDA device; None for another device."
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name(device) if torch and str(device).split(":")[0] == "cuda" and torch.cuda.is_available() else None
+
 # %% ../nbs/00_store.ipynb #799c202a
 def provenance(
     device=None,   # what computed it: "cpu", "cuda", ...
@@ -245,6 +260,8 @@ def provenance(
 )->dict:
     "Which code, libraries and machine computed a result, when, and how long it took."
     commit, dirty = _commit()
+    if commit is None and (commit := _told_commit()): extra = dict(commit_from="HPT_COMMIT", **extra)
+    if gpu := _gpu(device): extra = dict(gpu=gpu, **extra)
     return dict(commit=commit, dirty=dirty, python=platform.python_version(), torch=_version("torch"), transformers=_version("transformers"),
         platform=platform.platform(), cpu=_cpu(), simd=_simd(), cpus=os.cpu_count(), date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         device=None if device is None else str(device), dtype=None if dtype is None else str(dtype).removeprefix("torch."),
@@ -286,6 +303,19 @@ def _unpack(path:Path, data:bytes)->dict:
     if not isinstance(cell["config"], dict) or cell["hash"] != _hash(cell["config"]): raise InputError(f"{path}: its hash does not match its configuration; {_REDO}")
     return cell
 
+# %% ../nbs/00_store.ipynb #4297d0c1
+_MAGIC = b"hpt pack "
+
+def _file_on(path:Path)->Path|None:
+    "The file that a path names or leads through; None if there is none."
+    return next((p for p in (path, *path.parents) if p.is_file()), None)
+
+def is_pack(path)->bool:
+    "Is this a file that `pack` wrote? (Its first bytes say so; whether it is whole is seen when it is read.)"
+    try:
+        with open(path, "rb") as f: return f.read(len(_MAGIC)) == _MAGIC
+    except (OSError, ValueError): return False
+
 # %% ../nbs/00_store.ipynb #c371abe3
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _CELL = re.compile(r"([a-z][a-z0-9_]*)-[0-9a-f]{12}\.json")
@@ -295,14 +325,29 @@ def _holds(config:dict, part:dict)->bool:
     return all(k in config and config[k] == v for k,v in part.items())
 
 class Store:
-    "A folder of results: `cells/<kind>-<hash>.json`, and artefacts too large for JSON in `files/`. Made when first written to."
+    "A folder of results: `cells/<kind>-<hash>.json`, and artefacts too large for JSON in `files/`. Made when first written to. A pack of such a folder can be read in its place."
     def __init__(self, path):
-        self.path = Path(path)
+        self.path, self.pack = Path(path), None
         if not str(path).strip() or "\0" in str(path): raise InputError(f"{str(path)!r} names no folder; a folder for results is needed")
-        try: odd = self.path.exists() and not self.path.is_dir()
+        try:
+            file, odd = _file_on(self.path), self.path.exists() and not self.path.is_dir()
         except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror}); name another folder for results") from None
-        if odd: raise InputError(f"{path} is a file; a folder for results is needed: name another")
+        if file is not None and is_pack(file): self.pack = file
+        elif odd or file is not None: raise InputError(f"{file or path} is a file; a folder for results is needed, or what hpt pack made of one: name another")
     def __repr__(self): return f"Store({str(self.path)!r})"
+
+    def exists(self)->bool:
+        "Is there such a folder, on the disk or in the pack?"
+        return bool(self._packed()) if self.pack else self.path.is_dir()
+
+    def _packed(self, folder:str="")->dict:
+        "What the pack holds of this folder, or of a sub-folder, by name."
+        inside, top = read_pack(self.pack), "".join(f"{part}/" for part in (*self.path.relative_to(self.pack).parts, folder) if part)
+        return {name.removeprefix(top):what for name, what in inside.items() if name.startswith(top)}
+
+    def _write(self, path:Path, text:str)->Path:
+        if self.pack: raise InputError(f"{self.pack} is a pack, which is only read; unpack it to go on (hpt run --out {self.pack} does)")
+        return write_atomic(path, text)
 
     def _at(self, kind:str, config:dict, folder:str="cells")->Path:
         name = f"{kind}-{config_hash(config)}.json"
@@ -311,7 +356,7 @@ class Store:
 
     def put(self, kind:str, config:dict, result:dict, meta:dict)->Path:
         "Write a finished cell and return its path. Two writers of one cell are harmless: the last whole file stays. `WriteError` if it cannot be written."
-        path, whole = write_atomic(self._at(kind, config), _pack(kind, config, result, meta)), _plain(config)
+        path, whole = self._write(self._at(kind, config), _pack(kind, config, result, meta)), _plain(config)
         for note, of in self._notes("failed", kind):   # an earlier failure is over
             if _holds(whole, of["config"]): note.unlink(missing_ok=True)
         return path
@@ -326,15 +371,20 @@ class Store:
         return self.get(kind, config) is not None
 
     def _read(self, path:Path)->dict|None:
+        if self.pack: return packed_cell(self.pack, path)
         if (data := _bytes(path)) is None: return None
         cell = _unpack(path, data)
         if path.name != f"{cell['kind']}-{cell['hash']}.json":
             raise InputError(f"{path}: holds the cell {cell['kind']}-{cell['hash']}, so it was renamed or copied; give it that name back or delete it")
         return cell
 
+    def _names(self, folder:str)->list:
+        if self.pack: return list(self._packed(folder))
+        return [n for n in os.listdir(self.path/folder) if not n.startswith(".")]
+
     def _paths(self, folder:str, kind:str|None=None)->list:
         "Our files in a sub-folder (of one kind), sorted by name; hidden ones are passed over: a killed writer leaves its temporary file."
-        try: names = sorted(n for n in os.listdir(self.path/folder) if not n.startswith("."))
+        try: names = sorted(self._names(folder))
         except FileNotFoundError: return []
         except OSError as e: raise InputError(f"{self.path/folder}: cannot be read ({e.strerror}); name another results folder, or check its permissions") from None
         for n in names:
@@ -354,17 +404,21 @@ class Store:
         return out
 
     def file(self, name:str)->Path:
-        "Path of an artefact in `files/`. `InputError` for a name that is not a plain file name."
+        "Path of an artefact in `files/`; of one in a pack, a copy in the cache. `InputError` for a name that is not a plain file name."
         path = self.path/"files"/name if isinstance(name, str) and _NAME.fullmatch(name) else None
         if path is None or path.resolve().parent != (self.path/"files").resolve():
             raise InputError(f"artefact name {name!r}: need a plain file name (letters, digits, _ . + -) inside {self.path/'files'}")
-        return path
+        return taken_out(self.pack, path) if self.pack else path
+
+    def beside(self, name:str)->bytes|None:
+        "Content of a file beside the cells (`prompt.json`), or None."
+        return self._packed().get(name) if self.pack else _bytes(self.path/name)
 
 # %% ../nbs/00_store.ipynb #23a58697
 def _fail(self, kind:str, config:dict, reason)->Path:
     "Note that a piece failed, and why (an exception, or a text): `config` is its configuration or a part of it that no other piece has. A cell that is finished later takes the note away."
     said = f"{type(reason).__name__}: {reason}".removesuffix(": ") if isinstance(reason, BaseException) and not isinstance(reason, InputError) else str(reason)
-    return write_atomic(self._at(kind, config, "failed"), _pack(kind, config, {"reason":visible(" ".join(said.split()))[:500] or "no reason given"}, provenance()))
+    return self._write(self._at(kind, config, "failed"), _pack(kind, config, {"reason":visible(" ".join(said.split()))[:500] or "no reason given"}, provenance()))
 
 def _failed(self, kind:str, config:dict)->str|None:
     "Why the piece of this configuration (or the part of it that was named) failed; None if it did not."
@@ -393,7 +447,7 @@ def _plan(self, cells, name:str="run")->Path:
     "Write down what the run `name` intends, in place of its earlier plan: pairs (kind, configuration or a part of it that no other piece has)."
     cells = [[kind, _plain(part)] for kind, part in cells]
     for kind, part in cells: self._at(kind, part)   # ValueError for a kind that cannot be
-    path = write_atomic(self._at("plan", {"name":name}, "plans"), _pack("plan", {"name":name}, {"cells":cells}, provenance()))
+    path = self._write(self._at("plan", {"name":name}, "plans"), _pack("plan", {"name":name}, {"cells":cells}, provenance()))
     self.clean()
     return path
 
@@ -409,7 +463,7 @@ Store.clean, Store.plan, Store.planned = _clean, _plan, _planned
 def _working(self, cells, every_s:float=30):
     "While the block runs, these pieces (as in `plan`) are shown as running."
     token = {"token":secrets.token_hex(6)}
-    path = write_atomic(self._at("run", token, "running"), _pack("run", token, {"cells":[[k, _plain(c)] for k,c in cells]}, provenance()))
+    path = self._write(self._at("run", token, "running"), _pack("run", token, {"cells":[[k, _plain(c)] for k,c in cells]}, provenance()))
     over = threading.Event()
     def beat():
         while not over.wait(every_s):
@@ -466,7 +520,7 @@ def status(
 ):                      # DataFrame: kind, piece (in words), state (done, running, failed, left, damaged), reason, worker (its number), wall_s (what a done piece took), eta_s (what another will take), seconds; planned (True: a plan names it)
     "The state of every piece of the plans, and of every finished or failed one besides. `InputError` for a folder that is missing or a foreign file in it."
     import pandas as pd
-    if not store.path.is_dir(): raise InputError(f"{store.path}: no such folder; need the results folder of a run")
+    if not store.exists(): raise InputError(f"{store.path}: no such folder; need the results folder of a run")
     cells, rows, seen = [], [], set()
     for p in store._paths("cells"):
         try: cell = store._read(p)
@@ -538,6 +592,7 @@ def level_folders(folder)->list:
     "The results folders inside `folder`, one for each level of a setting, by name; none where `folder` is a results folder itself."
     def has(path): return any((path/kind).is_dir() for kind in ("cells", "plans"))
     folder = Path(folder)
+    if is_pack(folder): return [folder/level for level in pack_levels(folder) if level]
     return [] if has(folder) or not folder.is_dir() else sorted(p for p in folder.iterdir() if has(p))
 
 # %% ../nbs/00_store.ipynb #1bb7043e
@@ -566,6 +621,221 @@ def cache_dir()->Path:
     try: path.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f"cannot make the cache folder {path} ({e.strerror}); set HPT_CACHE to a folder you can write to") from None
     return path
+
+# %% ../nbs/00_store.ipynb #eaa3c922
+_PARTS = dict(lines=(4, 0, 0), arrays=(0, 2, 2), files=(3, 0, 2))   # arrays: words of two or four bytes
+
+def _xz(data:bytes, lc:int, lp:int, pb:int)->bytes:
+    "One part compressed; each byte is guessed from `lc` bits of the last one, and from `lp` and `pb` bits of its position."
+    window = min(1 << 25, max(1 << 12, 1 << len(data).bit_length()))   # bytes looked back over: all there are, up to 32 MiB
+    how = dict(id=lzma.FILTER_LZMA2, dict_size=window, lc=lc, lp=lp, pb=pb, mode=lzma.MODE_NORMAL, mf=lzma.MF_BT4, nice_len=273, depth=0)
+    return lzma.compress(data, lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=[how])
+
+_PACK_VERSION = 1
+_BASE64 = re.compile(r'"([A-Za-z0-9+/]{64,}={0,2})"')
+_ARRAY = re.compile("\x01(\\d+);")    # a control character never stands in JSON as it is
+
+def _take_arrays(line:str, arrays:bytearray)->str:
+    "The line with each base64 text replaced by its length; the bytes that it means go to `arrays`, in words of four."
+    def take(found):
+        text = found[1]
+        if len(set(text)) <= 16: return found[0]       # digits of some kind: better compressed as they are
+        try: data = b64decode(text, validate=True)
+        except ValueError: return found[0]
+        if b64encode(data).decode() != text: return found[0]
+        arrays.extend(data + bytes(-len(data) % 4))
+        return f"\x01{len(data)};"
+    return _BASE64.sub(take, line)
+
+def _put_arrays(line:str, arrays:memoryview, at:int)->tuple:
+    "(the line as it was, where the next line's arrays begin)"
+    def put(found):
+        nonlocal at
+        data, at = bytes(arrays[at:at + int(found[1])]), at + -(-int(found[1])//4)*4
+        return f'"{b64encode(data).decode()}"'
+    return _ARRAY.sub(put, line), at
+
+# %% ../nbs/00_store.ipynb #5283b35f
+_BESIDE = ("prompt.json",)
+
+def _cell_line(folder:str, cell:dict)->str:
+    "A cell of `folder` as a line. A plan is kept without its provenance: the same plan, written again, is the same."
+    meta = {} if cell["kind"] == "plan" else cell["meta"]
+    return _canonical(dict(at=folder, kind=cell["kind"], config=cell["config"], result=cell["result"], meta=meta))
+
+def _folder_lines(store:Store, level:str)->tuple:
+    "(lines of a results folder, content of its files by their lines); `level` is '' or ends in '/'."
+    lines = [_cell_line(level + "cells", cell) for cell in store.cells()]
+    lines += [_cell_line(level + "plans", plan) for p in store._paths("plans") if (plan := store._read(p))]
+    lines += [_cell_line(level + "failed", c) for _, c in store._notes("failed") if not store.has(c["kind"], c["config"])]
+    found = {name:_bytes(store.file(name)) for name in _artefacts(store)}
+    files = {_canonical(dict(at=level + "files", name=name, bytes=len(data))):data for name, data in found.items()}
+    for name in _BESIDE:
+        if (data := store.beside(name)) is not None: files[_canonical(dict(at=level, name=name, bytes=len(data)))] = data
+    return lines + list(files), files
+
+def _artefacts(store:Store)->list:
+    "Names of the files in `files/`."
+    try: names = store._names("files")
+    except FileNotFoundError: return []
+    except OSError as e: raise InputError(f"{store.path/'files'}: cannot be read ({e.strerror}); check its permissions") from None
+    return sorted(n for n in names if store.pack or store.file(n).is_file())
+
+# %% ../nbs/00_store.ipynb #6c1aeb8b
+def _contents(folder)->dict:
+    "The three parts of a folder's pack, not yet compressed. `InputError` for a damaged or foreign file in it, and where there is nothing to keep."
+    levels = {p.name + "/":Store(p) for p in level_folders(folder)} or {"":Store(folder)}
+    lines, files, arrays = [], {}, bytearray()
+    for level, store in levels.items():
+        more, content = _folder_lines(store, level)
+        lines, files = lines + more, files | content
+    if not any(store._paths("cells") for store in levels.values()):
+        raise InputError(f"{folder}: no results in it; need the results folder of hpt run, hpt tune or hpt transferable")
+    lines.sort()
+    text = "".join(_take_arrays(line, arrays) + "\n" for line in lines)
+    return dict(lines=text.encode(), arrays=bytes(arrays), files=b"".join(files[line] for line in lines if line in files))
+
+def _digest(parts:dict)->str:
+    "SHA-256 of a pack's content, and of where its parts begin."
+    lengths = _canonical([len(parts[name]) for name in _PARTS]).encode()
+    return hashlib.sha256(b"".join([lengths, *(parts[name] for name in _PARTS)])).hexdigest()
+
+def pack(
+    folder,  # a results folder, a folder of such folders (a setting varied), or a pack
+    out,     # the file to write
+)->Path:     # `out`
+    "A results folder as one compressed file, whole or not at all; the same cells give the same bytes. `InputError` for a folder without results or with a damaged file."
+    out = Path(out)
+    if out.is_dir(): raise InputError(f"{out} is a folder; need a file name for the pack")
+    parts = _contents(folder)
+    small = [_xz(parts[name], *how) for name, how in _PARTS.items()]
+    head = f"{_PACK_VERSION} sha256 {_digest(parts)} xz {' '.join(str(len(s)) for s in small)}\n"
+    _forget(out)
+    return write_atomic(out, _MAGIC + head.encode() + b"".join(small))
+
+def _forget(path:Path, older_s:float=86400):
+    "Delete what killed writers of this file or folder left beside it, if older than `older_s` seconds."
+    for p in path.parent.glob(".*.tmp"):
+        if not (_STRAY.fullmatch(p.name) and p.name.startswith(f".{path.name}.")): continue
+        with suppress(OSError):
+            if time.time() - p.stat().st_mtime < older_s: continue
+            shutil.rmtree(p) if p.is_dir() else p.unlink()
+
+# %% ../nbs/00_store.ipynb #eb8aace6
+_HEAD = re.compile(rb"hpt pack (\d+) sha256 ([0-9a-f]{64}) xz (\d+) (\d+) (\d+)\n")
+_AGAIN = "fetch or pack it again"
+
+def _parts(path:Path)->dict:
+    "The three parts of a pack, decompressed and checked."
+    if (data := _bytes(path)) is None: raise InputError(f"{path}: no such pack; need a file that hpt pack wrote")
+    if not data.startswith(_MAGIC): raise InputError(f"{path}: not a pack; need a file that hpt pack wrote")
+    if (head := _HEAD.match(data)) is None: raise InputError(f"{path}: its first line is damaged; {_AGAIN}")
+    if int(head[1]) != _PACK_VERSION: raise InputError(f"{path}: pack version {int(head[1])}, this version reads {_PACK_VERSION}; use the version that wrote it")
+    lengths, at, parts = [int(n) for n in head.groups()[2:]], head.end(), {}
+    if at + sum(lengths) != len(data): raise InputError(f"{path}: {len(data):,} bytes, need {at + sum(lengths):,} (cut short or damaged); {_AGAIN}")
+    for name, n in zip(_PARTS, lengths):
+        try: parts[name] = lzma.decompress(data[at:at + n], lzma.FORMAT_XZ, memlimit=1 << 28)
+        except (lzma.LZMAError, EOFError, MemoryError): raise InputError(f"{path}: damaged; {_AGAIN}") from None
+        at += n
+    if _digest(parts) != head[2].decode(): raise InputError(f"{path}: its content does not match its checksum (damaged or edited); {_AGAIN}")
+    return parts
+
+# %% ../nbs/00_store.ipynb #e314e30d
+_AT = re.compile(rf"(?:{_NAME.pattern}/)?(?:cells|plans|failed|files)?")
+
+def _line_name(line:dict)->str:
+    "Where in the folder a line's file stands."
+    is_file = "name" in line
+    name = line["name"] if is_file else f"{line['kind']}-{_hash(line['config'])}.json"
+    right = _NAME.fullmatch(name) if is_file else _CELL.fullmatch(name) and all(isinstance(line[k], dict) for k in ("config", "meta"))
+    if not right or not _AT.fullmatch(line["at"]): raise ValueError(name)
+    return f"{line['at']}/{name}".replace("//", "/").removeprefix("/")
+
+@lru_cache(maxsize=4)
+def _opened(path:Path, stamp:tuple)->dict:
+    parts, inside, array, file = _parts(path), {}, 0, 0
+    arrays = memoryview(parts["arrays"])
+    try:
+        for text in parts["lines"].decode().split("\n")[:-1]:
+            text, array = _put_arrays(text, arrays, array)
+            line, content = json.loads(text), text
+            if "name" in line: content, file = parts["files"][file:file + line["bytes"]], file + line["bytes"]
+            inside[_line_name(line)] = content
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{path}: its content is not a results folder's; need a file that hpt pack wrote") from None
+    return inside
+
+def read_pack(
+    path, # a file that `pack` wrote
+)->dict:  # path in the folder -> a cell's line (str) or a file's content (bytes)
+    "What a pack holds; kept in memory until the file changes. `InputError` for a file that is damaged or none of ours."
+    try: s = os.stat(path)
+    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror}); need a file that hpt pack wrote") from None
+    return _opened(Path(path), (s.st_mtime_ns, s.st_size, s.st_dev, s.st_ino))
+
+# %% ../nbs/00_store.ipynb #1419cbcf
+def packed_cell(pack:Path, path:Path)->dict|None:
+    "The cell at a path that leads into a pack, as its own file would hold it; None if there is none."
+    text = read_pack(pack).get(path.relative_to(pack).as_posix())
+    if not isinstance(text, str): return None
+    line = json.loads(text)
+    cell = dict(schema=SCHEMA, kind=line["kind"], hash=path.stem.rpartition("-")[2], config=line["config"], result=line["result"], meta=line["meta"])
+    return {**cell, "checksum":_checksum(cell)}
+
+def taken_out(pack:Path, path:Path)->Path:
+    "A copy of a pack's artefact in the cache, made if it is not there; `path` itself, where nothing is, if the pack holds none."
+    data = read_pack(pack).get(path.relative_to(pack).as_posix())
+    if data is None: return path
+    copy = cache_dir()/"packs"/hashlib.sha256(data).hexdigest()[:24]/path.name
+    return copy if _bytes(copy) == data else write_atomic(copy, data)
+
+def pack_levels(pack)->list:
+    "Names of the results folders in a pack; '' where it was made of one results folder."
+    tops = {name.split("/")[0] for name in read_pack(pack)}
+    return [""] if tops & {"cells", "plans", "failed", "files", *_BESIDE} else sorted(tops)
+
+# %% ../nbs/00_store.ipynb #e62568c1
+def _file_text(path:Path, content)->bytes:
+    "A packed file as it stands in a folder."
+    if isinstance(content, bytes): return content
+    line = json.loads(content)
+    return _pack(line["kind"], line["config"], line["result"], line["meta"]).encode()
+
+def unpacked_folder(pack)->Path:
+    "Where a pack is unpacked to: beside it, its name without the ending."
+    pack = Path(pack)
+    return pack.with_suffix("") if pack.suffix and pack.stem else pack.with_name(pack.name + "-unpacked")
+
+def unpack(
+    pack,         # a file that `pack` wrote
+    folder=None,  # where to; None: `unpacked_folder`
+)->Path:          # the folder
+    "Make a results folder of a pack again: whole or not at all; a folder that is there gets what it lacks. `InputError` for a damaged pack."
+    folder, inside = Path(folder or unpacked_folder(pack)), read_pack(pack)
+    if folder.exists() and not folder.is_dir(): raise InputError(f"{folder} is a file, and {pack} would be unpacked there; move or rename one of them")
+    _forget(folder)
+    new = not folder.exists()
+    to = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.tmp") if new else folder
+    try:
+        for name, content in inside.items():
+            if not (to/name).exists(): write_atomic(to/name, _file_text(to/name, content))
+        if new: os.replace(to, folder)
+    except BaseException as e:
+        if new: shutil.rmtree(to, ignore_errors=True)
+        if isinstance(e, OSError): raise WriteError(f"{folder}: cannot be written ({e.strerror or e}); {_REMEDY.get(e.errno, 'check the disk and its permissions, and run again')}") from e
+        raise
+    _sync_folder(folder.parent)
+    return folder
+
+def to_go_on(
+    out,   # a results folder, or a pack of one
+    tell,  # called with one line that says where a pack was unpacked to
+)->str:    # the folder
+    "The folder to write into: a pack is unpacked first."
+    if not is_pack(out): return str(out)
+    folder = unpack(out)
+    tell(f"{out} is a pack: unpacked, the run goes on in {folder}")
+    return str(folder)
 
 # %% ../nbs/00_store.ipynb #a0dd3d5b
 def sha256_file(path)->str:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CHAPTERS = sorted(p.stem for p in (ROOT/"nbs").glob("[0-9][0-9]_*.ipynb"))
+CHAPTERS = sorted(p.stem for p in (ROOT/"nbs").glob("[0-9][0-9]*_*.ipynb"))
 MISSING = [m for m in ("sphinx", "myst_nb", "furo", "latex2mathml") if importlib.util.find_spec(m) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the book's tools are not installed ({', '.join(MISSING)}): make docs, or pip install -e '.[docs]'")
 

@@ -42,7 +42,7 @@ def test_contributing_speaks_of_what_exists():
     targets = set(re.findall(r"^(\w+):", read("Makefile"), re.M))
     assert set(re.findall(r"make (\w+)  ", text)) | set(re.findall(r"`make (\w+)`", text)) <= targets
     for path in re.findall(r"(?:nbs|tests|tools)/\w+\.\w+", text): assert (ROOT/path).exists(), path
-    for chapter in re.findall(r"`(\d\d_\w+)`", text): assert (ROOT/f"nbs/{chapter}.ipynb").exists(), chapter
+    for chapter in re.findall(r"`(\d\d[a-z]?_\w+)`", text): assert (ROOT/f"nbs/{chapter}.ipynb").exists(), chapter
     for name, module in (("SHIPPED", "models"), ("TASKS", "tasks"), ("REGISTRY", "experiments"), ("METHOD_COLORS", "report"), ("SearchSpace", "pez"), ("tune_runs", "pez"), ("PrefixScorer", "scoring"), ("load_task", "tasks"), ("keep", "store"), ("recall", "store")):
         assert f"`{name}" in text and hasattr(importlib.import_module(f"hpt_nb.{module}"), name)
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 from hpt_nb import scoring
 from hpt_nb.models import LM
 from hpt_nb.store import InputError
-from hpt_nb.scoring import PrefixScorer, compile_layers, evaluate, label_logprobs, plain_logits, prefix_embeddings, text_ids
+from hpt_nb.scoring import PrefixScorer, compile_layers, evaluate, label_logprobs, label_logprobs_many, plain_logits, prefix_embeddings, text_ids
 from tiny import ARCHS, tiny_lm, tiny_tokenizer
 
 LABELS = torch.tensor([40, 57, 61])
@@ -46,6 +46,45 @@ def test_logprobs_equal_the_plain_pass(arch, p):
         for way in ("packed", "padded"):
             got = PrefixScorer(lm, LABELS, way).logits(prefix, texts, runs).log_softmax(-1)
             assert (got - want).abs().max() < 1e-4, way
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_many_prompts_in_shared_passes_equal_each_alone(arch):
+    lm, n = tiny_lm(arch), len(tiny_lm(arch).embeddings)
+    task = SimpleNamespace(labels=(" great", " bad"), suffix=". It was", max_text_tokens=32, strip=True)
+    texts = ["good", "a rather longer text about the film and the story", "no", "It was a bad movie, a terrible plot"]
+    prompts = [[i % n] for i in range(20, 27)] + [None, " the film", [30, 31, 32, 33], [40], ""]
+    want = torch.stack([label_logprobs(lm, task, texts, p) for p in prompts])
+    for max_tokens in (None, 130, 20):   # many prompts a pass, few, a row
+        done = []
+        got = label_logprobs_many(lm, task, texts, prompts, max_tokens, done.append)
+        assert got.shape == (len(prompts), len(texts), 2) and (got - want).abs().max() < 1e-5
+        assert sum(done) == len(prompts)*len(texts)
+
+
+def test_many_prompts_lay_their_texts_out_once(monkeypatch):
+    made = []
+    class Counted(scoring.Layout):
+        def __init__(self, *args, **kw):
+            made.append(1)
+            super().__init__(*args, **kw)
+    lm, task = tiny_lm("llama"), SimpleNamespace(labels=(" great", " bad"), suffix=". It was", max_text_tokens=32, strip=True)
+    label_logprobs(lm, task, ["good"])   # the way is chosen before
+    monkeypatch.setattr(scoring, "Layout", Counted)
+    label_logprobs_many(lm, task, ["good", "a rather longer text"], [[i] for i in range(20, 60)], max_tokens=100)
+    assert len(made) == 1
+
+
+def test_many_prompts_go_on_in_smaller_passes_when_memory_runs_out(monkeypatch):
+    lm, task = tiny_lm("llama"), SimpleNamespace(labels=(" great", " bad"), suffix=". It was", max_text_tokens=32, strip=True)
+    texts, prompts = ["good", "a rather longer text", "no"], [[i] for i in range(20, 40)]
+    want, real = label_logprobs_many(lm, task, texts, prompts), PrefixScorer._laid
+    def small(self, kv, p, lay):
+        if lay.ids.numel() > 150: raise torch.cuda.OutOfMemoryError
+        return real(self, kv, p, lay)
+    monkeypatch.setattr(PrefixScorer, "_laid", small)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert torch.allclose(label_logprobs_many(lm, task, texts, prompts, max_tokens=4096), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

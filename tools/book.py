@@ -20,7 +20,7 @@ import nbformat
 
 ROOT = Path(__file__).parents[1]
 NBS = ROOT/"nbs"
-CHAPTERS = sorted(p for p in NBS.glob("[0-9][0-9]_*.ipynb"))
+CHAPTERS = sorted(NBS.glob("[0-9][0-9]*_*.ipynb"))   # 05a stands between 05 and 06
 FINDINGS = [p for p in CHAPTERS if p.name.startswith("3")]
 
 # ---- what a notebook defines and imports ----
