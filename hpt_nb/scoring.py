@@ -7,7 +7,7 @@ __all__ = ['KEPT_SPLITS', 'JOINED_ROW', 'JOINED_TOKENS', 'OBJECTIVES', 'PROGRAMS
            'prompt_to_ids', 'prefix_embeddings', 'plain_logits', 'LabelHead', 'pack', 'Layout', 'free_bytes',
            'token_bytes', 'fit_tokens', 'PrefixScorer', 'logits', 'centred_losses', 'loss_and_grad', 'WholeHead',
            'vocabulary_logp', 'run_losses', 'check_lengths', 'compile_layers', 'label_logprobs', 'tiled', 'logits_many',
-           'label_logprobs_many', 'evaluate']
+           'label_logprobs_many', 'kept_labels', 'evaluate']
 
 # %% ../nbs/05_scoring.ipynb #2f1de8ad
 import contextlib, copy, math, os, sys, weakref, unicodedata
@@ -938,15 +938,21 @@ def label_logprobs_many(
 # %% ../nbs/05_scoring.ipynb #fe21b736
 _digits = "0123456789abcdefghijklmnopqrstuvwxyz"
 
+def kept_labels(
+    labels,       # n label numbers
+    classes:int,  # label words of the task
+):                # str or list
+    "Label numbers as a result keeps them: a base-36 digit each, or a list where there are more classes than digits. Either is held against another place by place."
+    return "".join(_digits[y] for y in labels) if classes <= len(_digits) else [int(y) for y in labels]
+
 def evaluate(
     lm:LM, task,
     split,              # has `.texts` and `.labels` (label numbers)
     prompt=None,        # str, ids, or None
     on_pass=None,       # as in `label_logprobs`
-)->dict:                # {"correct", "n", "accuracy", "predictions", "labels": guessed and right label numbers, a base-36 digit a text}
+)->dict:                # {"correct", "n", "accuracy", "predictions", "labels": guessed and right label numbers, as `kept_labels` has them}
     "Accuracy of one prompt on one split; ties between label words go to the first."
-    if len(task.labels) > len(_digits): raise InputError(f"{len(task.labels)} label words; at most {len(_digits)} are supported")
     guess = label_logprobs(lm, task, split.texts, prompt, on_pass=on_pass).argmax(-1).tolist()
     correct = sum(g == y for g, y in zip(guess, split.labels))
     return dict(correct=correct, n=len(guess), accuracy=correct/len(guess) if guess else math.nan,
-                predictions="".join(_digits[g] for g in guess), labels="".join(_digits[y] for y in split.labels))
+                predictions=kept_labels(guess, len(task.labels)), labels=kept_labels(split.labels, len(task.labels)))
