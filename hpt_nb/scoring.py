@@ -34,6 +34,7 @@ _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "THAI", "LAO", "KHMER
 def _remark_spaces(lm, task, firsts:list):
     "Say where a template ends in white space, and where label words lack the space that they would be read with."
     suffix = getattr(task, "suffix", None) or ""
+    if getattr(task, "format", "ours") == "released": suffix = suffix.rstrip(" ")   # there the label is read at a space, as published
     if suffix[-1:].isspace(): return remark(f"the template {suffix!r} ends in white space, which models join to the word after it; end it in a letter or a sign, and begin the label words with the space")
     if suffix and (unicodedata.category(suffix[-1]) in _OPENS or suffix[-1] in "\"'`/#@"): return
     bare = [(w, i) for w, i in zip(task.labels, firsts) if not w[:1].isspace() and not unicodedata.name(w[0], "").startswith(_UNSPACED)]
