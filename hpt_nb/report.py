@@ -75,6 +75,10 @@ def tunes_frame(
     return _tidy(rows, (*_RUN, *_TUNE, *_OWN, *_TUNED, "pass_steps", "backward_tokens", "reading_holdout", "cosines", "second", "vocab_kind", "vocab_s", "vocab_hash", "tune_dtype", "tuned_ids", "tune_wall_s", "tune_device", "rest"))
 
 # %% ../nbs/16_report.ipynb #9217c0ba
+def _one_value(labels):
+    "The labels of many texts as one value that can be compared: the digits they were kept in, or a tuple of numbers where there were more classes than digits."
+    return labels if isinstance(labels, str) else tuple(labels)
+
 def _hits(cell:dict)->np.ndarray:
     "(n,) 0 or 1 for each text: was its label found? `InputError` if digits and counts disagree."
     res = _fields(cell, "result", ("correct", "n", "predictions", "labels"))
@@ -92,7 +96,7 @@ def _evals_frame(store:Store)->pd.DataFrame:
     rows = []
     for cell in store.cells("eval"):
         hits = _hits(cell)
-        rows.append({**_fields(cell, "config", (*_RUN, *_EVAL)), "target_id":cell["config"].get("target_id"), "n":len(hits), "correct":int(hits.sum()), "accuracy":hits.mean(), "hits":hits, "labels":cell["result"]["labels"],
+        rows.append({**_fields(cell, "config", (*_RUN, *_EVAL)), "target_id":cell["config"].get("target_id"), "n":len(hits), "correct":int(hits.sum()), "accuracy":hits.mean(), "hits":hits, "labels":_one_value(cell["result"]["labels"]),
                      "wall_s":cell["result"].get("wall_s"), **{k:cell["meta"].get(k) for k in _META}})
     return _tidy(rows, (*_RUN, *_EVAL, "target_id", "n", "correct", "accuracy", "hits", "labels", "wall_s", *_META))
 

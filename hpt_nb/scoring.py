@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KEPT_SPLITS', 'JOINED_ROW', 'JOINED_TOKENS', 'OBJECTIVES', 'PROGRAMS', 'label_ids', 'text_ids', 'read_text',
            'prompt_to_ids', 'prefix_embeddings', 'plain_logits', 'LabelHead', 'pack', 'Layout', 'free_bytes',
-           'token_bytes', 'fit_tokens', 'check_lengths', 'PrefixScorer', 'logits', 'centred_losses', 'loss_and_grad',
-           'WholeHead', 'vocabulary_logp', 'run_losses', 'compile_layers', 'label_logprobs', 'tiled', 'logits_many',
-           'label_logprobs_many', 'evaluate']
+           'token_bytes', 'fit_tokens', 'PrefixScorer', 'logits', 'centred_losses', 'loss_and_grad', 'WholeHead',
+           'vocabulary_logp', 'run_losses', 'check_lengths', 'compile_layers', 'label_logprobs', 'tiled', 'logits_many',
+           'label_logprobs_many', 'kept_labels', 'evaluate']
 
 # %% ../nbs/05_scoring.ipynb #2f1de8ad
 import contextlib, copy, math, os, sys, weakref, unicodedata
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from .store import InputError, remark
 from .models import LM, token_text
+from .tasks import task_format
 
 # %% ../nbs/05_scoring.ipynb #33c7de40
 def _carries_nothing(lm, i:int)->str:
@@ -64,13 +65,11 @@ def label_ids(
 KEPT_SPLITS = 4        # of a tokenizer, those asked for last; a pass asks for the same training texts as the one before it
 _splits = weakref.WeakKeyDictionary()   # tokenizer -> what was asked of it -> ids
 
-def _cut(lm:LM, texts, suffix:str, most:int, strip:bool)->list:
+def _cut(lm:LM, texts, form, most:int)->list:
     "The lists of `text_ids`; those of a split (a tuple of texts) are kept."
-    def read():
-        end = lm.encode(suffix)
-        return [lm.encode(t.strip() if strip else t)[:most] + end for t in texts]
+    def read(): return form.all_ids(lm, texts, most)
     if not isinstance(texts, tuple): return read()   # a list may change
-    kept, asked = _splits.setdefault(lm.tokenizer, {}), (texts, suffix, most, strip)
+    kept, asked = _splits.setdefault(lm.tokenizer, {}), (texts, form, most)
     found = kept.pop(asked) if asked in kept else read()
     while len(kept) >= KEPT_SPLITS: del kept[next(iter(kept))]
     kept[asked] = found   # the latest stands last
@@ -78,13 +77,13 @@ def _cut(lm:LM, texts, suffix:str, most:int, strip:bool)->list:
 
 def text_ids(
     lm:LM,
-    task,              # has `.suffix`, `.max_text_tokens`, `.strip`
+    task,              # has `.suffix`, `.max_text_tokens`, `.strip`, and `.format` if it is not "ours"
     texts,             # n strings
 )->list[list[int]]:    # n lists: the text's tokens, cut at the tail, then the template's
-    "Token ids of [text; template], the pieces tokenised apart as in the released PEZ pipeline."
+    "Token ids of [text; template] in the task's format (`hpt_nb.tasks.task_format`); the pieces are tokenised apart, as in the released PEZ pipeline."
     odd = next((i for i, t in enumerate(texts) if not isinstance(t, str)), None)
     if odd is not None: raise InputError(f"text {odd} is {texts[odd]!r}; need a string (a missing value of a table?)")
-    seqs = _cut(lm, texts, task.suffix, task.max_text_tokens, task.strip)
+    seqs = _cut(lm, texts, task_format(task, bos=bool(lm.bos_ids)), task.max_text_tokens)
     if not all(seqs): raise InputError("a text and the template are both empty: nothing to read the label after; give the task a suffix")
     return seqs
 
@@ -120,6 +119,17 @@ def prefix_embeddings(
     "Input embeddings of the tokens before the text."
     return lm.embeddings[torch.tensor(lm.bos_ids + prompt_to_ids(lm, prompt), dtype=torch.long, device=lm.embeddings.device)][None]
 
+# %% ../nbs/05_scoring.ipynb #5c0a1001
+def _forget(model):
+    "Undo what a longer input has left: a dynamic rotary embedding keeps the frequencies of the longest input so far."
+    for module in model.modules():
+        if not hasattr(module, "max_seq_len_cached"): continue
+        for key in [k for k in vars(module) if k.endswith("max_seq_len_cached")]:
+            setattr(module, key, module.original_max_seq_len)
+        for key in [k for k in (*vars(module), *module._buffers) if k.endswith("original_inv_freq")]:
+            now = getattr(module, name := key.replace("original_", ""))
+            if "dynamic" in str(module.rope_type): setattr(module, name, getattr(module, key).to(now.device).clone())
+
 # %% ../nbs/05_scoring.ipynb #a847c58e
 def plain_logits(
     lm:LM,
@@ -131,6 +141,7 @@ def plain_logits(
     "Label logits the slow, obvious way: a full forward pass for each text."
     out = []
     for s, r in zip(seqs, runs if runs is not None else [0]*len(seqs)):
+        _forget(lm.model)
         x_td = torch.cat([prefix_rpd[r].to(lm.embeddings.dtype), lm.embeddings[torch.tensor(s, device=lm.embeddings.device)]])
         out.append(lm.model(inputs_embeds=x_td[None], use_cache=False).logits[0, -1, labels.to(lm.device)].float())
     return torch.stack(out)
@@ -152,18 +163,25 @@ class LabelHead(torch.nn.Module):
         if self.whole: return self.whole[0](h_nd[:,None])[..., self.labels.to(h_nd.device)]
         return torch.nn.functional.linear(h_nd.to(self.weight.dtype), self.weight.to(h_nd.device), None if self.bias is None else self.bias.to(h_nd.device))[:,None]
 
+def _places(model, module)->list:
+    "(parent, name) of each place where a model holds a module."
+    return [(parent, name) for parent in model.modules() for name, child in parent._modules.items() if child is module]
+
 @contextlib.contextmanager
 def _headed(model, head):
     "Run `model` with `head` as its output layer, then give it its own back. On a CPU, attention is computed by plain products."
     own, cfg = model.get_output_embeddings(), model.config.get_text_config()
-    attention = cfg._attn_implementation
-    model.set_output_embeddings(head)
-    # torch's fused CPU attention is slower on short bfloat16 rows under a mask, above all in the backward pass
-    if model.device.type == "cpu" and attention == "sdpa": cfg._attn_implementation = "eager"
-    try: yield
+    attention, places = getattr(cfg, "_attn_implementation", None), _places(model, own)
+    if not places: raise NotImplementedError(f"{type(model).__name__} shows no output layer")
+    _forget(model)
+    try:   # not set_output_embeddings, which in BERT's family sets a bias as well and fails half-way
+        for parent, name in places: setattr(parent, name, head)
+        # torch's fused CPU attention is slower on short bfloat16 rows under a mask, above all in the backward pass
+        if model.device.type == "cpu" and attention == "sdpa": cfg._attn_implementation = "eager"
+        yield
     finally:
-        model.set_output_embeddings(own)
-        cfg._attn_implementation = attention
+        for parent, name in places: setattr(parent, name, own)
+        if attention is not None: cfg._attn_implementation = attention
 
 # %% ../nbs/05_scoring.ipynb #4c28773d
 def pack(
@@ -244,10 +262,52 @@ def fit_tokens(
     return int(max(256, min(most, free_bytes(lm.device)//2//bytes_per_token)))
 
 # %% ../nbs/05_scoring.ipynb #a506df31
-def check_lengths(lm:LM, prefix_rpd:Tensor, seqs:list):
-    "`InputError` if a prompt with its text is longer than the model can read."
-    most, longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None), prefix_rpd.shape[1] + max(map(len, seqs), default=0)
-    if most and longest > most: raise InputError(f"prompt, text and template have up to {longest} tokens, and {lm.name} reads {most}; shorten the prompt, or set max_text_tokens in the task")
+@contextlib.contextmanager
+def _watched_tables():
+    "Inside, an id beyond its embedding's table is an IndexError; on a GPU it would end the process."
+    real = torch.nn.functional.embedding
+    def checked(input, weight, *args, **kw):
+        if input.numel() and not 0 <= int(input.min()) <= int(input.max()) < len(weight):
+            raise IndexError("an id beyond its table")
+        return real(input, weight, *args, **kw)
+    torch.nn.functional.embedding = checked
+    try: yield
+    finally: torch.nn.functional.embedding = real
+
+@torch.no_grad()
+def _reads(lm:LM, n:int)->bool:
+    "Does the model read an input of `n` tokens?"
+    _forget(lm.model)
+    x_td = lm.embeddings[torch.arange(n, device=lm.embeddings.device) % lm.n_rows]
+    own = lm.model.get_output_embeddings()
+    head = LabelHead(own, torch.tensor([0]))   # n logits of a large vocabulary may not fit
+    head.at = torch.tensor([0]), torch.tensor([n - 1])
+    small = _headed(lm.model, head) if _places(lm.model, own) else contextlib.nullcontext()
+    try:
+        with _watched_tables(), small: lm.model(inputs_embeds=x_td[None], use_cache=False)
+    except torch.cuda.OutOfMemoryError: raise
+    except (IndexError, RuntimeError, ValueError, AssertionError): return False
+    return True
+
+def _said(cfg)->int|None:
+    "The most tokens that a model reads, as its configuration has it. Dynamic rotary frequencies are made to go beyond what it was trained for."
+    said, rope = getattr(cfg, "max_position_embeddings", None), getattr(cfg, "rope_parameters", None) or {}
+    if said and rope.get("rope_type") == "dynamic": return int(said*max(1, rope.get("factor") or 1))
+    return said
+
+def _most(lm:LM, longest:int)->int|None:
+    "The most tokens that the model reads, as far as an input of `longest` tokens asks; None: enough."
+    said = _said(lm.model.config.get_text_config())
+    if said and longest > said: return _most(lm, said) or said
+    if (said and longest <= said - 16) or longest <= getattr(lm, "_read", 0): return None
+    if _reads(lm, longest):
+        lm._read = longest
+        return None
+    good, bad = 0, longest
+    while bad - good > 1:
+        middle = (good + bad)//2
+        good, bad = (middle, bad) if _reads(lm, middle) else (good, middle)
+    return good
 
 # %% ../nbs/05_scoring.ipynb #c0c1d36f
 def _layer_types(model): return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
@@ -281,7 +341,14 @@ class PrefixScorer:
         self.lm, self.labels, self.row_tokens, self.asked = lm, labels, row_tokens, max_tokens
         self.tokens = self.grad_tokens = 0   # tokens that went through the model so far, forward and back
         self.head = LabelHead(lm.model.get_output_embeddings(), labels)
-        self.way = self._choose() if way == "auto" else way
+        self.fixed = None if way == "auto" else way
+        if not self.fixed: self._choose()   # now: a slower way is said before the work
+
+    @property
+    def way(self)->str:
+        "How texts are scored: the way that was asked for, or the model's own, which may change when a longer text comes."
+        return self.fixed or self._choose()
+    def _choose(self)->str: return _way_of(self.lm, self.labels)
 
     def read_prefix(self, prefix_rpd:Tensor)->list:
         "Keys and values of r prefixes, [(r, heads, p, width)] a layer; differentiable. [] for an empty prefix."
@@ -359,6 +426,18 @@ def _retrying(scorer:PrefixScorer, rows:list, seqs:list, extra:int, grad:bool, w
             continue
         todo = todo[len(part):]
 
+# %% ../nbs/05_scoring.ipynb #5c0a1004
+def _check_finite(scorer, logits_nc:Tensor, prefix_rpd:Tensor, seqs:list, runs:list):
+    "Put right, in place, what a neighbour in the row has spoilt. `InputError` names a text whose own logits are not finite."
+    lm = scorer.lm
+    for i in (~logits_nc.isfinite().all(1)).nonzero()[:,0].tolist():
+        with torch.no_grad(): alone = plain_logits(lm, scorer.labels, prefix_rpd, [seqs[i]], [runs[i]])[0].cpu()
+        if not alone.isfinite().all():
+            other = "bfloat16 or float32" if lm.dtype == torch.float16 else "float32, or check its weights"
+            raise InputError(f"text {i} ({lm.decode(seqs[i])[:40]!r}...): its label logits are not finite in "
+                             f"{str(lm.dtype)[6:]} on {lm.name}; load the model in {other}")
+        logits_nc[i] = alone
+
 # %% ../nbs/05_scoring.ipynb #6fe6a377
 def _rows(self, seqs, runs):
     return [[i] for i in sorted(range(len(seqs)), key=lambda i: -len(seqs[i]))] if self.way == "padded" else pack([len(s) for s in seqs], runs, self.row_tokens)
@@ -372,10 +451,9 @@ def _joined_rows(self, seqs, runs, prefix_rpd):
     return pack([len(s) for s in seqs], runs, JOINED_ROW)
 
 @torch.no_grad()
-def logits(self, prefix_rpd, seqs, runs=None, on_pass=None):
-    "(n, labels) float32 label logits; prefix_rpd (r, p, d), seqs n lists of ids, runs n run numbers (None: all 0). `InputError` for an input longer than the model reads."
-    runs, out, p = runs if runs is not None else [0]*len(seqs), torch.empty(len(seqs), len(self.labels)), prefix_rpd.shape[1]
-    check_lengths(self.lm, prefix_rpd, seqs)
+def _unchecked(self, prefix_rpd, seqs, runs, on_pass=None):
+    "(n, labels) float32 label logits, finite or not."
+    out, p = torch.empty(len(seqs), len(self.labels)), prefix_rpd.shape[1]
     if self.way == "plain": return self._plain(prefix_rpd, seqs, runs).cpu()
     kv = self.read_prefix(prefix_rpd) if self.way == "packed" else None
     def work(part):
@@ -383,6 +461,14 @@ def logits(self, prefix_rpd, seqs, runs=None, on_pass=None):
         out[texts] = got.cpu()
         if on_pass: on_pass(len(texts))
     _retrying(self, _rows(self, seqs, runs), seqs, 0 if self.way == "packed" else p, False, work)
+    return out
+
+def logits(self, prefix_rpd, seqs, runs=None, on_pass=None):
+    "(n, labels) float32 label logits; prefix_rpd (r, p, d), seqs n lists of ids, runs n run numbers (None: all 0). `InputError` for an input longer than the model reads, and for logits that are no finite numbers."
+    check_lengths(self.lm, prefix_rpd, seqs)
+    runs = runs if runs is not None else [0]*len(seqs)
+    out = _unchecked(self, prefix_rpd, seqs, runs, on_pass)
+    _check_finite(self, out, prefix_rpd, seqs, runs)
     return out
 
 PrefixScorer.logits = logits
@@ -463,6 +549,16 @@ def _centred(scorer, rows, seqs, extra, targets_n, runs_n, loss_r, forward, back
 def _no_gradient(lm)->InputError:
     return InputError(f"no gradient reaches the prompt through {lm.name}; load it unquantised, or in a form that its library differentiates (8 bits, or 4 with float32 arithmetic)")
 
+def _unseen(scorer, prefix_rpd, seqs, runs)->InputError|None:
+    "The error for texts so long that nothing of the prompt is seen from their ends. None where the prompt is seen."
+    few = sorted(range(len(seqs)), key=lambda i: len(seqs[i]))[:2]
+    texts, whose = [seqs[i] for i in few], [runs[i] for i in few]
+    lm, other = scorer.lm, prefix_rpd.detach().roll(1, -1)
+    if not torch.equal(scorer.logits(prefix_rpd.detach(), texts, whose), scorer.logits(other, texts, whose)): return None
+    window = getattr(lm.model.config.get_text_config(), "sliding_window", None)
+    return InputError(f"no gradient reaches the prompt through {lm.name}: the texts have {len(texts[0])} tokens or more, and from their ends "
+                      f"the model does not see the prompt (it looks back {window or 'a limited number of'} tokens a layer); set a smaller max_text_tokens in the task")
+
 def loss_and_grad(self, prefix_rpd, seqs, targets, runs=None, objective="labels"):
     "Mean loss of each run (r,), and its gradient (r, p, d) float32 in the prefix; `targets`: n label numbers; `objective`: one of `OBJECTIVES`. `InputError` for an input longer than the model reads, and where no gradient reaches the prefix."
     if objective not in OBJECTIVES: raise InputError(f"objective={objective!r}; need {', '.join(OBJECTIVES[:-1])} or {OBJECTIVES[-1]}")
@@ -503,9 +599,11 @@ def loss_and_grad(self, prefix_rpd, seqs, targets, runs=None, objective="labels"
     if packed and leaf.shape[1]:
         pairs = [(t, g) for t, g in zip((t for pair in kv for t in pair), grads) if g is not None and t.requires_grad]
         if pairs: grad, = torch.autograd.grad([t for t, _ in pairs], [leaf], [g for _, g in pairs], allow_unused=True)
+    if not loss_r.isfinite().all(): self.logits(prefix_rpd, seqs, runs)   # which names the text
+    if not loss_r.isfinite().all(): raise InputError(f"the loss is not finite in {str(self.lm.dtype)[6:]} on {self.lm.name}; load the model in float32")
     self.grad_tokens += self.tokens - before
     if leaf.shape[1] and loss_r.max() > 1e-3 and (grad is None or not grad.any()):   # some quantised layers let nothing back through, and say nothing
-        raise _no_gradient(self.lm)
+        raise _unseen(self, leaf, seqs, runs) or _no_gradient(self.lm)
     return loss_r, grad if grad is not None else torch.zeros_like(leaf.detach())
 
 PrefixScorer.loss_and_grad = loss_and_grad
@@ -531,7 +629,7 @@ def _over_all(scorer:PrefixScorer)->PrefixScorer:
     over = getattr(scorer, "over", None)
     if over is None:
         head = scorer.lm.model.get_output_embeddings()
-        over = PrefixScorer(scorer.lm, scorer.labels, way=scorer.way, max_tokens=scorer.asked, row_tokens=scorer.row_tokens)
+        over = PrefixScorer(scorer.lm, scorer.labels, way=scorer.fixed or "auto", max_tokens=scorer.asked, row_tokens=scorer.row_tokens)
         over.head, over.labels = WholeHead(head), torch.arange(_outputs(head))
         over.text_tokens = -(-16*len(over.labels)//token_bytes(scorer.lm, True))   # logits, their softmax and its gradient, in float32
         scorer.over = over
@@ -570,6 +668,9 @@ def vocabulary_logp(
     lengths = [range(len(s) + -(-8*len(over.labels)//token_bytes(scorer.lm, False))) for s in seqs]
     _retrying(over, _rows(over, seqs, runs), lengths, 0 if packed else p, False, work)
     _counted(scorer, over)
+    if not out.isfinite().all():
+        scorer.logits(prefix_rpd, seqs, runs)   # which names the text
+        raise InputError(f"probabilities that are not finite in {str(scorer.lm.dtype)[6:]} on {scorer.lm.name}; load the model in float32")
     return out
 
 # %% ../nbs/05_scoring.ipynb #5c1d0e0c
@@ -590,35 +691,102 @@ def run_losses(
     return torch.zeros(len(prefix_rpd)).index_add_(0, runs_n, each)
 
 # %% ../nbs/05_scoring.ipynb #68c68476
-_tolerance = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: .15, torch.float16: .05}  # of the logits' size
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: .15, torch.float16: .05}  # of the logits' size
+_CANNOT = (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, IndexError, KeyError, AssertionError)
+_PACKED_LAYERS = {"full_attention", "sliding_attention"}   # of the others, none sees a 4-D mask and positions alone
 
-def _agrees(self, way:str)->bool:
-    "Does `way` give what the plain pass gives, and is a text blind to its neighbour in the row?"
-    n = len(self.lm.embeddings)
-    a, b, c = ([(7*j + k) % n for j in range(4 + k)] for k in (1, 3, 5))
-    prefix = self.lm.embeddings[torch.arange(3, device=self.lm.embeddings.device) % n][None]
-    probe = PrefixScorer(self.lm, self.labels, way=way, max_tokens=4096)
-    got, other = probe.logits(prefix, [a, b]), probe.logits(prefix, [a, c[:len(b)]])
-    want = plain_logits(self.lm, self.labels, prefix, [a, b]).detach().cpu()
-    return bool((got - want).abs().max() <= _tolerance.get(self.lm.dtype, .15)*want.abs().max().clamp(min=1) and torch.allclose(got[0], other[0], rtol=1e-5, atol=1e-6))
+def _ids(k:int, n:int, rows:int)->list:
+    "n ids of a text for a check, different for each k."
+    return [(7919*k + 1103*j*j + 31*j + 5) % rows for j in range(n)]
 
-def _choose(self)->str:
+def _trial(lm:LM, p:int, n:int)->tuple:
+    "(prefixes (2, p, d), texts, runs, which are compared): up to n tokens with the prefix, and fillers as a row may hold them."
+    rows, long = lm.n_rows, max(2, n - p)
+    compared = [_ids(k, t, rows) for k, t in enumerate((long, 5, max(1, long//2), 2))]
+    fillers = [_ids(k + 9, 16, rows) for k in range(max(0, JOINED_ROW - long)//16 if long >= 16 else 2)]
+    ids_rp = torch.tensor([_ids(k + 5, p, rows) for k in range(2)], dtype=torch.long).view(2, p)
+    texts, runs = compared[:2] + fillers + compared[2:], [0]*(2 + len(fillers)) + [1, 1]
+    return lm.embeddings[ids_rp.to(lm.embeddings.device)], texts, runs, [0, 1, len(texts) - 2, len(texts) - 1]
+
+# %% ../nbs/05_scoring.ipynb #5c0a1005
+def _by_way(lm:LM, labels:Tensor, way:str, prefix_rpd, texts, runs)->list:
+    "Logits of all texts, by each kind of pass that a way makes."
+    probe = PrefixScorer(lm, labels, way=way, max_tokens=1 << 20, row_tokens=sum(map(len, texts)))
+    out = [_unchecked(probe, prefix_rpd, texts, runs)]
+    if way == "packed" and prefix_rpd.shape[1]:
+        got, order = probe._joined(prefix_rpd, pack(list(map(len, texts)), runs, probe.row_tokens), texts, runs)
+        out.append(torch.empty_like(out[0]))
+        out[1][order] = got.cpu()
+    return out
+
+def _alone(lm:LM, labels:Tensor, prefix_rpd, texts, runs)->Tensor:
+    "`plain_logits`; of long inputs without the logits of every token, which may not fit."
+    if prefix_rpd.shape[1] + max(map(len, texts)) <= 1024: return plain_logits(lm, labels, prefix_rpd, texts, runs).cpu()
+    one_by_one = PrefixScorer(lm, labels, "padded", max_tokens=1)
+    return _unchecked(one_by_one, prefix_rpd, texts, runs)
+
+def _agrees(lm:LM, labels:Tensor, way:str, p:int, n:int)->bool:
+    "Does `way` give what the plain pass gives, for a prefix of p tokens and up to n tokens in all?"
+    prefix_rpd, texts, runs, compared = _trial(lm, p, n)
+    few = [texts[i] for i in compared], [runs[i] for i in compared]
+    want = _alone(lm, labels, prefix_rpd, *few)
+    near = _TOLERANCE.get(lm.dtype, .15)*want.nan_to_num(0, 0, 0).abs().max().clamp(min=1)
+    try: got = [z[compared] for z in _by_way(lm, labels, way, prefix_rpd, texts, runs)]
+    except _CANNOT: return False
+    # what overflows in float16 is found when a text is scored; float32 shows what is computed
+    sure = [z.isfinite() & want.isfinite() if lm.dtype == torch.float16 else torch.ones_like(want, dtype=torch.bool) for z in got]
+    return all(bool(((z - want)[known].abs() <= near).all()) for z, known in zip(got, sure))
+
+def _exact(lm:LM)->LM|None:
+    "The model in float32, where no rounding hides a mistake. None where it cannot be cast, or there is no room."
+    if lm.dtype in (torch.float32, torch.float64): return lm
+    weights = list(lm.model.parameters())
+    apart = len(set(getattr(lm.model, "hf_device_map", {}).values())) > 1
+    if apart or getattr(lm.model, "is_quantized", False) or any(w.is_meta or not w.is_floating_point() for w in weights): return None
+    if 6*sum(w.numel() for w in weights) > free_bytes(lm.device): return None
+    try: return lm.cast("float32")
+    except _CANNOT: return None
+
+# %% ../nbs/05_scoring.ipynb #5c0a1006
+@torch.no_grad()
+def _holds(lm:LM, labels:Tensor, way:str, p:int, n:int)->bool:
+    "`_agrees`, in float32 and in the model's own format."
+    if way == "plain": return True
+    local = "local" in (getattr(lm.model.config.get_text_config(), "attention_layers", None) or ())   # GPT-Neo's count rows, not positions
+    if way == "packed" and (local or not _layer_types(lm.model) <= _PACKED_LAYERS): return False
+    exact = _exact(lm)
+    return (exact is None or _agrees(exact, labels, way, p, n)) and (exact is lm or _agrees(lm, labels, way, p, n))
+
+def _way_of(lm:LM, labels:Tensor)->str:
     "The first way that the model supports; kept on the LM, so that it is asked once. A compiled copy goes the way of its original."
-    if self.lm.uncompiled: return PrefixScorer(self.lm.uncompiled, self.labels).way
-    if getattr(self.lm, "_way", None): return self.lm._way
-    known = {"full_attention", "sliding_attention"}
-    for way in ("packed", "padded"):
-        if way == "packed" and (not _layer_types(self.lm.model) <= known or "local" in (getattr(self.lm.model.config.get_text_config(), "attention_layers", None) or ())): continue   # GPT-Neo's local layers count rows, not positions
-        try:
-            with torch.no_grad(): ok = _agrees(self, way)
-        except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, IndexError, KeyError): ok = False
-        if ok: break
-    else: way = "plain"
-    if way != "packed": print(f"{self.lm.name}: {type(self.lm.model).__name__} cannot share a prefix; scoring the {way} way, slower, same numbers", file=sys.stderr)
-    self.lm._way = way
-    return way
+    base = lm.uncompiled or lm
+    if getattr(base, "_way", None): return base._way
+    base._labels, base._shown = labels, (3, 16)
+    base._way = next(way for way in PrefixScorer.ways if all(_holds(base, labels, way, p, 16) for p in (3, 0)))
+    if base._way != "packed":
+        print(f"{base.name}: {type(base.model).__name__} cannot share a prefix; scoring the {base._way} way, slower, same numbers", file=sys.stderr)
+    return base._way
 
-PrefixScorer._choose = _choose
+def _ensure(lm:LM, p:int, n:int):
+    "Go on to the next way where the present one does not hold for a prefix of p tokens and n tokens in all."
+    base = lm.uncompiled or lm
+    if getattr(base, "_way", "plain") == "plain" or p <= base._shown[0] and n <= base._shown[1]: return
+    p, n = max(p, base._shown[0]), max(n, base._shown[1])
+    base._shown, before = (p, n), base._way   # first: the trial asks again
+    left = PrefixScorer.ways[PrefixScorer.ways.index(before):]
+    base._way = next(way for way in left if _holds(base, base._labels, way, p, n))
+    if base._way != before:
+        print(f"{base.name}: inputs of {n} tokens are scored the {base._way} way, slower, same numbers; the {before} way would change them", file=sys.stderr)
+
+# %% ../nbs/05_scoring.ipynb #5c0a1002
+def check_lengths(lm:LM, prefix_rpd:Tensor, seqs:list):
+    "`InputError` if a prompt with its text is longer than the model can read. Else the way of scoring is sure to hold for them."
+    p = prefix_rpd.shape[1]
+    longest = p + max(map(len, seqs), default=0)
+    if (most := _most(lm, longest)) is not None:
+        raise InputError(f"prompt, text and template have up to {longest} tokens, and {lm.name} reads {most}; "
+                         "shorten the prompt, or set max_text_tokens in the task")
+    _ensure(lm, p, longest)
 
 # %% ../nbs/05_scoring.ipynb #c0a1d3e1
 PROGRAMS = 64   # shapes and uses of a layer that may each have a program: with gradient or without, of one row or several, ...
@@ -710,18 +878,13 @@ def _shared_layouts(scorer:PrefixScorer, seqs:list, p:int, budget:int)->tuple:
     size = sum((lay.ids.shape[1] + p)*len(lay.ids) for lay in layouts)
     return layouts, max(1, budget//size) if len(layouts) == 1 else 1
 
-def _finite(lm:LM, logits:Tensor)->Tensor:
-    "`logits`, if all are finite numbers; else `InputError`."
-    if logits.isfinite().all(): return logits
-    raise InputError(f"{lm.name} gives logits that are no finite numbers in {lm.dtype}; load it with dtype='float32', or check its weights")
-
 def _of_prompts(scorer:PrefixScorer, prefix_gpd:Tensor, layouts:list, out_gnl:Tensor, on_pass):
-    "Fill `out_gnl` (g, n, labels), pass after pass. `InputError` where the model gives what is no number."
+    "Fill `out_gnl` (g, n, labels), pass after pass."
     g, p = prefix_gpd.shape[:2]
     kv = scorer.read_prefix(prefix_gpd)
     for lay in layouts:
         z_gnl = scorer._laid(kv, p, tiled(lay, g)).view(g, len(lay.texts), -1).cpu()
-        out_gnl[:,lay.texts] = _finite(scorer.lm, z_gnl)
+        out_gnl[:,lay.texts] = z_gnl
         if on_pass: on_pass(g*len(lay.texts))
 
 @torch.no_grad()
@@ -731,12 +894,12 @@ def logits_many(
     seqs:list,           # n lists of ids, the same for every prompt
     on_pass=None,        # called with the number of (prompt, text) pairs done after each pass
 )->Tensor:               # (m, n, labels) float32 logits
-    "Label logits of every text under every prompt. `InputError` for an input longer than the model reads."
+    "Label logits of every text under every prompt. `InputError` for an input longer than the model reads, and for logits that are no finite numbers."
     m, p = prefix_mpd.shape[:2]
     check_lengths(scorer.lm, prefix_mpd, seqs)
     out = torch.empty(m, len(seqs), len(scorer.labels))
     if scorer.way != "packed":
-        for i in range(m): out[i] = _finite(scorer.lm, scorer.logits(prefix_mpd[i:i+1], seqs, on_pass=on_pass))
+        for i in range(m): out[i] = scorer.logits(prefix_mpd[i:i+1], seqs, on_pass=on_pass)
         return out
     budget, done = scorer.asked or fit_tokens(scorer.lm, False), 0
     layouts, g = _shared_layouts(scorer, seqs, p, budget)
@@ -748,6 +911,7 @@ def logits_many(
             torch.cuda.empty_cache()
             layouts, g = _shared_layouts(scorer, seqs, p, budget)
         else: done += g
+    for i in range(m): _check_finite(scorer, out[i], prefix_mpd[i:i+1], seqs, [0]*len(seqs))
     return out
 
 # %% ../nbs/05_scoring.ipynb #e5a10007
@@ -774,15 +938,21 @@ def label_logprobs_many(
 # %% ../nbs/05_scoring.ipynb #fe21b736
 _digits = "0123456789abcdefghijklmnopqrstuvwxyz"
 
+def kept_labels(
+    labels,       # n label numbers
+    classes:int,  # label words of the task
+):                # str or list
+    "Label numbers as a result keeps them: a base-36 digit each, or a list where there are more classes than digits. Either is held against another place by place."
+    return "".join(_digits[y] for y in labels) if classes <= len(_digits) else [int(y) for y in labels]
+
 def evaluate(
     lm:LM, task,
     split,              # has `.texts` and `.labels` (label numbers)
     prompt=None,        # str, ids, or None
     on_pass=None,       # as in `label_logprobs`
-)->dict:                # {"correct", "n", "accuracy", "predictions", "labels": guessed and right label numbers, a base-36 digit a text}
+)->dict:                # {"correct", "n", "accuracy", "predictions", "labels": guessed and right label numbers, as `kept_labels` has them}
     "Accuracy of one prompt on one split; ties between label words go to the first."
-    if len(task.labels) > len(_digits): raise InputError(f"{len(task.labels)} label words; at most {len(_digits)} are supported")
     guess = label_logprobs(lm, task, split.texts, prompt, on_pass=on_pass).argmax(-1).tolist()
     correct = sum(g == y for g, y in zip(guess, split.labels))
     return dict(correct=correct, n=len(guess), accuracy=correct/len(guess) if guess else math.nan,
-                predictions="".join(_digits[g] for g in guess), labels="".join(_digits[y] for y in split.labels))
+                predictions=kept_labels(guess, len(task.labels)), labels=kept_labels(split.labels, len(task.labels)))
