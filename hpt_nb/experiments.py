@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'REGISTRY', 'MANUAL', 'MOMENT', 'SHARED_TOKENS', 'CARRY_TEXTS', 'CARRY_LOOKS', 'SIZES', 'CLASSES', 'TEXTS',
-           'SHARE', 'row_vocab', 'Method', 'method_config', 'Arm', 'Source', 'VocabConfig', 'Preset', 'presets',
-           'variations', 'parse_preset', 'load_preset', 'lm_id', 'tune_config', 'eval_config', 'Models',
+           'SHARE', 'OVERHEAD', 'row_vocab', 'Method', 'method_config', 'Arm', 'Source', 'VocabConfig', 'Preset',
+           'presets', 'variations', 'parse_preset', 'load_preset', 'lm_id', 'tune_config', 'eval_config', 'Models',
            'models_to_keep', 'vocab_config', 'stored_vocab', 'scored_vocab', 'check_words', 'example_words',
            'near_tokens', 'keep_examples', 'passes', 'run_rows', 'label_tokens', 'pass_vocabs', 'tuning_dtypes',
            'moment_prompts', 'tune_pass', 'task_key', 'start_prompts', 'random_ids', 'untuned', 'untuned_rows',
            'Scoring', 'score_prompt', 'carried_config', 'score_vectors', 'reading_config', 'read_prompt', 'Unit',
-           'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar', 'begin', 'announce', 'run_preset',
-           'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
+           'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar', 'step0', 'step0_text', 'step0_refusal',
+           'check_step0', 'begin', 'announce', 'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces',
+           'ranks', 'makespan', 'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
 import gc, heapq, re, time
@@ -27,7 +28,7 @@ except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
 from .store import InputError, Store, WriteError, _finder, config_hash, provenance
 from .arrays import encode_logp
 from .models import LM, _find, as_device, load_lm
-from .tasks import load_task
+from .tasks import FORMATS, load_task, task_format
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
 from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, logits_many, read_text, text_ids
@@ -37,6 +38,7 @@ from .rlprompt import RLConfig, tune_rlprompt
 from .soft import SOFT_METHODS, SoftConfig, anchor_rows, evaluate_vectors, transfer_soft, tune_soft, vectors_from_text
 from .joint import JOINT_METHODS, JointConfig, JointSwapConfig, tune_joint, tune_joint_swaps
 from .readability import prompt_perplexities
+from .fingerprints import empty_rows, wanted
 
 # %% ../nbs/14_experiments.ipynb #c2e18804
 ROWS = {  # row -> the vocabulary that PEZ searches; None: nothing is tuned
@@ -208,6 +210,8 @@ class Preset:
     manual:dict = field(default_factory=dict)   # task -> hand-written prompts
     moments:tuple = ()                          # steps at which PEZ's prompt of the moment is scored too; 0: the start
     given:tuple = ()                            # keys of [tuning] that stand in the document
+    format:str = ""                             # how inputs are written, one of `FORMATS`; "": as each task says
+    step0:bool = False                          # is Empty held against the paper's counts before anything is tuned?
     holdout:int = 0                             # holdout texts whose label log-probabilities are kept beside those of the scored texts; 0: neither
 
     def arm(self, row:str)->Arm: return self.arms.get(row) or Arm(row)
@@ -380,11 +384,13 @@ def parse_preset(
     folder=".",
 )->Preset:
     "Check a preset; `InputError` names the key that is wrong, and how."
-    _only(doc, {"name", "about", "tasks", "rows", "seeds", "method", "methods", "source", "bos", "vocab", "tuning", "scoring", "task", "vary", "row", "manual"}, where)
+    _only(doc, {"name", "about", "tasks", "rows", "seeds", "method", "methods", "source", "bos", "vocab", "tuning", "scoring", "task", "vary", "row", "manual", "format", "step0"}, where)
     named = doc.get("method")
     settings = named if isinstance(named, dict) else {}   # [method.NAME] tables; a name is the only method
     for need in ("tasks", "source"):
         if not doc.get(need): raise InputError(f"{where}: no {need!r}; name at least one")
+    if (written := doc.get("format", "")) not in ("", *FORMATS): raise InputError(f"{where}: format = {written!r}; need one of {', '.join(FORMATS)}")
+    if type(doc.get("step0", False)) is not bool: raise InputError(f"{where}: step0 = {doc['step0']!r}; need true or false")
     rows = _names(doc.get("rows", list(ROWS)), f"{where}: rows")
     odd = [r for r in rows if r not in ROWS]
     if odd: raise InputError(f"{where}: unknown row {odd[0]!r}; known: {', '.join(ROWS)}")
@@ -425,7 +431,7 @@ def parse_preset(
     by_task = {t: _only(v, {"tuning", "n", "seeds", "budgets", "methods", "method"}, f"{where}: [task.{t}]") for t, v in _only(doc.get("task", {}), tasks, f"{where}: [task]").items()}
     preset = Preset(str(doc.get("name", where)), tasks, tuple(sources), rows, seeds, methods,
                     vocab, _typed(PezConfig, tuning, f"{where}: [tuning]"), budgets and _names(budgets, f"{where}: [tuning] budgets", int), dtypes[0], compiled, scoring.get("n", 0), dtypes[1], by_task, str(doc.get("about", "")), str(folder), settings, dict(bos), _vary(doc.get("vary", {}), f"{where}: [vary]"),
-                    _arms(doc, rows, seeds, sources, methods, where), manual, moments, holdout=kept, given=tuple(tuning))
+                    _arms(doc, rows, seeds, sources, methods, where), manual, moments, holdout=kept, given=tuple(tuning), format=written, step0=doc.get("step0", False))
     for s in sources:
         needs = next((r for r in preset.tuned_rows if preset.row_kind(r) in ("common", "stable") and s.model in (preset.arm(r).sources or (s.model,))), None)
         if needs and not s.counterparts: raise InputError(f"{where}: source {s.model!r} has no counterparts, which the row {needs} needs; name at least one")
@@ -865,7 +871,7 @@ def _load_tasks(preset, data=None)->dict:
     if data is not None and not Path(data).is_dir(): raise InputError(f"{data}: no such folder; need one that holds task files, such as sst2.toml")
     for name in preset.tasks:
         path, own = Path(preset.folder)/name, Path(data or ".")/f"{name}.toml"
-        task = load_task(own if data is not None and own.is_file() else path if name.endswith(".toml") else name)
+        task = load_task(own if data is not None and own.is_file() else path if name.endswith(".toml") else name, format=preset.format or None)
         if data is not None and own.is_file() and task.name != name: raise InputError(f"{own}: its name is {task.name!r}; need {name!r}, the task that it stands in for")
         task.info["listed_as"] = name
         out[name] = task
@@ -1102,6 +1108,79 @@ class Bar:
     def __enter__(self): return self
     def __exit__(self, *a): self.bar.refresh(); self.bar.close()
 
+# %% ../nbs/14_experiments.ipynb #9569c37e
+def _step0_models(preset:Preset, name:str)->list:
+    "The models that a task's prompts are scored on."
+    mine = preset.sources_for(name)
+    return list(dict.fromkeys([s.model for s in mine] + [t for s in mine for t in s.targets]))
+
+def _step0_rows(preset, store, lm, task)->list:
+    "Empty's rows of one model and task (`empty_rows`); from the store where they are."
+    asked = task_format(replace(task, format=preset.format or "ours", strip=True), bool(lm.bos_ids), preset.scoring_dtype)
+    config = dict(task=task.name, texts=task.validation.hash, suffix=task.suffix, labels=list(task.labels), max_text_tokens=task.max_text_tokens,
+                  target=lm.name, target_id=lm_id(lm), asked=str(asked))
+    have = store.get("step0", config)
+    if have is None:
+        began = time.perf_counter()
+        have = dict(rows=empty_rows(lm, task, asked, progress=False))
+        store.put("step0", config, have, provenance(lm.device, preset.scoring_dtype, None, round(time.perf_counter() - began, 3)))
+    return have["rows"]
+
+def step0(
+    preset:Preset, store:Store, models:Models,
+    data=None,        # as for `run_preset`
+    on=lambda name: None,   # told which model comes next
+)->list:              # dicts: task, model, count (the paper's, or None), why (it decides nothing), rows (`empty_rows`; [] where it cannot be scored)
+    "Empty of every model on every task of a preset, held against the paper's counts. A task or a model that cannot be loaded is among what it found."
+    tasks, found = {}, []
+    for name in preset.tasks:
+        try: tasks |= _load_tasks(replace(preset, tasks=(name,), format="released"), data)   # its texts are as they were given
+        except InputError as e: found.append(dict(task=name, model="every model", count=None, why=str(e), rows=[]))
+    for model in dict.fromkeys(m for name in preset.tasks for m in _step0_models(preset, name)):
+        on(model)
+        for name, task in tasks.items():
+            if model not in _step0_models(preset, name): continue
+            count, why = wanted(task.name, model, len(task.validation))
+            try: rows = _step0_rows(preset, store, models(model, "float32"), task)
+            except InputError as e: rows, why = [], str(e)
+            found.append(dict(task=task.name, model=model, count=count, why=why, rows=rows))
+    return found
+
+# %% ../nbs/14_experiments.ipynb #b7f9cbf7
+def step0_text(found:list)->str:
+    "What step 0 found, as a table: a row a task, model and format that differs; the run's own format is marked."
+    import pandas as pd
+    rows = []
+    for f in found:
+        paper = "none" if f["count"] is None else f"{f['count']:,}"
+        for r in f["rows"]:
+            hit = "" if f["count"] is None else "yes" if r["correct"] == f["count"] else "no"
+            rows.append({"task": f["task"], "model": f["model"], "format": ("* " if r["asked"] else "  ") + r["format"], "correct": r["correct"], "of": r["n"], "paper": paper, "gives it": hit})
+    notes = [f"  {f['model']} on {f['task']}: {f['why']}" for f in found if f["why"]]
+    table = pd.DataFrame(rows).to_string(index=False, justify="left") if rows else "  nothing could be scored"
+    return "\n".join(["step 0: Empty, in the format of this run (*) and in the others that are open, against the paper's counts", table, *notes])
+
+def step0_refusal(preset:Preset, found:list)->str:
+    "Why a run must not start: one line that names the formats that give the paper's counts. \"\" if it may."
+    said = []
+    for f in found:
+        own = next((r for r in f["rows"] if r["asked"]), None)
+        if own is None: said.append(f"{f['model']} on {f['task']} cannot be scored ({f['why']})")
+        elif f["count"] is not None and not f["why"] and own["correct"] != f["count"]:
+            hits = [name for r in f["rows"] if r["correct"] == f["count"] for name in (r["format"], *r["also"])]
+            said.append(f"{f['model']} on {f['task']} gives {own['correct']:,} of {own['n']:,} and the paper {f['count']:,} ({'; '.join(hits) + (' gives it' if len(hits) == 1 else ' give it') if hits else 'none of the formats that were tried gives it'})")
+    if not said: return ""
+    more = f"; and {len(said) - 3} more in the table" if len(said) > 3 else ""
+    return (f"{preset.name}: step 0: Empty in this preset's format ({preset.format or 'as each task says'}) does not give the paper's count: {'; '.join(said[:3])}{more}. "
+            "Set format, [bos] or [scoring] dtype to what does (hpt fingerprint searches further), or go on all the same with --anyway")
+
+def check_step0(preset:Preset, store:Store, models:Models, data=None, anyway:bool=False, run=step0):
+    "Print step 0's table where a preset asks for it. `InputError` where it speaks against the run, unless that is to go on `anyway`."
+    if not preset.step0: return
+    found = run(preset, store, models, data)
+    print(step0_text(found), flush=True)
+    if (why := step0_refusal(preset, found)) and not anyway: raise InputError(why)
+
 # %% ../nbs/14_experiments.ipynb #d2c8f560
 def begin(preset:Preset, out, data=None)->tuple:
     "(results folder, tasks by their names in the preset) of a run. `InputError` for a damaged file in the folder: known before anything is spent."
@@ -1122,9 +1201,12 @@ def run_preset(
     data=None,                # folder of task files that stand in for the hub's tasks
     retry_failed:bool=False,  # try again what failed before
     split:int=0,              # seeds in one pass, at most; 0: all
+    anyway:bool=False,        # go on although step 0 speaks against it
 )->Store:                     # its `failures()` say what failed, and why
     "Run a preset, one unit after another. Stop it at any time; the same call goes on where it was."
-    (store, tasks), models = begin(preset, out, data), models or Models(keep=models_to_keep(preset, free_bytes("cpu")), bos=preset.bos)
+    models = models or Models(keep=models_to_keep(preset, free_bytes("cpu")), bos=preset.bos)
+    check_step0(preset, Store(out), models, data, anyway)
+    store, tasks = begin(preset, out, data)
     for name in (preset.sources[0].model, *preset.sources[0].counterparts):   # fetched, converted and checked before the clock of the bar starts
         for task in tasks.values(): label_ids(models(name), task)
     check_words(preset, models, preset.sources[0])
@@ -1160,6 +1242,7 @@ def model_size(name:str)->tuple:
     try: config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as e: raise InputError(f"size of {name!r} is not known and its configuration cannot be read ({type(e).__name__}); give a folder, or a network") from None
     with torch.device("meta"): return count_weights(AutoModelForCausalLM.from_config(config))
+OVERHEAD = dict(step=.03, run=.002, cell=.02)   # seconds of Python, kernel launches and files for a step, a run's part in it and a cell, roughly: a faster device does not shorten them
 
 # %% ../nbs/14_experiments.ipynb #c163818f
 def product_rate(dtype:str="float32", device:str="cpu", seconds:float=.3)->float:
@@ -1235,6 +1318,21 @@ def makespan(cost:list, after:list, devices:int)->float:
 # %% ../nbs/14_experiments.ipynb #22d31149
 def _hours(seconds:float)->str: return f"{seconds:.0f} s" if seconds < 120 else f"{seconds/60:.0f} min" if seconds < 7200 else f"{seconds/3600:.1f} h" if seconds < 172800 else f"{seconds/86400:.1f} days"
 
+def _as_asked(preset:Preset, dtype:str)->list:
+    "What of a run is a choice, in lines: format, starts, vocabulary and dtypes, the BOS of each model, step 0."
+    def start(m):
+        cfg = preset.config_for(m, preset.tasks[0])
+        return getattr(cfg, "start", "") and repr(cfg.start) or getattr(cfg, "init", None) or "none"
+    v = preset.vocab
+    anchors = "every common token an anchor" if v.h == "exact" else f"{v.repeats} samples of {v.h:,} anchors"
+    names = list(dict.fromkeys(m for s in preset.sources for m in (s.model, *s.counterparts, *s.targets)))
+    bos = {True: "BOS", False: "no BOS", None: "BOS as its tokenizer has it"}
+    lines = ["", f"inputs: format {preset.format or 'as each task says (ours, where it says nothing)'}", "starts: " + ", ".join(f"{m} {start(m)}" for m in preset.methods),
+             f"vocabulary: {v.tokens} (K = {v.k}, {anchors}, s = {v.s:,})", f"dtype: tuned in {dtype}{'' if preset.tuning_dtype != 'auto' else ' (auto, on this machine)'}, scored in {preset.scoring_dtype}"]
+    lines += [f"  {n}: {bos[preset.bos.get(n)]}, tuned in {dtype}, scored in {preset.scoring_dtype}" if any(n == s.model for s in preset.sources) else f"  {n}: {bos[preset.bos.get(n)]}, scored in {preset.scoring_dtype}" for n in names]
+    if preset.step0: lines.append(f"step 0: Empty of {len(names)} models on {', '.join(preset.tasks)}, in {len(FORMATS)} formats, with BOS and without, in float32 and bfloat16, against the paper's counts; where this format does not give one, the run stops (--anyway goes on)")
+    return lines + [""]
+
 def dry_run(
     preset:Preset, data=None,
     device:str="auto",
@@ -1252,15 +1350,17 @@ def dry_run(
     dtype = tuning_dtypes(preset, device)[0]
     rate = dict(zip(("tune", "score"), rates or (product_rate(dtype, device)*SHARE["tune"], product_rate(preset.scoring_dtype, device)*SHARE["score"])))
     rows = pd.DataFrame(pieces(preset, tasks, split))
-    rows["seconds"] = rows.operations/rows.kind.map(rate)
-    lines = [f"{preset.name}: {rows[rows.kind == 'tune'].cells.sum():,} tuned prompts in {(rows.kind == 'tune').sum()} passes, {rows[rows.kind == 'score'].cells.sum():,} scores", ""]
+    rows["seconds"] = rows.operations/rows.kind.map(rate) + rows.steps*(OVERHEAD["step"] + OVERHEAD["run"]*rows.runs) + OVERHEAD["cell"]*rows.cells
+    lines = [f"{preset.name}: {rows[rows.kind == 'tune'].cells.sum():,} tuned prompts in {(rows.kind == 'tune').sum()} passes, {rows[rows.kind == 'score'].cells.sum():,} scores", *_as_asked(preset, dtype)]
     for kind, g in rows.groupby("kind", sort=False):
         same = ["source", "task", "target", "methods"]
         for r in g.groupby(same, sort=False)[["cells", "forward", "backward", "seconds", "bytes"]].agg(dict.fromkeys(["cells", "forward", "backward", "seconds"], "sum") | dict(bytes="max")).reset_index().itertuples():
             what = f"tune  {r.source} on {r.task} ({r.methods})" if kind == "tune" else f"score {r.task} prompts of {r.source} on {r.target}"
             lines.append(f"  {what}: {r.cells:,} cells, {(r.forward + r.backward)/1e6:,.1f} M tokens, {_hours(r.seconds)}, {r.bytes/2**30:.1f} GiB of weights")
     names = dict.fromkeys([*rows.source, *rows.target, *(c for s in preset.sources for c in s.counterparts)])
-    lines += ["", "models: " + ", ".join(f"{n} ({model_size(n)[1]/1e6:,.0f} M weights)" for n in names),
+    work = rows.groupby("kind").operations.sum()/1e15
+    lines += ["", f"work: {work['tune'] if 'tune' in work else 0:,.2f} PFLOP of tuning and {work['score']:,.2f} of scoring; loading models, comparing vocabularies (half a minute a pair on two cores) and the prompts' perplexities are not counted",
+              "models: " + ", ".join(f"{n} ({model_size(n)[1]/1e6:,.0f} M weights)" for n in names),
               f"rates: {rate['tune']/1e9:,.0f} GFLOP/s tuning in {dtype}, {rate['score']/1e9:,.0f} scoring in {preset.scoring_dtype}: " + ("as given" if rates else f"matrix products on this {device} now, times rounded shares of it that the engine reaches"),
               f"memory: {rows.bytes.max()/2**30:.1f} GiB of weights at most at once, and up to half of what is then free for a pass (it shrinks to fit)"]
     cost, after = list(rows.seconds), list(rows.after)

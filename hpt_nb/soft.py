@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from transformers import Adafactor
 from .store import InputError, config_hash, write_atomic
 from .models import LM, token_text
-from .scoring import OBJECTIVES, PrefixScorer, label_ids, prompt_to_ids, text_ids
+from .scoring import OBJECTIVES, PrefixScorer, kept_labels, label_ids, prompt_to_ids, text_ids
 from .pez import INITS, Run, SearchSpace, facts, held_accuracies, lm_facts, read_state, run_pass, spec_facts, start_tokens, texts_at, write_state
 
 # %% ../nbs/09_soft.ipynb #8b7d5c59
@@ -45,13 +45,11 @@ def evaluate_vectors(
     on_pass=None,        # called with the number of texts done after each pass
 )->dict:                 # {"correct", "n", "accuracy", "predictions", "labels"} as `scoring.evaluate`
     "Accuracy of a soft prompt on one split; ties between label words go to the first."
-    digits, prefix = string.digits + string.ascii_lowercase, vector_prefix(lm, vectors_pd, bos)
-    if len(task.labels) > len(digits): raise InputError(f"{len(task.labels)} label words; at most {len(digits)} are supported")
-    texts = list(split.texts)
+    prefix, texts = vector_prefix(lm, vectors_pd, bos), list(split.texts)
     guess = PrefixScorer(lm, label_ids(lm, task)).logits(prefix, text_ids(lm, task, texts), on_pass=on_pass).argmax(-1).tolist() if texts else []
     correct = sum(g == y for g, y in zip(guess, split.labels))
     return dict(correct=correct, n=len(guess), accuracy=correct/len(guess) if guess else math.nan,
-                predictions="".join(digits[g] for g in guess), labels="".join(digits[y] for y in split.labels))
+                predictions=kept_labels(guess, len(task.labels)), labels=kept_labels(split.labels, len(task.labels)))
 
 # %% ../nbs/09_soft.ipynb #fb851cd1
 SOFT_METHODS = ("soft", "optiprompt")
@@ -300,13 +298,16 @@ def prompt_vectors(
         prompt = lm.embeddings[torch.tensor(ids, device=lm.embeddings.device)]
     return vector_prefix(lm, prompt, "after")[0, :len(prompt)].detach().cpu()
 
+_ADAPTER_USE = "Give it a text's tokens and those of the task's template; one text at a time, or padded on the right: under left padding the prompt would stand before the padding."
+
 def save_peft(
     prompt,              # SoftRun, (p, d) vectors, a hard prompt's Run, ids, or text
     lm:LM,
     folder,              # made if missing
     bos:str="before",    # "before": BOS's embedding comes first among the vectors, give PEFT texts without special tokens; "after": it is left out
+    use:str="",          # how it is used, for the adapter's README; "": what holds for any task
 )->Path:
-    "Write a prompt as a PEFT prompt-tuning adapter."
+    "Write a prompt as a PEFT prompt-tuning adapter, with a README that says what the adapter itself cannot hold."
     v = prompt_vectors(lm, prompt)
     if bos == "before": v = vector_prefix(lm, v)[0].cpu()
     elif bos != "after": raise InputError(f"bos={bos!r}; need 'before' or 'after'")
@@ -317,6 +318,7 @@ def save_peft(
     note = dict(model=lm.name, bos=bos, bos_vectors=len(lm.bos_ids) if bos == "before" else 0)
     folder = Path(folder)
     write_atomic(folder/"adapter_model.safetensors", st.save({"prompt_embeddings": v.contiguous()}, metadata=dict(format="pt", hpt_nb=json.dumps(note))))
+    write_atomic(folder/"README.md", f"A prompt of {len(v)} vectors for {lm.name}" + (f", {note['bos_vectors']} of them BOS's" if note["bos_vectors"] else "") + ", made by hpt_nb.\n\n" + (use or _ADAPTER_USE) + "\n")
     write_atomic(folder/"adapter_config.json", json.dumps(config, indent=2, sort_keys=True))   # last: with it the folder is an adapter
     return folder
 
