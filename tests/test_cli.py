@@ -50,6 +50,11 @@ def test_vocab_stability_tune_eval(place, capsys, tmp_path):
     table = pd.read_parquet(tmp_path / "s.parquet")
     assert code == 0 and list(table.columns)[:3] == ["rank", "token", "J"] and {"id:one", "id:two"} <= set(table.columns)
     assert table.J.is_monotonic_decreasing and table.J.between(0, 1).all()
+    every = set(table.token)
+    for command, own in (("vocab", ()), ("stability", ("--k", "4")), ("stability", ("--k", "4", "--sample", "8", "--repeats", "2"))):
+        code, out, _ = hpt(capsys, command, "./one", "./two", "--tokens", "words", *own, "--out", tmp_path / "w.parquet")
+        words = set(pd.read_parquet(tmp_path / "w.parquet").token)
+        assert code == 0 and words < every and " good" in words and all(t[0] == " " and t[1:].strip() == t[1:] != "" for t in words)
     code, out, _ = hpt(capsys, "tune", "./one", "--task", "mine.toml", "--vocab", tmp_path / "s.parquet", "--top", "30", "--steps", "6", "--batch", "4", "--tokens", "4",
                        "--seeds", "0,1", "--eval-every", "3", "--holdout", "8", "--quiet", "--out", tmp_path / "t")
     assert code == 0 and out.count("seed ") == 2
@@ -129,9 +134,12 @@ def test_levels_of_a_setting_are_announced_and_none_stops_the_others(place, caps
     refused(capsys, "as-given is unfinished", "report", tmp_path / "v", "--out", tmp_path / "site")
     assert main(["run", "vary.toml", "--out", str(tmp_path / "v"), "--quiet", "--retry-failed"]) == 0
     assert main(["report", str(tmp_path / "v"), "--out", str(tmp_path / "site"), "--preset", "vary.toml"]) == 0
+    assert main(["pack", str(tmp_path / "v"), "--out", str(tmp_path / "v.hpt")]) == 0
+    assert main(["report", str(tmp_path / "v.hpt"), "--out", str(tmp_path / "site3"), "--preset", "vary.toml"]) == 0
+    assert (tmp_path / "site3" / "index.html").read_text() == (tmp_path / "site" / "index.html").read_text()
     (place / "vary.toml").write_text(FEW + TAIL + "[vary]\nk = [4, 7]\n")
     capsys.readouterr()
-    refused(capsys, "no results of k-7", "report", tmp_path / "v", "--out", tmp_path / "site2", "--preset", "vary.toml")
+    for place_of in ("v", "v.hpt"): refused(capsys, "no results of k-7", "report", tmp_path / place_of, "--out", tmp_path / "site2", "--preset", "vary.toml")
     refused(capsys, "name it", "report", tmp_path / "v", "--out", tmp_path / "site2", "--partial")
 
 
@@ -177,6 +185,29 @@ def test_run_and_report(place, unbroken, capsys):
     code, out, err = hpt(capsys, "report", "whole", "--out", "site")
     assert code == 0, err
     assert "PEZ" in (place / "site" / "index.html").read_text()
+
+
+def test_a_pack_stands_in_for_its_folder(place, unbroken, capsys, tmp_path):
+    assert hpt(capsys, "report", "whole", "--out", tmp_path / "site")[0] == 0
+    code, out, _ = hpt(capsys, "pack", "whole", "--out", tmp_path / "p.hpt")
+    assert code == 0 and f"{len(Store('whole').cells()):,} cells in " in out and out.count("\n") == 1
+    assert (tmp_path / "p.hpt").stat().st_size < .3 * sum(f.stat().st_size for f in (place / "whole").rglob("*") if f.is_file())
+    assert hpt(capsys, "status", tmp_path / "p.hpt")[1] == hpt(capsys, "status", "whole")[1]
+    assert hpt(capsys, "report", tmp_path / "p.hpt", "--preset", "preset.toml", "--out", tmp_path / "site2")[0] == 0
+    assert (tmp_path / "site2" / "index.html").read_text() == (tmp_path / "site" / "index.html").read_text()
+    assert results(tmp_path / "p.hpt") == unbroken and not (tmp_path / "p").exists()               # nothing was unpacked so far
+    code, out, err = hpt(capsys, "run", "preset.toml", "--out", tmp_path / "p.hpt", "--quiet")
+    assert code == 0 and f"p.hpt is a pack: unpacked, the run goes on in {tmp_path / 'p'}" in out, err
+    assert results(tmp_path / "p") == unbroken and [c["meta"] for c in Store(tmp_path / "p").cells()] == [c["meta"] for c in Store("whole").cells()]     # and nothing was computed again
+    (tmp_path / "p.hpt").write_bytes((tmp_path / "p.hpt").read_bytes()[:-9])
+    (tmp_path / "foreign").write_bytes(b"PK\x03\x04")
+    for command in ("status", "report"):
+        refused(capsys, "cut short or damaged", command, tmp_path / "p.hpt", *(("--out", "x") if command == "report" else ()))
+        refused(capsys, "foreign is a file; a folder for results is needed, or what hpt pack made of one", command, tmp_path / "foreign", *(("--out", "x") if command == "report" else ()))
+    refused(capsys, "cut short or damaged", "run", "preset.toml", "--out", tmp_path / "p.hpt")
+    refused(capsys, "cut short or damaged", "pack", tmp_path / "p.hpt", "--out", "x")
+    refused(capsys, "not JSON", "export", tmp_path / "foreign", "--to", "json", "--out", "x.json")
+    refused(capsys, "no results in it", "pack", "no_such_results", "--out", "x")
 
 
 def test_what_another_processor_has_tuned_is_not_tuned_again(place, unbroken, monkeypatch, capsys):

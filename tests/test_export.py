@@ -193,6 +193,12 @@ def test_a_tuning_folder_is_exported_too(place, capsys):
     vectors = vectors_from_text(Store("soft").cells("tune")[0]["result"]["vectors"])
     assert torch.equal(load_peft("soft-adapter"), vectors)
 
+def test_a_pack_is_exported_as_its_folder(place, capsys):
+    for folder, more in (("got", ()), ("runs", ("--task", "mine.toml", "--model", "./one", "--seed", "1"))):
+        assert main(["pack", folder, "--out", f"{folder}.hpt"]) == 0
+        for source in (folder, f"{folder}.hpt"): assert main(["export", source, "--to", "json", *more, "--out", f"of-{source}.json"]) == 0
+        assert Path(f"of-{folder}.json").read_bytes() == Path(f"of-{folder}.hpt.json").read_bytes()
+
 @pytest.mark.parametrize("argv, says", [
     (["got", "--to", "python", "--out", "x.txt"], "ends in .py"), (["got", "--to", "xml", "--out", "x"], "known: lm-eval"), (["gone", "--to", "json", "--out", "x.json"], "no such file or folder"),
     (["train.csv", "--to", "json", "--out", "x.json"], "not JSON"), (["got", "--to", "peft", "--model", "./one", "--out", "x"], "./one is another model"), (["got", "--to", "lm-eval", "--task", "other.toml", "--out", "x"], "not the one that the prompt was tuned for"),

