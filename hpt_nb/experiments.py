@@ -24,9 +24,9 @@ import torch
 from tqdm.auto import tqdm
 try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
-from .store import InputError, Store, WriteError, _finder, config_hash, provenance
-from .arrays import encode_logp
-from .models import LM, _find, as_device, load_lm
+from .store import SEEDS, InputError, Store, WriteError, _finder, check_fields, config_hash, provenance, whole
+from .arrays import encode_logp, kept_labels
+from .models import LM, gguf_header, _find, as_device, load_lm
 from .tasks import load_task
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
@@ -181,6 +181,10 @@ class VocabConfig:
 
     def __post_init__(self):
         if self.tokens not in TOKENS: raise InputError(f"tokens = {self.tokens!r}; need one of {', '.join(TOKENS)}")
+        check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000))   # samples are drawn before the first is looked at
+        if self.h == "exact": return
+        try: whole("h", self.h)
+        except InputError: raise InputError(f"h = {self.h!r}; need \"exact\" or a number of anchors, at least 1") from None
 
 @dataclass(frozen=True)
 class Preset:
@@ -751,14 +755,11 @@ def _wanted(source_cfg, method=None)->list:
     return [(source_cfg.model, "original", "ids"), (source_cfg.model, "original", "text")] + [(t, "transfer", "text") for t in source_cfg.targets] + soft
 
 # %% ../nbs/14_experiments.ipynb #a17c0de7
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-
 class Scoring:
     "The texts that prompts are scored on by one model, tokenised once: those of `split`, and then `held` ones."
     def __init__(self, lm:LM, task, split, held=None):
         texts = (*split.texts, *(held.texts if held else ()))
-        if len(task.labels) > len(_DIGITS): raise InputError(f"{len(task.labels)} label words; at most {len(_DIGITS)} are supported")
-        self.lm, self.split, self.held = lm, split, held
+        self.lm, self.split, self.held, self.classes = lm, split, held, len(task.labels)
         self.scorer, self.seqs = PrefixScorer(lm, label_ids(lm, task)), text_ids(lm, task, texts)
         self.bos = torch.tensor(lm.bos_ids, dtype=torch.long)
 
@@ -785,14 +786,12 @@ class Scoring:
     def _result(self, logp_nc)->dict:
         n, right = len(self.split), self.split.labels
         guess = logp_nc[:n].argmax(-1).tolist()
-        out = dict(correct=sum(g == y for g, y in zip(guess, right)), n=n, predictions=_digits(guess), labels=_digits(right))
+        out = dict(correct=sum(g == y for g, y in zip(guess, right)), n=n, predictions=kept_labels(guess, self.classes), labels=kept_labels(right, self.classes))
         if not self.held: return out
         return out | dict(logp=encode_logp(logp_nc[:n].numpy()),
-                          holdout=dict(logp=encode_logp(logp_nc[n:].numpy()), labels=_digits(self.held.labels), n=len(self.held)))
+                          holdout=dict(logp=encode_logp(logp_nc[n:].numpy()), labels=kept_labels(self.held.labels, self.classes), n=len(self.held)))
 
 SHARED_TOKENS = 1 << 18   # of texts that a GPU is given in one call, some passes: the texts are laid out once in it
-
-def _digits(labels)->str: return "".join(_DIGITS[y] for y in labels)
 
 # %% ../nbs/14_experiments.ipynb #a17c0de8
 def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo)->dict:
@@ -1143,9 +1142,20 @@ def count_weights(model)->tuple:
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} | {id(model.get_output_embeddings().weight)}
     return sum(p.numel() for p in model.parameters() if id(p) not in tables), sum(p.numel() for p in model.parameters())
 
+_TABLES = ("token_embd.weight", "output.weight", "position_embd.weight", "token_types.weight")   # as GGUF calls them
+_NO_WEIGHTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+def _gguf_size(path)->tuple:
+    "`count_weights` of a .gguf file, from its header."
+    from gguf import GGUFReader
+    gguf_header(path)   # one line for a file that is none
+    sizes = {t.name: int(t.n_elements) for t in GGUFReader(path).tensors if t.name not in _NO_WEIGHTS}
+    return sum(n for name, n in sizes.items() if name not in _TABLES), sum(sizes.values())
+
 def model_size(name:str)->tuple:
-    "(weights a token passes through, all weights) of a model by its name; `InputError` if neither the table nor a configuration at hand knows it."
+    "(weights a token passes through, all weights) of a model by its name; `InputError` if neither the table, a .gguf file's header nor a configuration at hand knows it."
     if (known := SIZES.get(Path(name).name.lower())): return known
+    if Path(name).suffix.lower() == ".gguf" and Path(name).is_file(): return _gguf_size(name)
     from transformers import AutoConfig, AutoModelForCausalLM
     # transformers raises many kinds of errors where a configuration cannot be had
     try: config = AutoConfig.from_pretrained(name, trust_remote_code=False)

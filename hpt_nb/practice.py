@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULTS', 'CONTROLS', 'FEW', 'gain', 'is_real', 'reads_as_tuned', 'tuning_config', 'check_models', 'work_of',
            'estimate', 'tuned_prompts', 'holdout_accuracy', 'untuned_prompts', 'worth_on', 'warnings_of',
-           'transferable', 'summary']
+           'check_own_folder', 'transferable', 'summary']
 
 # %% ../nbs/18_practice.ipynb #32aa93b4
 import math, sys
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .store import InputError, Store, config_hash, provenance, visible
+from .store import SEEDS, InputError, Store, check_writable, config_hash, provenance, say_remarks, visible, whole
 from .models import LM
 from .tasks import load_task
 from .vocab import Vocab
@@ -23,7 +23,7 @@ from .pez import RunSpec, SearchSpace, fast_dtype
 from .soft import SOFT_METHODS
 from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, lm_id, method_config, product_rate, score_prompt, stored_vocab, tune_config
 from .report import spans_zero, text_interval
-from .export import to_json
+from .export import read_prompt, to_json
 
 # %% ../nbs/18_practice.ipynb #39068ad8
 def gain(
@@ -194,6 +194,14 @@ def warnings_of(
 def _tell(progress, text):
     if progress: print(visible(text), file=sys.stderr, flush=True)
 
+def check_own_folder(store:Store, task, source:LM):
+    "`InputError` for a folder that cannot be written, or that holds results of another command or another prompt."
+    check_writable(store.path, folder=True)
+    if any("model_ids" not in c["config"] for c in store.cells("tune")): raise InputError(f"{store.path} holds results of hpt run or hpt tune; name another folder for this prompt")
+    if (store.path/"prompt.json").exists():
+        there = read_prompt(store.path)
+        if (there["task_hash"], there["source"]) != (task.hash, source.name): raise InputError(f"{store.path} holds the prompt of another task or model, tuned on {there['source']}; name another folder for this one")
+
 def transferable(
     task,                  # a task's name or file, or a `Task`
     models,                # two or more models that you may use; the prompt is tuned on the first
@@ -211,13 +219,16 @@ def transferable(
 )->dict:                   # what prompt.json in `out` holds beside the prompt: scores, candidates, warnings, ...
     "From a labelled file to a prompt and what it is worth on each model. Call it again with the same folder to go on. `InputError` for what cannot work, before anything is tuned."
     how, cfg = tuning_config(method, **settings)
+    seeds = [whole("seed", x, *SEEDS) for x in seeds]
     if not seeds or len(set(seeds)) < len(seeds): raise InputError(f"seeds {list(seeds)}; need one or more, all different")
-    if s < 1 or k < 1 or limit < 1: raise InputError(f"s={s}, k={k}, limit={limit}; need at least 1 of each")
+    whole("s", s), whole("k", k), whole("limit", limit)
     given, names, targets = dict(task=str(task) if isinstance(task, (str, Path)) else None, models=[str(m) for m in models], targets=[str(t) for t in targets]), list(map(str, models)), list(map(str, targets))
     task = load_task(task) if isinstance(task, (str, Path)) else task
     store, load = Store(out or f"runs/transferable-{''.join(c if c.isalnum() else '_' for c in task.name)}"), loader or Models(keep=len(names) + 1)
     split, source = task.subset("validation", min(limit, len(task.validation))), names[0]
     check_models(task, load, names, targets, split.texts, cfg.n_tokens)
+    check_own_folder(store, task, load(source))
+    say_remarks()
     if dtype == "auto": dtype = str(fast_dtype(load(source).device)).removeprefix("torch.")
     parts = work_of(task, load, names, targets, method, cfg, seeds, len(split))
     _tell(progress, f"{task.name}: {len(task.train):,} texts to tune on, {min(cfg.holdout_n, len(task.holdout)):,} to choose on, {len(split):,} of {len(task.validation):,} to score on; {estimate(parts, dtype, load(source).device)}")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import combinations
 import numpy as np
 import torch
-from .store import InputError, Store, config_hash, provenance
-from .arrays import decode_logp, encode_logp
+from .store import SEEDS, InputError, Store, check_fields, config_hash, provenance
+from .arrays import decode_logp, encode_logp, kept_labels, label_numbers
 from .vocab import common_vocab, token_kind
 from .neighbors import check_k, stability, stable_vocab
 from .scoring import label_ids
@@ -33,6 +33,8 @@ class Part:
     tokens:int
     texts:int
 
+    def __post_init__(self): check_fields(self)
+
 @dataclass(frozen=True)
 class EffectsStudy:
     "All that changes the study's numbers."
@@ -45,6 +47,8 @@ class EffectsStudy:
     seed:int = 0
     split:str = "validation"
     dtype:str = "bfloat16"     # of the scoring; J is of the float32 embeddings
+
+    def __post_init__(self): check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000))
 
     @property
     def tokens(self)->int: return max(p.tokens for p in self.parts)
@@ -93,8 +97,6 @@ def study_agreement(store:Store, study:EffectsStudy, pair:list, tokens:list, pro
         if progress: progress(1)
 
 # %% ../nbs/14b_premise.ipynb #94e51009
-def _digits(labels)->str: return "".join("0123456789abcdefghijklmnopqrstuvwxyz"[y] for y in labels)
-
 def _effect_config(study:EffectsStudy, part:Part, task, split, tokens:list, lm)->dict:
     return dict(study="effects", task=task.name, task_hash=task.hash, split=study.split, texts=len(split), texts_hash=split.hash, tokens=len(tokens),
                 tokens_hash=config_hash(dict(tokens=tokens)), model=lm.name, model_id=lm_id(lm), dtype=study.dtype)
@@ -103,7 +105,7 @@ def score_tokens(lm, task, split, ids:list, on_pass=None)->dict:
     "Log-odds of every text under every token, and under none, as a cell keeps them."
     logp_mnc, empty_nc = token_logprobs(lm, task, split.texts, ids, on_pass=on_pass)
     odds = log_odds(logp_mnc.numpy())
-    return dict(odds=encode_logp(odds.reshape(odds.shape[0]*odds.shape[1], -1)), empty=encode_logp(log_odds(empty_nc.numpy())), labels=_digits(split.labels), ids=list(ids))
+    return dict(odds=encode_logp(odds.reshape(odds.shape[0]*odds.shape[1], -1)), empty=encode_logp(log_odds(empty_nc.numpy())), labels=kept_labels(split.labels, empty_nc.shape[1]), ids=list(ids))
 
 def run_effects(
     out,                 # results folder
@@ -199,7 +201,7 @@ def read_effects(store:Store, part:Part)->dict:
     for cell in store.cells("effect"):
         c, r = cell["config"], cell["result"]
         if (c["task"], c["tokens"], c["texts"]) != (part.task, part.tokens, part.texts): continue
-        m, y = c["tokens"], [int(d, 36) for d in r["labels"]]
+        m, y = c["tokens"], label_numbers(r["labels"])
         logp = from_log_odds(decode_logp(r["odds"], m*len(y))).reshape(m, len(y), -1)
         out[c["model"]] = measured(part.effect, logp, from_log_odds(decode_logp(r["empty"], len(y))), y, rows_of(len(tokens[0]["result"]["tokens"]), m))
     if not out: raise InputError(f"{store.path}: no effects of {part.tokens} tokens on {part.texts} texts of {part.task}; make them with hpt study effects")

@@ -10,11 +10,11 @@ __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 'ALONE', 'PAPER', 'STEPS', '
            'spans_zero', 'differences_table', 'verdict', 'losses', 'loss_table', 'loss_verdict', 'wilson', 'roundtrips',
            'roundtrip_table', 'visible', 'prompt_table', 'counterpart_note', 'settings_table', 'settings_tables',
            'vocab_frame', 'stability_frame', 'extremes_table', 'time_table', 'origins_frame', 'provenance_table',
-           'changed', 'check_varied', 'check_preset', 'machines_note', 'plot_accuracy', 'curves_frame', 'plot_curves',
-           'plot_stability', 'neighbors_frame', 'plot_neighbors', 'neighbors_said', 'pairs_frame', 'plot_transfer',
-           'table_html', 'figure_html', 'signs', 'headline', 'unfinished', 'planned_left', 'finished', 'overview',
-           'overview_table', 'plot_overview', 'kept_start', 'unmoved', 'readings_frame', 'stability_maps', 'maps_for',
-           'unread', 'has_words', 'features_frame', 'reading_table', 'correlations', 'correlation_table',
+           'changed', 'check_varied', 'check_preset', 'check_beside', 'machines_note', 'plot_accuracy', 'curves_frame',
+           'plot_curves', 'plot_stability', 'neighbors_frame', 'plot_neighbors', 'neighbors_said', 'pairs_frame',
+           'plot_transfer', 'table_html', 'figure_html', 'signs', 'headline', 'unfinished', 'planned_left', 'finished',
+           'overview', 'overview_table', 'plot_overview', 'kept_start', 'unmoved', 'readings_frame', 'stability_maps',
+           'maps_for', 'unread', 'has_words', 'features_frame', 'reading_table', 'correlations', 'correlation_table',
            'features_verdict', 'words_verdict', 'levels_frame', 'level_differences', 'levels_table', 'method_scores',
            'complete_ways', 'methods_left', 'distinct', 'vectors_note', 'method_stats', 'method_table', 'part_note',
            'method_differences', 'method_differences_table', 'method_verdicts', 'method_sentences', 'methods_headline',
@@ -27,7 +27,7 @@ from html import escape
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .store import InputError, Store, level_folders, status, write_atomic
+from .store import InputError, Store, check_writable, level_folders, status, write_atomic
 from .readability import PARTS, describe, rank_correlation
 
 # %% ../nbs/16_report.ipynb #bfcd80ea
@@ -650,6 +650,7 @@ def _wanted(preset, kind:str, c:dict)->dict:
 def changed(
     store:Store,  # a results folder
     preset,       # an experiment as it is now (`hpt_nb.experiments.Preset`)
+    but=(),       # fields of runs and scores that are not compared
 )->list:          # lines
     "In what a store's results differ from a preset, each difference once; empty if in nothing."
     lines, sizes = {}, {c["result"].get("c") for c in store.cells("vocab")} | {c["config"]["vocab"].get("s") for c in store.cells("tune") if c["config"]["vocab"].get("kind")=="whole"}
@@ -660,7 +661,7 @@ def changed(
             if vocab.get("kind") in ("random", "common", "stable"): c, want = {**c, "vocabulary size s":vocab.get("s")}, want | {"vocabulary size s":[preset.vocab.s, *(n for n in sizes if n and n < preset.vocab.s)]}   # no more than there are
             for name, may in want.items():
                 got = list(c[name]) if isinstance(c.get(name), tuple) else c.get(name)
-                if got in [list(m) if isinstance(m, tuple) else m for m in may]: continue
+                if got in [list(m) if isinstance(m, tuple) else m for m in may] or kind!="vocab" and name in but: continue
                 what = f"{c['task']} from {c['source']}" if kind!="vocab" else "vocabulary of " + " and ".join(c["models"])
                 lines[f"{kind}, {what}: {name} is {got!r} in the results, {' or '.join(map(repr, may))} in the preset"] = None
     return list(lines)
@@ -677,6 +678,31 @@ def check_preset(store:Store, preset):
     if lines := changed(store, preset):
         raise InputError(f"{store.path} was made with other settings than {preset.name} has now: {lines[0]}" + (f" (and {len(lines)-1} more)" if len(lines) > 1 else "")
                          + f"; run hpt run {preset.name} --out with a new folder, or report without --preset")
+
+# %% ../nbs/16_report.ipynb #16be0002
+_MAY_GROW = ("task", "source", "row", "seed", "counterpart", "target", "method", "n")   # what a folder may hold more of, or what is looked at here by itself
+_OTHERS = {"tune":"hpt tune", "Untuned":"hpt transferable"}   # rows that other commands write
+
+def _not_beside(store:Store, preset, tasks:dict)->list:
+    "Why a preset's results cannot stand beside those of a folder, a line each."
+    lines, known = [], {t.name:(name, t) for name, t in tasks.items()}
+    for cell in [*store.cells("tune"), *store.cells("eval")]:
+        c = cell["config"]
+        if c.get("row") in _OTHERS: lines.append(f"they are of {_OTHERS[c['row']]}")
+        name, task = known.get(c.get("task"), (None, None))
+        if task and c["task_hash"]!=task.hash: lines.append(f"the texts, labels or template of {task.name} are others in the results")
+        elif task and cell["kind"]=="eval" and c["n"]!=(n := min(preset.n_for(name) or len(task.validation), len(task.validation))): lines.append(f"{task.name}: {c['n']} texts are scored in the results, {n} now")
+    lines += [f"the vocabulary is of {c['config'].get('tokens', 'any')!r} tokens in the results, {preset.vocab.tokens!r} now" for c in store.cells("vocab") if c["config"].get("tokens", "any")!=preset.vocab.tokens]
+    return list(dict.fromkeys(lines + changed(store, preset, but=_MAY_GROW)))
+
+def check_beside(
+    store:Store,   # a results folder in which there is something
+    preset,        # an experiment (`hpt_nb.experiments.Preset`) that is to write into it
+    tasks:dict,    # its tasks, by their names in the preset
+):
+    "`InputError` where no report could be made of the folder's results and the preset's together."
+    if lines := _not_beside(store, preset, tasks):
+        raise InputError(f"{store.path} holds other results, and no report could be made of both: {lines[0]}" + (f" (and {len(lines)-1} more)" if len(lines) > 1 else "") + "; name another folder with --out")
 
 # %% ../nbs/16_report.ipynb #04942221
 _MACHINE = {"device":"device of scoring", "tune_device":"device of tuning", "cpu":"processor", "simd":"set of vector instructions", "torch":"torch", "transformers":"transformers", "commit":"commit"}
@@ -1476,6 +1502,7 @@ def write_report(
     "Write the web page of a run, whole or not at all. `InputError` for a missing, unfinished, damaged or mixed store."
     store, out = Store(store_path), Path(out_dir)
     if out.exists() and not out.is_dir(): raise InputError(f"{out_dir} is a file; a folder for the page is needed: name another")
+    check_writable(out/"index.html")
     varied = bool(level_folders(store.path))
     if preset is not None: check_varied(store.path, preset) if varied else check_preset(store, preset)
     if varied and partial: raise InputError(f"{store.path} holds a folder for each level of a setting; --partial is for one of them: name it")

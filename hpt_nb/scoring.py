@@ -7,7 +7,7 @@ __all__ = ['JOINED_ROW', 'JOINED_TOKENS', 'OBJECTIVES', 'PROGRAMS', 'label_ids',
            'prefix_embeddings', 'plain_logits', 'LabelHead', 'pack', 'Layout', 'free_bytes', 'token_bytes',
            'fit_tokens', 'check_lengths', 'PrefixScorer', 'logits', 'centred_losses', 'loss_and_grad', 'WholeHead',
            'vocabulary_logp', 'run_losses', 'compile_layers', 'label_logprobs', 'tiled', 'logits_many',
-           'label_logprobs_many', 'kept_labels', 'evaluate']
+           'label_logprobs_many', 'evaluate']
 
 # %% ../nbs/05_scoring.ipynb #2f1de8ad
 import contextlib, copy, math, os, sys, unicodedata
@@ -15,7 +15,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from .store import InputError, remark
+from .store import InputError, remark, whole
+from .arrays import kept_labels
 from .models import LM, token_text
 
 # %% ../nbs/05_scoring.ipynb #33c7de40
@@ -669,6 +670,7 @@ def label_logprobs(
 )->Tensor:              # (n, labels) float32
     "Log-probability of each label word after [prompt; text; template], normalised over the label words (Eq. 1)."
     texts = [texts] if isinstance(texts, str) else list(texts)
+    if max_tokens is not None: whole("max_tokens", max_tokens)
     if not texts: return torch.empty(0, len(task.labels))
     scorer, prefix, seqs = PrefixScorer(lm, label_ids(lm, task), max_tokens=max_tokens), prefix_embeddings(lm, prompt), text_ids(lm, task, texts)
     return scorer.logits(prefix, seqs, on_pass=on_pass).log_softmax(-1)
@@ -758,15 +760,6 @@ def label_logprobs_many(
     return out
 
 # %% ../nbs/05_scoring.ipynb #fe21b736
-_digits = "0123456789abcdefghijklmnopqrstuvwxyz"
-
-def kept_labels(
-    labels,       # n label numbers
-    classes:int,  # label words of the task
-):                # str or list
-    "Label numbers as a result keeps them: a base-36 digit each, or a list where there are more classes than digits. Either is held against another place by place."
-    return "".join(_digits[y] for y in labels) if classes <= len(_digits) else [int(y) for y in labels]
-
 def evaluate(
     lm:LM, task,
     split,              # has `.texts` and `.labels` (label numbers)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import Adafactor
-from .store import InputError, config_hash, write_atomic
+from .store import InputError, check_fields, config_hash, number, whole, write_atomic
 from .models import LM, token_text
 from .scoring import PrefixScorer, kept_labels, label_ids, prompt_to_ids, text_ids
-from .pez import Run, SearchSpace, batch_at, lm_facts, read_state, run_pass, spec_facts, write_state
+from .pez import BOUNDS, Run, SearchSpace, batch_at, lm_facts, read_state, run_pass, spec_facts, write_state
 
 # %% ../nbs/09_soft.ipynb #8b7d5c59
 def vector_prefix(
@@ -68,12 +68,7 @@ class SoftConfig:
     holdout_n:int = 5000        # holdout texts, stratified; all if there are fewer
 
     def __post_init__(self):
-        for name in ("n_tokens", "steps", "batch", "eval_every", "holdout_n"):
-            value = getattr(self, name)
-            if value is not None and value < 1 or value is None and name != "n_tokens": raise InputError(f"{name}={value}; need at least 1")
-        for name in ("lr", "adam_lr", "clip"):
-            if not 0 < getattr(self, name) < math.inf: raise InputError(f"{name}={getattr(self, name)}; need a positive number")
-        if not 0 <= self.weight_decay < math.inf: raise InputError(f"weight_decay={self.weight_decay}; need a number of at least 0")
+        check_fields(self, **BOUNDS | dict(weight_decay=dict(least=0, most=1e6)))
         if not isinstance(self.init, str) or not self.init: raise InputError(f"init={self.init!r}; need 'labels', 'random' or a manual prompt's text")
         if self.n_tokens is None and self.init in ("labels", "random"): raise InputError(f"n_tokens=None with init={self.init!r}; give a number, or a manual text as init")
 
@@ -348,7 +343,7 @@ def transfer_soft(
 )->Tensor:                    # (p, d_t) float32, on the anchors' device
     "Vectors of the target model that lie to the anchors as the sources' prompts do (Wu et al. 2024): zero-shot, no forward pass. `InputError` where shapes disagree."
     _check_sources(vectors_by_source, anchors_by_source, target_anchors)
-    if keep < 1 or steps < 1 or not lr > 0: raise InputError(f"keep={keep}, steps={steps}, lr={lr}; need at least 1, at least 1, and a positive rate")
+    whole("keep", keep), whole("steps", steps), number("lr", lr, above=0, most=1e6)
     code = torch.stack([encode_relative(v.to(a.device), a).to(target_anchors.device) for v, a in zip(vectors_by_source, anchors_by_source)]).mean(0)
     forms = _kept_forms(code, target_anchors, keep)
     spread, mean = (s.to(target_anchors.device) for s in torch.std_mean(target_embeddings.detach().float()))
@@ -360,4 +355,5 @@ def transfer_soft(
         opt.zero_grad()
         (1 - _code_cosine(sized(), forms)).mean().backward()
         opt.step()
+    if not sized().isfinite().all(): raise InputError(f"lr={lr}: the vectors are no longer finite numbers; lower it")
     return sized().detach()

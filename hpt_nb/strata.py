@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 import numpy as np
 import torch
-from .store import InputError, Store, config_hash, provenance
-from .arrays import decode_logp, encode_logp
+from .store import SEEDS, InputError, Store, check_fields, config_hash, provenance
+from .arrays import decode_logp, encode_logp, kept_labels, label_numbers
 from .vocab import Vocab, is_word
 from .neighbors import stable_vocab
 from .scoring import label_ids, label_logprobs_many
@@ -107,6 +107,8 @@ class StrataStudy:
     seed:int = 0
     dtype:str = "bfloat16" # of the scoring
 
+    def __post_init__(self): check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]))
+
 SMALL = StrataStudy(prompts=6, texts=16, unlabelled=16)
 
 def log_odds(logp)->np.ndarray:
@@ -156,14 +158,12 @@ def _score_config(study:StrataStudy, task, judged, unlabelled, stratum:str, prom
     return dict(study="strata", task=task.name, task_hash=task.hash, texts=len(judged), texts_hash=judged.hash, unlabelled=len(unlabelled), unlabelled_hash=unlabelled.hash,
                 stratum=stratum, prompts=len(prompts), prompts_hash=config_hash(dict(prompts=prompts)), model=lm.name, model_id=lm_id(lm), dtype=study.dtype)
 
-def _digits(labels)->str: return "".join("0123456789abcdefghijklmnopqrstuvwxyz"[y] for y in labels)
-
 def score_stratum(lm, task, judged, unlabelled, prompts:list, on_pass=None)->dict:
     "Log-odds of every text under every prompt, as a cell keeps them; the prompts are read as text."
     texts, n, m = judged.texts + unlabelled.texts, len(judged), len(prompts)
     odds = log_odds(label_logprobs_many(lm, task, texts, prompts, on_pass=on_pass).numpy())   # (m, texts, C-1)
     return dict(odds=encode_logp(odds[:,:n].reshape(m*n, -1)), odds_unlabelled=encode_logp(odds[:,n:].reshape(m*len(unlabelled), -1)),
-                labels=_digits(judged.labels), labels_unlabelled=_digits(unlabelled.labels), prompts=prompts, tokens=[len(lm.encode(p)) for p in prompts])
+                labels=kept_labels(judged.labels, len(task.labels)), labels_unlabelled=kept_labels(unlabelled.labels, len(task.labels)), prompts=prompts, tokens=[len(lm.encode(p)) for p in prompts])
 
 def run_strata(
     out,                        # results folder
@@ -230,7 +230,7 @@ def read_strata(
     for cell in cells:
         c, r = cell["config"], cell["result"]
         if (c["model"], c["stratum"]) in out: raise InputError(f"{store.path}: {c['stratum']} on {c['model']} is there twice, so it holds several studies; need a folder for each")
-        m, labels, held = c["prompts"], [int(y, 36) for y in r["labels"]], [int(y, 36) for y in r["labels_unlabelled"]]
+        m, labels, held = c["prompts"], label_numbers(r["labels"]), label_numbers(r["labels_unlabelled"])
         def cube(text, n): return from_log_odds(decode_logp(text, m*n)).reshape(m, n, -1)
         out[c["model"], c["stratum"]] = worth_of(measure, cube(r["odds"], len(labels)), labels, cube(r["odds_unlabelled"], len(held)), held)
     return out
