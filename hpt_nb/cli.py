@@ -10,7 +10,7 @@ __all__ = ['cmd_vocab', 'cmd_stability', 'cmd_tune', 'cmd_eval', 'cmd_effects', 
 import argparse, ast, importlib.util, json, os, sys
 from contextlib import contextmanager
 from pathlib import Path
-from .store import MOST, SEEDS, InputError, check_writable, holding_remarks, say_remarks, visible, whole
+from .store import MOST, SEEDS, InputError, check_writable, holding_remarks, remark, say_remarks, visible, whole
 
 # %% ../nbs/21_cli.ipynb #164a670b
 def _seeds(text:str)->list:
@@ -88,10 +88,18 @@ def _tune_folder(store):
     if other := sorted({str(c["config"].get("row")) for c in store.cells("tune")} - {"tune"}): raise InputError(f"{store.path} holds the results of hpt run (row {other[0]}), whose report would be refused with other prompts beside them; name another --out")
     return store
 
+def _remark_used(lm, task, cfg):
+    "Say where a tuning run uses other numbers than its settings name."
+    from hpt_nb.scoring import texts_cut
+    held = task.subset("holdout", min(cfg.holdout_n, len(task.holdout)))
+    if len(held) < cfg.holdout_n: remark(f"prompts are chosen on {len(held)} holdout texts, all that there are, not on {cfg.holdout_n}")
+    if cfg.eval_every > cfg.steps: remark(f"prompts are judged once, after the last of {cfg.steps} steps, not every {cfg.eval_every}")
+    if cut := texts_cut(lm, task, held.texts): remark(f"{cut} of {len(held)} holdout texts are longer than {task.max_text_tokens} tokens and cut")
+
 def cmd_tune(a):
     "hpt tune"
     seeds = _seeds(a.seeds)
-    from hpt_nb.experiments import lm_id, method_config
+    from hpt_nb.experiments import lm_id, method_config, tune_facts
     given = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, lr=a.lr, init=a.init, eval_every=a.eval_every, holdout_n=a.holdout, start=a.start) | _settings(a.set)
     if a.start == "": raise InputError("--start is empty; give the text that the prompt starts from, or leave it out")
     method, cfg = method_config(a.method, **given)
@@ -125,6 +133,7 @@ def cmd_tune(a):
     configs = [dict(task=task.name, task_hash=task.hash, source=lm.name, source_id=lm_id(lm), counterpart=None, row="tune", method=a.method, **extra([lm_id(m) for m in seconds]),
                     vocab=dict(kind=kind, s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **({"compiled": True} if compiled else {}), **facts(cfg)) for s in seeds]
     todo = [c for c in configs if not store.has("tune", c)]
+    _remark_used(lm, task, cfg)
     say_remarks()
     if todo:
         import torch
@@ -133,7 +142,7 @@ def cmd_tune(a):
         runs = method.run(fast, task, [RunSpec(space, a.method, c["seed"]) for c in todo], cfg, progress=not a.quiet, desc=f"tuning {lm.name} on {task.name}",
                           **extra(list(map(ready, seconds))))
         for c, r in zip(todo, runs):
-            store.put("tune", c, r.result(), provenance(fast.device, dtype, [c["seed"]], r.wall_s))
+            store.put("tune", c, r.result(), provenance(fast.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)))
     for c in configs:
         r = store.get("tune", c)
         _say(f"seed {c['seed']}: holdout {r['best_holdout']:.3f} at step {r['best_step']}: {r['prompt_text']!r}")
@@ -142,7 +151,7 @@ def cmd_tune(a):
 def cmd_eval(a):
     "hpt eval"
     from hpt_nb.models import load_lm
-    from hpt_nb.scoring import check_lengths, evaluate, label_ids, prefix_embeddings, prompt_to_ids, text_ids
+    from hpt_nb.scoring import check_lengths, evaluate, label_ids, prefix_embeddings, prompt_to_ids, text_ids, texts_cut
     from hpt_nb.tasks import load_task
     from tqdm.auto import tqdm
     task = load_task(a.task)
@@ -153,9 +162,10 @@ def cmd_eval(a):
     say_remarks()
     with tqdm(total=len(split), unit="text", desc=f"{lm.name} on {task.name}", disable=a.quiet or a.json) as bar:
         got = evaluate(lm, task, split, a.prompt or None, on_pass=bar.update)
-    out = dict(accuracy=got["accuracy"], correct=got["correct"], n=got["n"], model=lm.name, task=task.name, split=a.split, dtype=str(lm.dtype).removeprefix("torch."),
+    cut = texts_cut(lm, task, split.texts)
+    out = dict(accuracy=got["accuracy"], correct=got["correct"], n=got["n"], cut=cut, model=lm.name, task=task.name, split=a.split, dtype=str(lm.dtype).removeprefix("torch."),
                prompt=a.prompt, prompt_ids=prompt_to_ids(lm, a.prompt or None))
-    _say(json.dumps(out) if a.json else f"{got['correct']} of {got['n']} right, accuracy {got['accuracy']:.4f} ({lm.name}, {out['dtype']}, {task.name} {a.split})")
+    _say(json.dumps(out) if a.json else f"{got['correct']} of {got['n']} right, accuracy {got['accuracy']:.4f} ({lm.name}, {out['dtype']}, {task.name} {a.split}{f'; {cut} texts cut at {task.max_text_tokens} tokens' if cut else ''})")
 
 # %% ../nbs/21_cli.ipynb #e5a21002
 def _split_of(task, name:str, n:int):

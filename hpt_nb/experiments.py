@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ROWS', 'REGISTRY', 'MANUAL', 'MOMENT', 'SHARED_TOKENS', 'SIZES', 'CLASSES', 'TEXTS', 'SHARE', 'row_vocab', 'Method',
            'method_config', 'Arm', 'Source', 'VocabConfig', 'Preset', 'presets', 'variations', 'parse_preset',
-           'load_preset', 'lm_id', 'tune_config', 'eval_config', 'Models', 'models_to_keep', 'vocab_config',
-           'stored_vocab', 'scored_vocab', 'check_words', 'example_words', 'near_tokens', 'keep_examples', 'passes',
-           'run_rows', 'label_tokens', 'pass_vocabs', 'tuning_dtypes', 'moment_prompts', 'tune_pass', 'task_key',
-           'start_prompts', 'random_ids', 'untuned', 'untuned_rows', 'Scoring', 'score_prompt', 'score_vectors',
-           'reading_config', 'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar',
-           'begin', 'announce', 'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks',
-           'makespan', 'dry_run']
+           'load_preset', 'lm_id', 'tune_config', 'eval_config', 'tune_facts', 'score_facts', 'Models',
+           'models_to_keep', 'vocab_config', 'stored_vocab', 'scored_vocab', 'check_words', 'example_words',
+           'near_tokens', 'keep_examples', 'passes', 'run_rows', 'label_tokens', 'pass_vocabs', 'tuning_dtypes',
+           'moment_prompts', 'tune_pass', 'task_key', 'start_prompts', 'random_ids', 'untuned', 'untuned_rows',
+           'Scoring', 'score_prompt', 'score_vectors', 'reading_config', 'read_prompt', 'Unit', 'shares', 'plan_units',
+           'Job', 'note_failed', 'weight', 'Bar', 'begin', 'announce', 'run_preset', 'count_weights', 'model_size',
+           'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
 import gc, heapq, re, time
@@ -30,7 +30,7 @@ from .models import LM, gguf_header, _find, as_device, load_lm
 from .tasks import load_task
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
-from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, logits_many, read_text, text_ids
+from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, logits_many, read_text, text_ids, texts_cut
 from .pez import COMPILE_STEPS, METHODS, PEZ_STARTS, PezConfig, RunSpec, SearchSpace, facts, fast_dtype, shown_tokens, tune_runs, _start
 from .swaps import SWAP_METHODS, tune_swaps
 from .rlprompt import RLConfig, tune_rlprompt
@@ -493,6 +493,18 @@ def eval_config(preset, task, split_n, prompt:dict, target:LM, role, mode, ids)-
                 target=target.name, target_id=lm_id(target), role=role, mode=mode, prompt_ids=list(ids), dtype=preset.scoring_dtype,
                 **({"holdout": preset.holdout} if preset.holdout else {}))
 
+# %% ../nbs/14_experiments.ipynb #a17c3002
+def tune_facts(task, cfg)->dict:
+    "What a tuning run really used, for its cell's provenance."
+    return dict(chosen_on=min(cfg.holdout_n, len(task.holdout)), trained_on=len(task.train), dropped=task.info.get("dropped", {}), labels_as_numbers=task.info.get("labels as numbers", 0))
+
+def score_facts(lm:LM, task, split)->dict:
+    "What was really read for a score, for its cell's provenance: texts that were cut, and at how many tokens."
+    known = lm.__dict__.setdefault("_cut", {})   # the tokenizer's, so a copy in another format may share it
+    key = task.hash, split.hash
+    if key not in known: known[key] = texts_cut(lm, task, split.texts)
+    return dict(cut=known[key], max_text_tokens=task.max_text_tokens)
+
 # %% ../nbs/14_experiments.ipynb #a5658aa6
 class Models:
     "Loaded models by name and dtype; keeps the last `keep` of them. `InputError` if two would stand in the results under one name."
@@ -700,7 +712,7 @@ def tune_pass(store, preset, models, source_name, task, pairs, second=None, on_s
         if ckpt: ckpt.parent.mkdir(parents=True, exist_ok=True)
         def keep(steps, done):
             for c, r in zip(configs[steps], done):
-                if not store.has("tune", c): store.put("tune", c, r.result() | dict(pass_steps=cfg.steps), provenance(lm.device, dtype, [c["seed"]], r.wall_s))
+                if not store.has("tune", c): store.put("tune", c, r.result() | dict(pass_steps=cfg.steps), provenance(lm.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)))
         specs = [RunSpec(space, m, seed) for space, (m, _, _, seed) in zip(_spaces(lm, vocabs), runs)]
         done = first.run(lm, task, specs, cfg, progress=False, checkpoint=ckpt, on_step=on_step, budgets=budgets[:-1], on_budget=keep, **more)
         keep(cfg.steps, done)
@@ -805,7 +817,7 @@ def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo
             held = task.subset("holdout", preset.holdout, seed=0) if preset.holdout else None
             memo[key] = Scoring(target, task, split, held).results([ids])[0]
         stored = memo[key] | dict(prompt_text=prompt["prompt_text"])
-        store.put("eval", config, stored, provenance(target.device, target.dtype, None if prompt["seed"] is None else [prompt["seed"]], stored["wall_s"]))
+        store.put("eval", config, stored, provenance(target.device, target.dtype, None if prompt["seed"] is None else [prompt["seed"]], stored["wall_s"], ran=score_facts(target, task, split)))
         memo[key] = memo[key] | dict(wall_s=0.)   # whoever has the same ids has the answer for nothing
     else: memo.setdefault(key, {k: v for k, v in stored.items() if k != "prompt_text"} | dict(wall_s=0.))
     return stored
@@ -826,7 +838,7 @@ def score_vectors(store, preset, models, task, split, prompt, source_name, targe
             v = transfer_soft([v], [anchor_rows(source, vocab)], anchor_rows(target, vocab), target.embeddings)
         got = evaluate_vectors(target, task, split, v)
         have = {k: got[k] for k in ("correct", "n", "predictions", "labels")} | dict(wall_s=round(time.perf_counter() - began, 3), prompt_text=prompt["prompt_text"])
-        store.put("eval", config, have, provenance(target.device, target.dtype, [prompt["seed"]], have["wall_s"]))
+        store.put("eval", config, have, provenance(target.device, target.dtype, [prompt["seed"]], have["wall_s"], ran=score_facts(target, task, split)))
     return have
 
 # %% ../nbs/14_experiments.ipynb #b1eb207e

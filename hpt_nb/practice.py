@@ -21,7 +21,7 @@ from .vocab import Vocab
 from .scoring import check_lengths, evaluate, label_ids, text_ids
 from .pez import RunSpec, SearchSpace, fast_dtype
 from .soft import SOFT_METHODS
-from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, lm_id, method_config, product_rate, score_prompt, stored_vocab, tune_config
+from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, lm_id, method_config, product_rate, score_facts, score_prompt, stored_vocab, tune_config, tune_facts
 from .report import spans_zero, text_interval
 from .export import read_prompt, to_json
 
@@ -119,7 +119,7 @@ def tuned_prompts(store:Store, models:Models, names, task, vocab:Vocab, method:s
         space = SearchSpace(fast[0], vocab)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         for c, r in zip(configs, how.run(fast[0], task, [RunSpec(space, method, s) for s in seeds], cfg, progress=False, checkpoint=checkpoint, on_step=on_step, **more)):
-            store.put("tune", c, r.result(), provenance(source.device, dtype, [c["seed"]], r.wall_s))
+            store.put("tune", c, r.result(), provenance(source.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)))
     checkpoint.unlink(missing_ok=True)
     keep = ("prompt_ids", "prompt_text", "tokens", "best_holdout", "best_step")
     return [{k: c[k] for k in ("source", "counterpart", "row", "seed", "steps", "method")} | {k: store.get("tune", c)[k] for k in keep} for c in configs]
@@ -238,7 +238,8 @@ def transferable(
     chosen, candidates, scores, reads = done
     first = load(source)
     facts = dict(given=given, method=method, settings=asdict(cfg), seed=chosen["seed"], seeds=list(seeds), tuning_dtype=dtype, tokens=chosen["tokens"],
-                 vocabulary=dict(models=vocab.models, common=len(common), used=len(vocab), k=k, hash=vocab.hash), scored_on=dict(split="validation", n=len(split), of=len(task.validation), dtype="float32"),
+                 vocabulary=dict(models=vocab.models, common=len(common), used=len(vocab), k=k, hash=vocab.hash), scored_on=dict(split="validation", n=len(split), of=len(task.validation), dtype="float32", cut={lm.name: score_facts(lm, task, split)["cut"] for lm in map(load, (*names, *targets))}, max_text_tokens=task.max_text_tokens),
+                 chosen_on=min(cfg.holdout_n, len(task.holdout)), dropped=task.info.get("dropped", {}),
                  candidates=candidates, scores=scores, reads_as_tuned=reads, warnings=warnings_of(scores, reads, min(cfg.holdout_n, len(task.holdout)), first.name), provenance=provenance(first.device, "float32", seeds))
     to_json(chosen["prompt_ids"], task, [first, *(load(n) for n in names[1:]), *(load(t) for t in targets)], store.path/"prompt.json", **facts)
     return dict(prompt=chosen["prompt_text"], out=str(store.path), **facts)
@@ -293,5 +294,6 @@ def summary(
     said = [f"prompt: {got['prompt']!r}",
             f"tuned by {got['method']} over {v['used']:,} of {v['common']:,} tokens that {', '.join(v['models'])} share; seed {got['seed']} of {', '.join(map(str, got['seeds']))} was chosen: holdout " + ", ".join(f"{pct(a)} on {m}" for m, a in best["holdout"].items()),
             f"accuracy in percent on {got['scored_on']['n']} of {got['scored_on']['of']} validation texts; gains in points with 95 % intervals over texts", "", pd.DataFrame(lines).to_string(index=False), ""]
+    if cut := {m: n for m, n in got["scored_on"].get("cut", {}).items() if n}: said.insert(-3, f"texts longer than {got['scored_on']['max_text_tokens']} tokens were cut: " + ", ".join(f"{n} of {got['scored_on']['n']} on {m}" for m, n in cut.items()))
     said += [f"warning: {w}" for w in got["warnings"]] or ["no warning: every gain above is real by its interval"]
     return "\n".join(said)
