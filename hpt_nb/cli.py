@@ -311,7 +311,7 @@ def _check_folder(out, preset, data):
 
 def _run_one(preset, out, a):
     "One experiment into one folder, by the engine that was asked for."
-    how = dict(progress=not a.quiet, data=a.data, retry_failed=a.retry_failed, split=a.split)
+    how = dict(progress=not a.quiet, data=a.data, retry_failed=a.retry_failed, split=a.split, anyway=a.anyway)
     if a.engine == "local":
         from hpt_nb.experiments import run_preset
         store = run_preset(preset, out, **how)
@@ -428,6 +428,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--split", type=_positive(), default=0, metavar="N", help="at most N seeds in one tuning pass, so that more devices share the work (all in one)")
     c.add_argument("--data", metavar="DIR", help="folder of task files (sst2.toml, ag_news.toml) that stand in for the hub's tasks")
     c.add_argument("--retry-failed", action="store_true", help="try pieces again that failed before")
+    c.add_argument("--anyway", action="store_true", help="go on although step 0, Empty against the paper's counts, speaks against it (presets with step0 = true)")
     c = command("status", cmd_status, "what of a run is done, running, failed and left, and how long it will take")
     c.add_argument("dir", metavar="DIR")
     c = command("report", cmd_report, "web page of a results folder")

@@ -10,11 +10,11 @@ __all__ = ['PROCESS_BYTES', 'STARTS', 'import_ray', 'ray_cluster', 'weights_of',
 import logging, math, os, shutil, tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 import torch
 from .store import InputError, Store
-from .experiments import Bar, Job, Models, Preset, begin, model_size, note_failed, plan_units, ranks, weight
+from .experiments import Bar, Job, Models, Preset, begin, check_step0, model_size, note_failed, plan_units, ranks, step0, weight
 
 # %% ../nbs/15_engines.ipynb #c4a81e37
 def import_ray():
@@ -233,6 +233,17 @@ def _gpu_bytes():
     "Memory of the GPU that this task was given; None where torch sees none."
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
+def _step0_there(folder:str, preset:Preset, path:str, data)->list:
+    "`step0`, on whichever machine it runs."
+    os.chdir(folder)
+    return step0(preset, Store(path), Models(keep=1, bos=preset.bos), data)
+
+def _step0_on_ray(cpus:int, preset:Preset, store:Store, models, data)->list:
+    "`step0` on a machine of the cluster, with a GPU where there is one."
+    with ray_cluster() as ray:
+        able = ray.remote(num_cpus=cpus, num_gpus=int(bool(ray.cluster_resources().get("GPU"))))
+        return ray.get(able(_step0_there).remote(os.getcwd(), preset, str(store.path.resolve()), data))
+
 def run_on_ray(
     preset:Preset,
     out,                      # results folder, on a file system that all machines share
@@ -241,9 +252,11 @@ def run_on_ray(
     retry_failed:bool=False,  # try again what failed before
     split:int=0,              # seeds in one pass, at most; 0: all
     cpus:int=1,               # processors, and threads, a worker
+    anyway:bool=False,        # go on although step 0 speaks against it
 )->Store:                     # its `failures()` say what failed, and why
     "Run a preset on Ray: as `run_preset`, with the same results. Stop it at any time; the same call goes on where it was."
     import_ray()
+    if preset.step0: check_step0(preset, Store(out), None, data, anyway, partial(_step0_on_ray, cpus))
     (store, tasks), preset_models = begin(preset, out, data), Models(bos=preset.bos)
     units = plan_units(preset, tasks, preset_models, split)
     with ray_cluster() as ray:

@@ -7,8 +7,8 @@ __all__ = ['JOINT_METHODS', 'OWN', 'nearest_together', 'JointConfig', 'tune_join
            'start_pieces', 'round_texts', 'tune_joint_swaps']
 
 # %% ../nbs/10_joint.ipynb #1abf4f96
-from dataclasses import dataclass, fields, replace
-from itertools import accumulate, product
+from dataclasses import dataclass, replace
+from itertools import accumulate
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -253,10 +253,10 @@ def round_texts(
     number:int,   # of the round, 0-based
 )->tuple:         # (gradient_n text numbers, fresh_n others)
     "Texts of one round, for the gradients and for the finalists."
-    size = cfg.gradient_n + cfg.fresh_n
-    if cfg.objective != "centred": both = batch_at(len(labels), size, seed, number)
+    size, seed = cfg.gradient_n + cfg.fresh_n, (seed + 1)*1_000_003**2 + 1_000_003*(number + 1)
+    if cfg.objective != "centred": both = batch_at(len(labels), size, seed, 0)
     else:
-        both, rank = balanced_batch_at(labels, size, seed, number), {}
+        both, rank = balanced_batch_at(labels, size, seed, 0), {}
         for i in both: rank.setdefault(labels[i], []).append(i)
         both = [of[k] for k in range(size) for of in rank.values() if k < len(of)]   # the classes in turn
     return both[:cfg.gradient_n], both[cfg.gradient_n:]
@@ -274,6 +274,7 @@ class _JointSwapPass:
         if len(self.lms) < 2 or len({m.name for m in self.lms}) < len(self.lms): raise InputError(f"models {', '.join(m.name for m in self.lms)}; need at least two different ones")
         _check_shared(self.specs, [m.name for m in self.lms])
         asked, there = cfg.gradient_n + cfg.fresh_n, len(task.train.texts)
+        if cfg.objective == "centred": there = min(there, len(task.labels)*min(map(task.train.labels.count, set(task.train.labels))))   # each class as often
         if asked > there: raise InputError(f"gradient_n={cfg.gradient_n} and fresh_n={cfg.fresh_n} ask for {asked} texts a round, and there are {there} to train on; lower them")
         self.sides = [_Side(m, task, cfg) for m in self.lms]
         self.vocabs = [s.space.vocab for s in self.specs]

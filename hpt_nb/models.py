@@ -268,6 +268,8 @@ def _cast(model, dtype:torch.dtype):
     return new
 
 # %% ../nbs/01_models.ipynb #92d18937
+_CANNOT = (TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError, IndexError, KeyError, AssertionError)
+
 @torch.no_grad()
 def check_causal(lm:LM):
     "`InputError` unless the model predicts from left to right, reads embeddings as it reads ids, and gives finite numbers."
@@ -276,8 +278,12 @@ def check_causal(lm:LM):
     top = max(set(lm.tokenizer.get_vocab().values()) - set(lm.tokenizer.added_tokens_decoder))   # a token added later may lack a row: nobody reads it
     if max(top, *ids) >= lm.n_rows: raise InputError(f"{lm.name}: the tokenizer gives ids up to {top}, the model has {lm.n_rows} rows; they do not belong together")
     ids_bp = torch.tensor([[ids[0], ids[1]], [ids[0], ids[2]]], device=lm.device)
-    try: by_id, by_row = (lm.model(**x).logits.float() for x in (dict(input_ids=ids_bp), dict(inputs_embeds=lm.model.get_input_embeddings()(ids_bp))))
-    except (TypeError, ValueError, NotImplementedError, AttributeError) as e: raise InputError(f"{lm.name}: does not take embeddings in place of token ids ({_why(e)}); name another model") from e
+    try: by_id = lm.model(input_ids=ids_bp, use_cache=False).logits.float()
+    except torch.cuda.OutOfMemoryError: raise
+    except _CANNOT as e: raise InputError(f"{lm.name}: does not read plain text ({_why(e)}); name a causal language model") from e
+    try: by_row = lm.model(inputs_embeds=lm.model.get_input_embeddings()(ids_bp), use_cache=False).logits.float()
+    except torch.cuda.OutOfMemoryError: raise
+    except _CANNOT as e: raise InputError(f"{lm.name}: does not take embeddings in place of token ids ({_why(e)}); name another model") from e
     if not by_id.isfinite().all(): raise InputError(f"{lm.name}: its outputs are not finite in {lm.dtype}; the weights are damaged, or another dtype is needed")
     near = lambda a,b: (a-b).abs().max() <= torch.finfo(lm.dtype).eps**.5 * by_id.abs().max()
     if not near(by_id[0,0], by_id[1,0]): raise InputError(f"{lm.name}: a later token changes an earlier prediction, so this is no causal model (an encoder?); name a causal language model")

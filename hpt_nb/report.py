@@ -637,16 +637,16 @@ def _called(model:str)->set:
 
 def _was_absent(config, name:str)->bool:
     "Does a setting stand at what cells were computed with before there was one? Then they do not name it."
-    from dataclasses import fields
-    absent = {f.name:f.metadata["absent"] for f in fields(config) if "absent" in f.metadata}
+    absent = {f.name:f.metadata["absent"] for f in getattr(config, "__dataclass_fields__", {}).values() if "absent" in f.metadata}
     return name in absent and getattr(config, name)==absent[name]
 
 def _wanted(preset, kind:str, c:dict)->dict:
     "What a preset says now of the fields of one cell's configuration: field -> values it may have."
     one = lambda d: {k:[v] for k, v in d.items()}
     if kind=="vocab":
-        v, drawn = preset.vocab, preset.vocab.h!="exact"
-        return one(dict(k=v.k, h=v.h, repeats=v.repeats if drawn else None, seed=v.seed if drawn else None, include_self=v.include_self))
+        asked = [preset.vocab, *(preset.vocab_for(r) for r in preset.tuned_rows)]   # a row of the preset's own may have another
+        values = [dict(k=v.k, h=v.h, repeats=v.repeats if v.h!="exact" else None, seed=v.seed if v.h!="exact" else None, include_self=v.include_self) for v in asked]
+        return {k:[v[k] for v in values] for k in values[0]}
     task, sources = _listed(preset, c["task"]), {c["source"]:s for s in preset.sources if c["source"] in _called(s.model)}
     if task is None: return {"task":list(preset.tasks)}
     if not sources: return {"source":[s.model for s in preset.sources]}
@@ -671,7 +671,7 @@ def changed(
         for cell in store.cells(kind):
             c = cell["config"]
             want, vocab = _wanted(preset, kind, c), c.get("vocab") or {}
-            if vocab.get("kind") in ("random", "common", "stable"): c, want = {**c, "vocabulary size s":vocab.get("s")}, want | {"vocabulary size s":[preset.vocab.s, *(n for n in sizes if n and n < preset.vocab.s)]}   # no more than there are
+            if vocab.get("kind") in ("random", "common", "stable") and "arm" not in c: c, want = {**c, "vocabulary size s":vocab.get("s")}, want | {"vocabulary size s":[preset.vocab.s, *(n for n in sizes if n and n < preset.vocab.s)]}   # no more than there are
             for name, may in want.items():
                 got = list(c[name]) if isinstance(c.get(name), tuple) else c.get(name)
                 if got in [list(m) if isinstance(m, tuple) else m for m in may] or kind!="vocab" and name in but: continue

@@ -9,12 +9,12 @@ import torch
 
 from hpt_nb import fingerprints
 from hpt_nb.fingerprints import COUNTS, EMPTY, SIZES, Format, count_of, distinct, explain, fingerprint, formats, paper_count
-from hpt_nb.scoring import PrefixScorer, evaluate, plain_logits
+from hpt_nb.scoring import PrefixScorer, evaluate, plain_logits, text_ids
 from hpt_nb.store import InputError
-from hpt_nb.tasks import Split, Task
+from hpt_nb.tasks import Split, Task, task_format
 from tiny import tiny_lm
 
-CHOICES = ("text", "before", "join", "suffix", "end", "bos", "labels", "dtype")
+CHOICES = ("text", "before", "join", "suffix", "end", "bos", "labels", "dtype", "limit")
 TEXTS = ["the film was great .", " a bad movie, 12 people left ", "good", "it was the story .  ", "boring characters and a terrible plot in 1980", "caf\u00e9 business.", "not so good!", "a great day for sports "]
 SPLIT = Split(tuple(f"{t}" if k < 2 else f"so {t}" for k in range(3) for t in TEXTS), tuple(i % 2 for i in range(3*len(TEXTS))))
 QUICK = dict(dtypes=["float32"], progress=False)
@@ -31,8 +31,9 @@ def slow_count(lm, f, task, split=SPLIT):
     for text, y in zip(split.texts, split.labels):
         t = f.before + {"stripped": text.strip(), "as given": text, "spaced": text.strip() + " "}[f.text]
         s = f.suffix + (" " if f.end == "space" else "")
-        ids = lm.encode(t)[:task.max_text_tokens] + lm.encode(s)
-        if f.join == "whole" and len(lm.encode(t)) <= task.max_text_tokens: ids = lm.encode(t + s)
+        room = task.max_text_tokens - (len(bos) + len(lm.encode(s)) + (len(lm.encode(" ")) if f.end == "own" else 0) if f.limit == "whole" else 0)
+        ids = lm.encode(t)[:room] + lm.encode(s)
+        if f.join == "whole" and len(lm.encode(t)) <= room: ids = lm.encode(t + s)
         if f.end == "own": ids = ids + lm.encode(" ")
         with torch.no_grad(): got = plain_logits(lm, labels, lm.embeddings[torch.tensor(bos, dtype=torch.long)][None], [ids])
         correct += int(got.argmax(-1)) == y
@@ -58,13 +59,14 @@ def test_a_percentage_must_name_one_count(percent, n, says):
 def test_each_choice_multiplies():
     task, every = task_of(), formats(task_of())
     sizes = {c: len({getattr(f, c) for f in every}) for c in CHOICES}
-    assert sizes == dict(text=3, before=2, join=2, suffix=2, end=3, bos=2, labels=2, dtype=2) and len(every) == len(set(every)) == 576
+    assert sizes == dict(text=3, before=2, join=2, suffix=2, end=3, bos=2, labels=2, dtype=2, limit=1) and len(every) == len(set(every)) == 576
+    assert len(formats(task, limit=["text", "whole"])) == 2*576
     assert {f.labels for f in every} == {(" great", " bad"), ("great", "bad")} == {f.labels for f in formats(task_of(labels=("great", "bad")))}
     assert {f.suffix for f in every} == {". It was", " It was"} == {f.suffix for f in formats(task_of(suffix=" It was "))}
     assert formats(task, dtype=["float16"], text=["spaced"])[0] == Format("spaced", "", "apart", ". It was", "", False, (" great", " bad"), "float16")
     assert len({str(f) for f in every}) == len(every)               # a format is known by how it is shown
 
-@pytest.mark.parametrize("only, says", [(dict(joiner=[""]), "no choice 'joiner'"), (dict(text=["raw"]), "'raw' is no value"), (dict(bos=[]), "need a list"), (dict(suffix=" It was"), "need a list")])
+@pytest.mark.parametrize("only, says", [(dict(joiner=[""]), "no choice 'joiner'"), (dict(text=["raw"]), "'raw' is no value"), (dict(bos=[]), "need a list"), (dict(limit=["prompt"]), "'prompt' is no value"), (dict(suffix=" It was"), "need a list")])
 def test_wrong_choices(only, says):
     with pytest.raises(InputError, match=says): formats(task_of(), **only)
 
@@ -107,6 +109,20 @@ def test_the_projects_own_format_is_the_first():
     first = formats(task, bos=[bool(lm.bos_ids)])[0]
     row = fingerprint(lm, task, choices={c: [getattr(first, c)] for c in CHOICES if c != "dtype"}, **QUICK)
     assert len(row) == 1 and row.correct[0] == evaluate(lm, task, SPLIT)["correct"] and row.accuracy[0] == row.correct[0]/len(SPLIT)
+
+@pytest.mark.parametrize("arch, most", [("opt", 24), ("gemma3", 24), ("llama", 24), ("gpt2", 10)])
+def test_the_released_format_is_one_of_them(arch, most):
+    "What a task in the released format scores, the search finds under the same description, cut texts included."
+    lm, task = tiny_lm(arch), task_of(max_text_tokens=most, format="released")
+    f = task_format(task, bos=bool(lm.bos_ids))
+    assert str(f).startswith(f"{'BOS + ' if lm.bos_ids else ''}'TEXT. It was ', text as given, pieces apart, the limit counts all of it")
+    found = fingerprint(lm, task_of(max_text_tokens=most), **QUICK)      # its texts are as given: `task_of` strips none
+    row = [r for _, r in found.iterrows() if format_of(r) == f or str(f) in r["also"]]
+    assert len(row) == 1 and row[0].correct == evaluate(lm, task, SPLIT)["correct"] == slow_count(lm, f, task)
+    if most == 10:
+        whole = [list(lm.bos_ids) + ids for ids in text_ids(lm, task, SPLIT.texts)]
+        assert max(map(len, whole)) == most and any(len(w) > most for w in text_ids(lm, task_of(max_text_tokens=most), SPLIT.texts))
+
 
 def test_equal_inputs_are_scored_once(monkeypatch):
     lm, task, scored = tiny_lm("gpt2"), task_of(), []
