@@ -254,7 +254,7 @@ def prompt_vectors(
     if not (isinstance(prompt, Tensor) and prompt.is_floating_point()):
         ids = prompt_to_ids(lm, prompt)
         if not ids: raise InputError("an empty prompt has no vectors; give at least one token")
-        prompt = lm.embeddings[torch.tensor(ids, device=lm.embeddings.device)]
+        prompt = lm.vectors(ids)
     return vector_prefix(lm, prompt, "after")[0, :len(prompt)].detach().cpu()
 
 def save_peft(
