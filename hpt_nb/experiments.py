@@ -790,7 +790,7 @@ class Scoring:
         "(m, n, C) float32 label log-probabilities of m prompts of one length (ids), over the label words."
         m = len(prompts)
         ids = torch.cat([self.bos.expand(m, -1), torch.tensor(prompts, dtype=torch.long).view(m, -1)], 1)
-        rows = self.lm.embeddings[ids.to(self.lm.embeddings.device)]
+        rows = self.lm.vectors(ids)
         logits = self.scorer.logits(rows, self.seqs)[None] if m == 1 else logits_many(self.scorer, rows, self.seqs)
         return logits.log_softmax(-1)
 
@@ -868,7 +868,7 @@ def read_prompt(store, prompt, task, target:LM, role, ids, memo=None)->dict:
     stored = store.get("reading", config)
     if stored is None:
         known = memo or {}
-        if len(ids) < 2: perplexity = None
+        if len(ids) < 2 or min(ids) < 0: perplexity = None   # an added row has no probability
         elif tuple(ids) in known: perplexity = known[tuple(ids)]
         else: perplexity = prompt_perplexities(target, [ids])[0]
         stored = dict(tokens=shown_tokens(target, ids), perplexity=perplexity)
@@ -1052,7 +1052,7 @@ class Job:
             key = _memo_key(self.preset, task, split, lm, ids)
             config = eval_config(self.preset, task, len(split), prompt, lm, part["role"], part["mode"], ids)
             if key not in self.memo and not _is_there(self.store, "eval", config): scores[key] = ids
-            if not _is_read(part) or len(ids) < 2 or ids in self.read: continue
+            if not _is_read(part) or len(ids) < 2 or min(ids) < 0 or ids in self.read: continue
             if not _is_there(self.store, "reading", reading_config(prompt, task, lm, part["role"], ids)): readings[ids] = None
         with suppress(Exception):
             if scores: self.memo.update(zip(scores, self.scoring.results(list(scores.values()))))

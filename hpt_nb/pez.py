@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RAN_AWAY', 'INITS', 'BOUNDS', 'METHODS', 'PEZ_STARTS', 'COMPILE_STEPS', 'SearchSpace', 'check_start', 'facts',
            'PezConfig', 'RunSpec', 'Run', 'seeded', 'shuffled', 'piece', 'batch_at', 'balanced_batch_at', 'texts_at',
-           'start_tokens', 'held_accuracies', 'write_state', 'read_state', 'lm_facts', 'spec_facts', 'shown_tokens',
-           'run_pass', 'tune_runs', 'tune', 'fast_dtype']
+           'start_tokens', 'covers', 'held_accuracies', 'write_state', 'read_state', 'lm_facts', 'spec_facts',
+           'shown_tokens', 'run_pass', 'tune_runs', 'tune', 'fast_dtype']
 
 # %% ../nbs/06_pez.ipynb #cbfb3d2f
 import json, math, time
@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Adafactor
 from .store import SEEDS, InputError, check_fields, config_hash, whole, write_atomic
-from .models import LM, token_text
+from .models import LM, pad_row, token_text
 from .vocab import Vocab, whole_vocab
 from .scoring import OBJECTIVES, PrefixScorer, label_ids, text_ids
 
@@ -201,6 +201,10 @@ def _start(lm, task, spec, cfg)->Tensor:
 
 
 # %% ../nbs/06_pez.ipynb #6b00a006
+def covers(lm:LM, space:SearchSpace)->bool:
+    "Does a space hold every row that the tokenizer can name?"
+    return len(space) >= len(lm.token_bytes.keys() | lm.special_ids)
+
 class _Pass:
     "Runs side by side on one model and task."
     def __init__(self, lm, task, specs, cfg):
@@ -213,6 +217,7 @@ class _Pass:
         self.held, self.held_labels = text_ids(lm, task, held.texts), torch.tensor(held.labels)
         self.bos_pd = lm.embeddings[torch.tensor(lm.bos_ids, dtype=torch.long, device=lm.embeddings.device)].float()
         self.params = [torch.nn.Parameter(_start(lm, task, s, cfg)) for s in self.specs]
+        self.pads = {r: pad_row(lm, s.seed) for r, s in enumerate(self.specs) if cfg.pad_row and lm.takes_pad and covers(lm, s.space)}
         self.own = self.project()      # ids of a written start
         self.kept = torch.zeros_like(self.own, dtype=torch.bool)   # positions at which they stand
         if cfg.start:
@@ -227,20 +232,28 @@ class _Pass:
 
     own = kept = None
 
+    def nearest(self, r:int)->tuple:
+        "(p,) ids of the allowed tokens nearest to a run's iterate, and their cosines, times its length."
+        space, x_pd, pad = self.specs[r].space, self.params[r].detach().float(), self.pads.get(r)
+        ids, reach = space.project(x_pd), (x_pd @ space.unit_vd.T).amax(-1)
+        if pad is None: return ids, reach
+        to_pad = x_pd @ torch.nn.functional.normalize(pad.float(), dim=-1)
+        return torch.where(to_pad > reach, -1 - self.specs[r].seed, ids), torch.maximum(to_pad, reach)
+
     def project(self)->Tensor:
         "(r, p) ids of the current prompts."
-        ids_rp = torch.stack([s.space.project(p.detach()) for s, p in zip(self.specs, self.params)])
+        ids_rp = torch.stack([self.nearest(r)[0] if r in self.pads else s.space.project(p.detach()) for r, (s, p) in enumerate(zip(self.specs, self.params))])
         return ids_rp if self.kept is None else torch.where(self.kept, self.own, ids_rp)
 
     def let_go(self):
         "Positions of a written start that an allowed token is now nearer to are replaced."
-        for r, (s, p) in enumerate(zip(self.specs, self.params)):
-            x_pd, own_pd = p.detach().float(), torch.nn.functional.normalize(self.lm.embeddings[self.own[r]].float(), dim=-1)
-            self.kept[r] &= (x_pd*own_pd).sum(-1) >= (x_pd @ s.space.unit_vd.T).amax(-1)
+        for r, p in enumerate(self.params):
+            own_pd = torch.nn.functional.normalize(self.lm.vectors(self.own[r]).float(), dim=-1)
+            self.kept[r] &= (p.detach().float()*own_pd).sum(-1) >= self.nearest(r)[1]
 
     def prefixes(self, ids_rp)->Tensor:
         "(r, bos+p, d) embeddings of [BOS; prompt]."
-        rows = self.lm.embeddings[ids_rp].float()
+        rows = self.lm.vectors(ids_rp).float()
         return torch.cat([self.bos_pd.expand(len(rows), -1, -1), rows], 1)
 
 # %% ../nbs/06_pez.ipynb #bd9c6534
@@ -259,7 +272,7 @@ def _advance(self):
     if self.kept.any(): self.let_go()
     if any(s.method == "pez-reprojected" for s in self.specs):
         for s, p, ids in zip(self.specs, self.params, self.project()):
-            if s.method == "pez-reprojected": p.data = s.space.embed(ids)
+            if s.method == "pez-reprojected": p.data = self.lm.vectors(ids).float()
     self.step += 1
 
 _Pass.advance = _advance

@@ -120,7 +120,7 @@ def prompt_to_ids(
     if prompt is None: return []
     if isinstance(prompt, str): return read_text(lm, prompt)["ids"]
     ids = [int(i) for i in prompt]
-    bad = next((i for i in ids if not 0 <= i < len(lm.embeddings)), None)
+    bad = next((i for i in ids if not (0 <= i < len(lm.embeddings) or i < 0 and lm.takes_pad)), None)   # below 0: an added <pad> row
     if bad is not None: raise InputError(f"prompt id {bad} is outside {lm.name}'s {len(lm.embeddings)} embedding rows; give ids of that model")
     return ids
 
@@ -129,7 +129,7 @@ def prefix_embeddings(
     prompt=None,  # str, ids or None
 )->Tensor:        # (1, p, d) what the model receives before the text: [BOS; prompt]
     "Input embeddings of the tokens before the text."
-    return lm.embeddings[torch.tensor(lm.bos_ids + prompt_to_ids(lm, prompt), dtype=torch.long, device=lm.embeddings.device)][None]
+    return lm.vectors(lm.bos_ids + prompt_to_ids(lm, prompt))[None]
 
 # %% ../nbs/05_scoring.ipynb #5c0a1001
 def _forget(model):
@@ -945,7 +945,7 @@ def label_logprobs_many(
     for i, ids in enumerate(prompts): of_length[len(ids)].append(i)
     for rows in of_length.values():
         ids_mp = torch.tensor([lm.bos_ids + prompts[i] for i in rows], dtype=torch.long, device=lm.embeddings.device)
-        out[rows] = logits_many(scorer, lm.embeddings[ids_mp], seqs, on_pass).log_softmax(-1)
+        out[rows] = logits_many(scorer, lm.vectors(ids_mp), seqs, on_pass).log_softmax(-1)
     return out
 
 # %% ../nbs/05_scoring.ipynb #fe21b736

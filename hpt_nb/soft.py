@@ -289,7 +289,7 @@ def prompt_vectors(
     if not (isinstance(prompt, Tensor) and prompt.is_floating_point()):
         ids = prompt_to_ids(lm, prompt)
         if not ids: raise InputError("an empty prompt has no vectors; give at least one token")
-        prompt = lm.embeddings[torch.tensor(ids, device=lm.embeddings.device)]
+        prompt = lm.vectors(ids)
     return vector_prefix(lm, prompt, "after")[0, :len(prompt)].detach().cpu()
 
 _ADAPTER_USE = "Give it a text's tokens and those of the task's template; one text at a time, or padded on the right: under left padding the prompt would stand before the padding."
