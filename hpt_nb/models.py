@@ -187,6 +187,13 @@ def _bos_ids(tokenizer, bos)->list:
     if tokenizer.bos_token_id is None: raise InputError("bos=True: this tokenizer has no BOS token; use bos='auto' or bos=False")
     return [tokenizer.bos_token_id]
 
+# %% ../nbs/01_models.ipynb #5c0b1001
+def _rowless(lm, text:str, token:int)->InputError:
+    "The error for a text that holds a token which the tokenizer knows and the model does not."
+    name, at = lm.tokenizer.convert_ids_to_tokens(token), max(0, text.find(str(lm.tokenizer.convert_ids_to_tokens(token))) - 20)
+    return InputError(f"text {text[at:at+60]!r}: {lm.name}'s tokenizer reads {name!r} in it as token {token}, and the model has {lm.n_rows} rows; "
+                      "take the added token out of the tokenizer, or give the model a row for it (resize_token_embeddings)")
+
 # %% ../nbs/01_models.ipynb #e2a2f93c
 class LM:
     "A frozen causal language model with its tokenizer: what it reads (`embeddings`), what its tokens say (`token_bytes`), and how text becomes ids."
@@ -234,10 +241,12 @@ class LM:
         return self._names.nameless
 
     def encode(self, text:str)->list:
-        "Ids of a text. Nothing is put before it, and a special token's name in it is read as plain text where the tokenizer can do that. `InputError` for half a character."
+        "Ids of a text. Nothing is put before it, and a special token's name in it is read as plain text where the tokenizer can do that. `InputError` for half a character, and for a token for which the model has no row."
         try: text.encode()
         except UnicodeEncodeError as e: raise InputError(f"{text[max(0, e.start-20):e.end]!r}: half a character (a lone surrogate), which has no UTF-8 and no tokens; repair the text") from None
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
+        ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
+        if max(ids, default=0) >= self.n_rows: raise _rowless(self, text, next(i for i in ids if i >= self.n_rows))
+        return ids
     def decode(self, ids)->str:
         "Text of ids, letter for letter: specials keep their names, spaces are not tidied."
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -257,11 +266,27 @@ class LM:
         return lm
 
 # %% ../nbs/01_models.ipynb #7a0f9093
+def _formats(model, dtype:torch.dtype)->dict:
+    "{name: format} of a model's weights and buffers, as they are when the model is loaded in `dtype`."
+    plan = model._get_dtype_plan(dtype)   # patterns of names that transformers keeps in another format
+    try:   # a model that is built in `dtype`, without its weights: some parts are made in a format of their own
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            new = type(model)._from_config(copy.deepcopy(model.config), dtype=dtype)
+        made = {k: t.dtype for k, t in (*new.named_buffers(), *new.state_dict().items())}
+    except Exception: made = {}   # what only its own loader can build is cast as a whole
+    saved, out = model.state_dict(), {}
+    for name, t in (*model.named_buffers(), *saved.items()):
+        own = made.get(name, dtype if name in saved else t.dtype)
+        out[name] = next((kept for pattern, kept in plan.items() if name in saved and re.search(pattern.replace("*", ".*"), name)), own)
+    return out
+
 def _cast(model, dtype:torch.dtype):
-    "Copy of a model with its weights in `dtype`. What is not saved with a model (rotary frequencies) stays as it was, as it does when a model is loaded."
-    memo = {}
-    for t in model.state_dict(keep_vars=True).values():
-        new = t.detach().to(dtype if t.is_floating_point() else t.dtype, copy=True)
+    "Copy of a model with its weights in `dtype`. What keeps its precision when a model is loaded in `dtype`, rotary frequencies above all, keeps it here."
+    memo, formats, buffers = {}, _formats(model, dtype), dict(model.named_buffers())
+    for name, t in (model.state_dict(keep_vars=True) | buffers).items():
+        if id(t) in memo or not t.is_floating_point() and name in buffers: continue
+        new = t.detach().to(formats[name] if t.is_floating_point() else t.dtype, copy=True)
         memo[id(t)] = nn.Parameter(new, requires_grad=False) if isinstance(t, nn.Parameter) else new
     new = copy.deepcopy(model, memo)
     new.config.dtype = dtype
@@ -273,10 +298,10 @@ _CANNOT = (TypeError, ValueError, NotImplementedError, AttributeError, RuntimeEr
 @torch.no_grad()
 def check_causal(lm:LM):
     "`InputError` unless the model predicts from left to right, reads embeddings as it reads ids, and gives finite numbers."
+    top = max(set(lm.tokenizer.get_vocab().values()) - set(lm.tokenizer.added_tokens_decoder))   # a token added later may lack a row: nobody reads it
+    if top >= lm.n_rows: raise InputError(f"{lm.name}: the tokenizer gives ids up to {top}, the model has {lm.n_rows} rows; they do not belong together")
     ids = list(dict.fromkeys(lm.encode("One man came, two women went.")))[-3:]
     if len(ids) < 3: raise InputError(f"{lm.name}: its tokenizer does not know plain English letters; its files are missing or belong to another model")
-    top = max(set(lm.tokenizer.get_vocab().values()) - set(lm.tokenizer.added_tokens_decoder))   # a token added later may lack a row: nobody reads it
-    if max(top, *ids) >= lm.n_rows: raise InputError(f"{lm.name}: the tokenizer gives ids up to {top}, the model has {lm.n_rows} rows; they do not belong together")
     ids_bp = torch.tensor([[ids[0], ids[1]], [ids[0], ids[2]]], device=lm.device)
     try: by_id = lm.model(input_ids=ids_bp, use_cache=False).logits.float()
     except torch.cuda.OutOfMemoryError: raise

@@ -10,11 +10,11 @@ __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 'ALONE', 'PAPER', 'STEPS', '
            'spans_zero', 'differences_table', 'verdict', 'losses', 'loss_table', 'loss_verdict', 'wilson', 'roundtrips',
            'roundtrip_table', 'visible', 'prompt_table', 'counterpart_note', 'settings_table', 'settings_tables',
            'vocab_frame', 'stability_frame', 'extremes_table', 'time_table', 'origins_frame', 'provenance_table',
-           'changed', 'check_varied', 'check_preset', 'machines_note', 'plot_accuracy', 'curves_frame', 'plot_curves',
-           'plot_stability', 'neighbors_frame', 'plot_neighbors', 'neighbors_said', 'pairs_frame', 'plot_transfer',
-           'table_html', 'figure_html', 'signs', 'headline', 'unfinished', 'planned_left', 'finished', 'overview',
-           'overview_table', 'plot_overview', 'kept_start', 'unmoved', 'readings_frame', 'stability_maps', 'maps_for',
-           'unread', 'has_words', 'features_frame', 'reading_table', 'correlations', 'correlation_table',
+           'changed', 'check_varied', 'check_preset', 'check_beside', 'machines_note', 'plot_accuracy', 'curves_frame',
+           'plot_curves', 'plot_stability', 'neighbors_frame', 'plot_neighbors', 'neighbors_said', 'pairs_frame',
+           'plot_transfer', 'table_html', 'figure_html', 'signs', 'headline', 'unfinished', 'planned_left', 'finished',
+           'overview', 'overview_table', 'plot_overview', 'kept_start', 'unmoved', 'readings_frame', 'stability_maps',
+           'maps_for', 'unread', 'has_words', 'features_frame', 'reading_table', 'correlations', 'correlation_table',
            'features_verdict', 'words_verdict', 'levels_frame', 'level_differences', 'levels_table', 'method_scores',
            'complete_ways', 'methods_left', 'distinct', 'vectors_note', 'method_stats', 'method_table', 'part_note',
            'method_differences', 'method_differences_table', 'method_verdicts', 'method_sentences', 'methods_headline',
@@ -27,7 +27,7 @@ from html import escape
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .store import InputError, Store, level_folders, status, write_atomic
+from .store import InputError, Store, check_writable, level_folders, status, write_atomic
 from .readability import PARTS, describe, rank_correlation
 
 # %% ../nbs/16_report.ipynb #bfcd80ea
@@ -59,6 +59,18 @@ _OWN = ("batch", "lr")   # settings that not every method has
 _APART = {*_RUN, *_TUNE, *_OWN, "vocab", "dtype", "compiled", "second_id"}   # of a tuning run's configuration: what has a column of its own, or may differ within a table
 _TUNED = ("prompt_text", "tokens", "best_step", "curve", "runs_in_pass", "forward_tokens")
 
+def _chosen_on(cell:dict)->str:
+    "How many holdout texts a run was judged on: as its cell says; of an older one, the number that was asked for if its accuracies can be of so many, else less than that."
+    asked, said = cell["config"]["holdout_n"], (cell["meta"].get("ran") or {}).get("chosen_on")
+    if said is not None: return str(said)
+    counts = [asked*x for x in cell["result"]["curve"].get("holdout", []) if x is not None]
+    return str(asked) if all(abs(x - round(x)) < .01 for x in counts) else f"fewer than {asked}"
+
+def _used(cell:dict)->dict:
+    "What a run really used, where that may differ from what was asked for."
+    steps = cell["result"].get("pass_steps", cell["config"]["steps"])
+    return dict(chosen_on=_chosen_on(cell), judged_every=min(cell["config"]["eval_every"], steps), dropped=(cell["meta"].get("ran") or {}).get("dropped"))
+
 def tunes_frame(
     store:Store,    # a results folder
 )->pd.DataFrame:    # a row for each tuning run: its configuration, its prompt, `tune_wall_s` of its pass in seconds
@@ -70,9 +82,9 @@ def tunes_frame(
         if vocab["vocab_kind"] == "whole": vocab["vocab_s"] = None   # nothing was restricted: its size is the model's, not a setting
         more = {"tune_dtype":cfg["dtype"] + ", compiled"*bool(cell["config"].get("compiled")), "tuned_ids":res["prompt_ids"], "tune_wall_s":res["wall_s"], "tune_device":cell["meta"].get("device"), "pass_steps":cell["result"].get("pass_steps", cfg["steps"]),
                 "second":cfg["counterpart"] if "second_id" in cell["config"] else None, **{k:cell["config"].get(k) for k in _OWN},
-                **{k:cell["result"].get(k) for k in ("backward_tokens", "reading_holdout", "cosines")}, "rest":{k:v for k, v in cell["config"].items() if k not in _APART}}
+                **{k:cell["result"].get(k) for k in ("backward_tokens", "reading_holdout", "cosines")}, "rest":{k:v for k, v in cell["config"].items() if k not in _APART}, **_used(cell)}
         rows.append({**cfg, **res, **vocab, **more})
-    return _tidy(rows, (*_RUN, *_TUNE, *_OWN, *_TUNED, "pass_steps", "backward_tokens", "reading_holdout", "cosines", "second", "vocab_kind", "vocab_s", "vocab_hash", "tune_dtype", "tuned_ids", "tune_wall_s", "tune_device", "rest"))
+    return _tidy(rows, (*_RUN, *_TUNE, *_OWN, *_TUNED, "pass_steps", "backward_tokens", "reading_holdout", "cosines", "second", "vocab_kind", "vocab_s", "vocab_hash", "tune_dtype", "tuned_ids", "tune_wall_s", "tune_device", "rest", "chosen_on", "judged_every", "dropped"))
 
 # %% ../nbs/16_report.ipynb #9217c0ba
 def _one_value(labels):
@@ -96,9 +108,9 @@ def _evals_frame(store:Store)->pd.DataFrame:
     rows = []
     for cell in store.cells("eval"):
         hits = _hits(cell)
-        rows.append({**_fields(cell, "config", (*_RUN, *_EVAL)), "target_id":cell["config"].get("target_id"), "n":len(hits), "correct":int(hits.sum()), "accuracy":hits.mean(), "hits":hits, "labels":_one_value(cell["result"]["labels"]),
+        rows.append({**_fields(cell, "config", (*_RUN, *_EVAL)), "target_id":cell["config"].get("target_id"), "n":len(hits), "correct":int(hits.sum()), "accuracy":hits.mean(), "hits":hits, "labels":_one_value(cell["result"]["labels"]), **{k:(cell["meta"].get("ran") or {}).get(k) for k in ("cut", "max_text_tokens")},
                      "wall_s":cell["result"].get("wall_s"), **{k:cell["meta"].get(k) for k in _META}})
-    return _tidy(rows, (*_RUN, *_EVAL, "target_id", "n", "correct", "accuracy", "hits", "labels", "wall_s", *_META))
+    return _tidy(rows, (*_RUN, *_EVAL, "target_id", "n", "correct", "accuracy", "hits", "labels", "cut", "max_text_tokens", "wall_s", *_META))
 
 # %% ../nbs/16_report.ipynb #03c627be
 def results_frame(
@@ -541,9 +553,9 @@ def settings_table(
 )->pd.DataFrame:           # Parameter, This run, The paper
     "Tables 6 and 7 from the configurations that ran; several values where tables differ."
     ran = {"Learning rate":_of_methods(df, _rate), "Training steps":_of_tasks(df[df.tokens.notna()], lambda g: _values(g.steps)), "Train batch size":df.batch, "Optimizer":_of_methods(df, lambda m, g: _OPTIMIZERS.get(m, ("none",))[0]),
-           "Search":df.method, "Prompt tokens":df.n_tokens, "Seeds":_of_tasks(df, lambda g: g.seed.nunique()), "Seed numbers":_of_tasks(df, lambda g: _values(g.seed)), "Vocabulary size s":df.vocab_s, "Tuned in":_of_tasks(df, lambda g: _values(g.tune_dtype)), "Scored in":df.dtype,
-           "Kept prompt chosen every (steps)":_of_tasks(df, lambda g: _values(g.eval_every)), "Texts it is chosen on":_of_tasks(df, lambda g: _values(g.holdout_n)), "Texts scored":[f"{t}: {_values(g.n)}" for t, g in df.groupby("task")],
-           "Nearest neighbours K":vocabs.k, "Sampled tokens h":vocabs.h, "Samples L":vocabs.repeats, "A token is its own neighbour":vocabs.include_self}
+           "Search":df.method, "Prompt tokens":[n if isinstance(ids, float) or ids is None else len(ids) for n, ids in zip(df.n_tokens, df.tuned_ids)], "Seeds":_of_tasks(df, lambda g: g.seed.nunique()), "Seed numbers":_of_tasks(df, lambda g: _values(g.seed)), "Vocabulary size s":df.vocab_s, "Tuned in":_of_tasks(df, lambda g: _values(g.tune_dtype)), "Scored in":df.dtype,
+           "Kept prompt chosen every (steps)":_of_tasks(df, lambda g: _values(g.judged_every)), "Texts it is chosen on":_of_tasks(df, lambda g: _values(g.chosen_on)), "Texts scored":[f"{t}: {_values(g.n)}" for t, g in df.groupby("task")],
+           "Nearest neighbours K":vocabs.k, "Sampled tokens h":vocabs.used_h, "Samples L":vocabs.used_repeats, "A token is its own neighbour":vocabs.include_self}
     return pd.DataFrame([{"Parameter":k, "This run":_values(v), "The paper":_PAPER.get(k, "")} for k, v in ran.items()])
 
 _TABLES = {"Table 6: tuning":["Learning rate", "Training steps", "Train batch size", "Optimizer", "Prompt tokens"], "Table 7: the stable vocabulary":["Sampled tokens h", "Nearest neighbours K", "Samples L", "Vocabulary size s"]}
@@ -563,7 +575,8 @@ def vocab_frame(store:Store)->pd.DataFrame:
     rows = [{**exact(_fields(c, "config", _VOCAB)), **_fields(c, "result", ("c", "file", "J_quantiles")), "wall_s":c["meta"].get("wall_s")} for c in store.cells("vocab")]
     frame = pd.DataFrame(rows, columns=[*_VOCAB, "c", "file", "J_quantiles", "wall_s"])
     if mixed := _differing(frame, _VOCAB[1:]): raise InputError(f"{store.path} mixes vocabularies: {mixed}; keep each configuration in a folder of its own")
-    return frame
+    all_ = [h in ("exact", "all (exact)") or h>=c for h, c in zip(frame.h, frame.c)]   # a sample of as many as there are is no sample
+    return frame.assign(used_h=["all (exact)" if a else str(h) for a, h in zip(all_, frame.h)], used_repeats=frame.repeats.mask(all_, None))
 
 def stability_frame(store:Store, file:str)->pd.DataFrame:
     "Token and J of one scored vocabulary, most stable first. `InputError` if its artefact is missing or damaged."
@@ -650,6 +663,7 @@ def _wanted(preset, kind:str, c:dict)->dict:
 def changed(
     store:Store,  # a results folder
     preset,       # an experiment as it is now (`hpt_nb.experiments.Preset`)
+    but=(),       # fields of runs and scores that are not compared
 )->list:          # lines
     "In what a store's results differ from a preset, each difference once; empty if in nothing."
     lines, sizes = {}, {c["result"].get("c") for c in store.cells("vocab")} | {c["config"]["vocab"].get("s") for c in store.cells("tune") if c["config"]["vocab"].get("kind")=="whole"}
@@ -660,7 +674,7 @@ def changed(
             if vocab.get("kind") in ("random", "common", "stable") and "arm" not in c: c, want = {**c, "vocabulary size s":vocab.get("s")}, want | {"vocabulary size s":[preset.vocab.s, *(n for n in sizes if n and n < preset.vocab.s)]}   # no more than there are
             for name, may in want.items():
                 got = list(c[name]) if isinstance(c.get(name), tuple) else c.get(name)
-                if got in [list(m) if isinstance(m, tuple) else m for m in may]: continue
+                if got in [list(m) if isinstance(m, tuple) else m for m in may] or kind!="vocab" and name in but: continue
                 what = f"{c['task']} from {c['source']}" if kind!="vocab" else "vocabulary of " + " and ".join(c["models"])
                 lines[f"{kind}, {what}: {name} is {got!r} in the results, {' or '.join(map(repr, may))} in the preset"] = None
     return list(lines)
@@ -677,6 +691,31 @@ def check_preset(store:Store, preset):
     if lines := changed(store, preset):
         raise InputError(f"{store.path} was made with other settings than {preset.name} has now: {lines[0]}" + (f" (and {len(lines)-1} more)" if len(lines) > 1 else "")
                          + f"; run hpt run {preset.name} --out with a new folder, or report without --preset")
+
+# %% ../nbs/16_report.ipynb #16be0002
+_MAY_GROW = ("task", "source", "row", "seed", "counterpart", "target", "method", "n")   # what a folder may hold more of, or what is looked at here by itself
+_OTHERS = {"tune":"hpt tune", "Untuned":"hpt transferable"}   # rows that other commands write
+
+def _not_beside(store:Store, preset, tasks:dict)->list:
+    "Why a preset's results cannot stand beside those of a folder, a line each."
+    lines, known = [], {t.name:(name, t) for name, t in tasks.items()}
+    for cell in [*store.cells("tune"), *store.cells("eval")]:
+        c = cell["config"]
+        if c.get("row") in _OTHERS: lines.append(f"they are of {_OTHERS[c['row']]}")
+        name, task = known.get(c.get("task"), (None, None))
+        if task and c["task_hash"]!=task.hash: lines.append(f"the texts, labels or template of {task.name} are others in the results")
+        elif task and cell["kind"]=="eval" and c["n"]!=(n := min(preset.n_for(name) or len(task.validation), len(task.validation))): lines.append(f"{task.name}: {c['n']} texts are scored in the results, {n} now")
+    lines += [f"the vocabulary is of {c['config'].get('tokens', 'any')!r} tokens in the results, {preset.vocab.tokens!r} now" for c in store.cells("vocab") if c["config"].get("tokens", "any")!=preset.vocab.tokens]
+    return list(dict.fromkeys(lines + changed(store, preset, but=_MAY_GROW)))
+
+def check_beside(
+    store:Store,   # a results folder in which there is something
+    preset,        # an experiment (`hpt_nb.experiments.Preset`) that is to write into it
+    tasks:dict,    # its tasks, by their names in the preset
+):
+    "`InputError` where no report could be made of the folder's results and the preset's together."
+    if lines := _not_beside(store, preset, tasks):
+        raise InputError(f"{store.path} holds other results, and no report could be made of both: {lines[0]}" + (f" (and {len(lines)-1} more)" if len(lines) > 1 else "") + "; name another folder with --out")
 
 # %% ../nbs/16_report.ipynb #04942221
 _MACHINE = {"device":"device of scoring", "tune_device":"device of tuning", "cpu":"processor", "simd":"set of vector instructions", "torch":"torch", "transformers":"transformers", "commit":"commit"}
@@ -823,23 +862,35 @@ def table_html(
 _VERBATIM = ("Prompt", "Most stable", "Least stable")   # columns of model text: spaces kept, direction kept apart
 
 # %% ../nbs/16_report.ipynb #b0efd880
+def _lacks_glyphs(fig)->bool:
+    "Does a text of the figure hold a character that its font does not draw?"
+    from matplotlib.font_manager import findfont, get_font
+    from matplotlib.text import Text
+    for text in fig.findobj(Text):
+        font = get_font(findfont(text.get_fontproperties())) if text.get_text() else None
+        if any(not font.get_char_index(ord(c)) for c in text.get_text() if c!="\n"): return True
+    return False
+
 def figure_html(
     draws:list,        # functions that draw, one for each panel: each takes ax
     alt:str,           # what the figure shows, in words
     height:float=3.,   # inches
     share=False,       # same axes in every panel
 )->str:
-    "Panels side by side as one picture inside the page (SVG, text as shapes: it looks the same everywhere), with one legend below for all."
-    import matplotlib
+    "Panels side by side as one picture inside the page (SVG, text as shapes: it looks the same everywhere), with one legend below for all. Where the drawing library's font lacks a character, text stays text, and the reader's own fonts show it."
+    import matplotlib, warnings
     from base64 import b64encode
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     n, out = len(draws), io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt":"hpt_nb", "svg.fonttype":"path", "text.parse_math":False}):   # a name with a dollar sign is a name
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt":"hpt_nb", "svg.fonttype":"path", "text.parse_math":False}):   # a name with a dollar sign is a name
         fig = Figure(figsize=(4.6*max(n, 1.3), height), layout="constrained")
         for draw, ax in zip(draws, fig.subplots(1, n, squeeze=False, sharex=share, sharey=share)[0]): draw(ax)
         entries = {label:line for ax in fig.axes for line, label in zip(*ax.get_legend_handles_labels())}   # one for each row, however many seeds it has
         if entries: fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(3, len(entries)), fontsize=9)
+        if _lacks_glyphs(fig):   # each of them would be drawn as the same box
+            matplotlib.rcParams["svg.fonttype"] = "none"
+            warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         FigureCanvasSVG(fig).print_svg(out, metadata={"Date":None})   # no date: same store, same bytes; savefig would draw each figure twice
     return (f'<div class="scroll"><img alt="{_cell(alt)}" style="min-width:{20*n}rem; max-width:{30*max(n, 1.3):g}rem" '
             f'src="data:image/svg+xml;base64,{b64encode(out.getvalue()).decode()}"></div>')
@@ -866,11 +917,22 @@ def _transfer_figure(pairs:pd.DataFrame)->str:
     return figure_html([draw(p) for p in pairs.place.unique()], f"Accuracy on the target by accuracy on the source for {len(pairs)} pairs of prompt and target", 4.2)
 
 # %% ../nbs/16_report.ipynb #4f183b0e
+_DROPPED = {"conflicting labels":"with two labels", "in another split":"also in another split", "copies":"copies of others"}
+
+def _texts_note(sc:pd.DataFrame)->str:
+    "Which texts were cut, and which were left out of the training, as far as the cells say."
+    cut = {m:g.cut.dropna().max() for m, g in sc.groupby("target") if g.cut.notna().any()}
+    said = [f"{int(k)} on {m}" for m, k in cut.items() if k]
+    lines = [f" Of the texts scored, those of more than {_values(sc.max_text_tokens)} tokens were cut: {', '.join(said)}."] if said else []
+    dropped = next((d for d in sc.dropped if isinstance(d, dict)), {})
+    left = [f"{n:,} {_DROPPED.get(k, k)}" for k, n in dropped.items() if n]
+    return "".join(lines) + (f" Left out of the task's texts: {', '.join(left)}." if left else "")
+
 def _caption(sc:pd.DataFrame)->str:
     "What the numbers of an accuracy table are."
     k = sc.seed.nunique()
     return (f"Accuracy in percent on {_values(sc.n)} {_values(sc.split)} texts, tuned in {_values(sc.tune_dtype)}, scored in {_values(sc.dtype)}: mean ± sample standard deviation (ddof = 1) over {k} seed{'s' * (k > 1)} ({_values(sc.seed)}). "
-            "Original: the source model, by the tuned ids. Other columns: the prompt's text on that model. Bold: the mean of Ours is above that of Baseline (PEZ).")
+            "Original: the source model, by the tuned ids. Other columns: the prompt's text on that model. Bold: the mean of Ours is above that of Baseline (PEZ)." + _texts_note(sc))
 
 def _task_section(df:pd.DataFrame, tunes:pd.DataFrame, task:str, source:str)->str:
     "All of one (task, source): tables, intervals, prompts, figures."
@@ -1476,6 +1538,7 @@ def write_report(
     "Write the web page of a run, whole or not at all. `InputError` for a missing, unfinished, damaged or mixed store."
     store, out = Store(store_path), Path(out_dir)
     if out.exists() and not out.is_dir(): raise InputError(f"{out_dir} is a file; a folder for the page is needed: name another")
+    check_writable(out/"index.html")
     varied = bool(level_folders(store.path))
     if preset is not None: check_varied(store.path, preset) if varied else check_preset(store, preset)
     if varied and partial: raise InputError(f"{store.path} holds a folder for each level of a setting; --partial is for one of them: name it")
