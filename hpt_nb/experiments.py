@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ROWS', 'REGISTRY', 'MANUAL', 'MOMENT', 'SHARED_TOKENS', 'CARRY_TEXTS', 'CARRY_LOOKS', 'SIZES', 'CLASSES', 'TEXTS',
            'SHARE', 'OVERHEAD', 'row_vocab', 'Method', 'method_config', 'Arm', 'Source', 'VocabConfig', 'Preset',
-           'presets', 'variations', 'parse_preset', 'load_preset', 'lm_id', 'tune_config', 'eval_config', 'Models',
-           'models_to_keep', 'vocab_config', 'stored_vocab', 'scored_vocab', 'check_words', 'example_words',
-           'near_tokens', 'keep_examples', 'passes', 'run_rows', 'label_tokens', 'pass_vocabs', 'tuning_dtypes',
-           'moment_prompts', 'tune_pass', 'task_key', 'start_prompts', 'random_ids', 'untuned', 'untuned_rows',
-           'Scoring', 'score_prompt', 'carried_config', 'score_vectors', 'reading_config', 'read_prompt', 'Unit',
-           'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar', 'step0', 'step0_text', 'step0_refusal',
-           'check_step0', 'begin', 'announce', 'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces',
-           'ranks', 'makespan', 'dry_run']
+           'presets', 'variations', 'parse_preset', 'load_preset', 'lm_id', 'tune_config', 'eval_config', 'tune_facts',
+           'score_facts', 'Models', 'models_to_keep', 'vocab_config', 'stored_vocab', 'scored_vocab', 'check_words',
+           'example_words', 'near_tokens', 'keep_examples', 'passes', 'run_rows', 'label_tokens', 'pass_vocabs',
+           'tuning_dtypes', 'moment_prompts', 'tune_pass', 'task_key', 'start_prompts', 'random_ids', 'untuned',
+           'untuned_rows', 'Scoring', 'score_prompt', 'carried_config', 'score_vectors', 'reading_config',
+           'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar', 'step0', 'step0_text',
+           'step0_refusal', 'check_step0', 'begin', 'announce', 'run_preset', 'count_weights', 'model_size',
+           'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
 import gc, heapq, re, time
@@ -25,13 +25,13 @@ import torch
 from tqdm.auto import tqdm
 try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
-from .store import InputError, Store, WriteError, _finder, config_hash, provenance
-from .arrays import encode_logp
-from .models import LM, _find, as_device, load_lm
+from .store import SEEDS, InputError, Store, WriteError, _finder, check_fields, config_hash, provenance, whole
+from .arrays import encode_logp, kept_labels
+from .models import LM, gguf_header, _find, as_device, load_lm
 from .tasks import FORMATS, load_task, task_format
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
-from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, logits_many, read_text, text_ids
+from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, logits_many, read_text, text_ids, texts_cut
 from .pez import COMPILE_STEPS, METHODS, PEZ_STARTS, PezConfig, RunSpec, SearchSpace, facts, fast_dtype, shown_tokens, tune_runs, _start
 from .swaps import SWAP_METHODS, tune_swaps
 from .rlprompt import RLConfig, tune_rlprompt
@@ -183,6 +183,10 @@ class VocabConfig:
 
     def __post_init__(self):
         if self.tokens not in TOKENS: raise InputError(f"tokens = {self.tokens!r}; need one of {', '.join(TOKENS)}")
+        check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000))   # samples are drawn before the first is looked at
+        if self.h == "exact": return
+        try: whole("h", self.h)
+        except InputError: raise InputError(f"h = {self.h!r}; need \"exact\" or a number of anchors, at least 1") from None
 
 @dataclass(frozen=True)
 class Preset:
@@ -495,6 +499,18 @@ def eval_config(preset, task, split_n, prompt:dict, target:LM, role, mode, ids)-
                 target=target.name, target_id=lm_id(target), role=role, mode=mode, prompt_ids=list(ids), dtype=preset.scoring_dtype,
                 **({"holdout": preset.holdout} if preset.holdout else {}))
 
+# %% ../nbs/14_experiments.ipynb #a17c3002
+def tune_facts(task, cfg)->dict:
+    "What a tuning run really used, for its cell's provenance."
+    return dict(chosen_on=min(cfg.holdout_n, len(task.holdout)), trained_on=len(task.train), dropped=task.info.get("dropped", {}), labels_as_numbers=task.info.get("labels as numbers", 0))
+
+def score_facts(lm:LM, task, split)->dict:
+    "What was really read for a score, for its cell's provenance: texts that were cut, and at how many tokens."
+    known = lm.__dict__.setdefault("_cut", {})   # the tokenizer's, so a copy in another format may share it
+    key = task.hash, split.hash
+    if key not in known: known[key] = texts_cut(lm, task, split.texts)
+    return dict(cut=known[key], max_text_tokens=task.max_text_tokens)
+
 # %% ../nbs/14_experiments.ipynb #a5658aa6
 class Models:
     "Loaded models by name and dtype; keeps the last `keep` of them. `InputError` if two would stand in the results under one name."
@@ -702,7 +718,7 @@ def tune_pass(store, preset, models, source_name, task, pairs, second=None, on_s
         if ckpt: ckpt.parent.mkdir(parents=True, exist_ok=True)
         def keep(steps, done):
             for c, r in zip(configs[steps], done):
-                if not store.has("tune", c): store.put("tune", c, r.result() | dict(pass_steps=cfg.steps), provenance(lm.device, dtype, [c["seed"]], r.wall_s))
+                if not store.has("tune", c): store.put("tune", c, r.result() | dict(pass_steps=cfg.steps), provenance(lm.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)))
         specs = [RunSpec(space, m, seed) for space, (m, _, _, seed) in zip(_spaces(lm, vocabs), runs)]
         done = first.run(lm, task, specs, cfg, progress=False, checkpoint=ckpt, on_step=on_step, budgets=budgets[:-1], on_budget=keep, **more)
         keep(cfg.steps, done)
@@ -757,14 +773,11 @@ def _wanted(source_cfg, method=None)->list:
     return [(source_cfg.model, "original", "ids"), (source_cfg.model, "original", "text")] + [(t, "transfer", "text") for t in source_cfg.targets] + soft
 
 # %% ../nbs/14_experiments.ipynb #a17c0de7
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-
 class Scoring:
     "The texts that prompts are scored on by one model, tokenised once: those of `split`, and then `held` ones."
     def __init__(self, lm:LM, task, split, held=None):
         texts = (*split.texts, *(held.texts if held else ()))
-        if len(task.labels) > len(_DIGITS): raise InputError(f"{len(task.labels)} label words; at most {len(_DIGITS)} are supported")
-        self.lm, self.split, self.held = lm, split, held
+        self.lm, self.split, self.held, self.classes = lm, split, held, len(task.labels)
         self.scorer, self.seqs = PrefixScorer(lm, label_ids(lm, task)), text_ids(lm, task, texts)
         self.bos = torch.tensor(lm.bos_ids, dtype=torch.long)
 
@@ -777,7 +790,7 @@ class Scoring:
         "(m, n, C) float32 label log-probabilities of m prompts of one length (ids), over the label words."
         m = len(prompts)
         ids = torch.cat([self.bos.expand(m, -1), torch.tensor(prompts, dtype=torch.long).view(m, -1)], 1)
-        rows = self.lm.embeddings[ids.to(self.lm.embeddings.device)]
+        rows = self.lm.vectors(ids)
         logits = self.scorer.logits(rows, self.seqs)[None] if m == 1 else logits_many(self.scorer, rows, self.seqs)
         return logits.log_softmax(-1)
 
@@ -791,14 +804,12 @@ class Scoring:
     def _result(self, logp_nc)->dict:
         n, right = len(self.split), self.split.labels
         guess = logp_nc[:n].argmax(-1).tolist()
-        out = dict(correct=sum(g == y for g, y in zip(guess, right)), n=n, predictions=_digits(guess), labels=_digits(right))
+        out = dict(correct=sum(g == y for g, y in zip(guess, right)), n=n, predictions=kept_labels(guess, self.classes), labels=kept_labels(right, self.classes))
         if not self.held: return out
         return out | dict(logp=encode_logp(logp_nc[:n].numpy()),
-                          holdout=dict(logp=encode_logp(logp_nc[n:].numpy()), labels=_digits(self.held.labels), n=len(self.held)))
+                          holdout=dict(logp=encode_logp(logp_nc[n:].numpy()), labels=kept_labels(self.held.labels, self.classes), n=len(self.held)))
 
 SHARED_TOKENS = 1 << 18   # of texts that a GPU is given in one call, some passes: the texts are laid out once in it
-
-def _digits(labels)->str: return "".join(_DIGITS[y] for y in labels)
 
 # %% ../nbs/14_experiments.ipynb #a17c0de8
 def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo)->dict:
@@ -812,7 +823,7 @@ def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo
             held = task.subset("holdout", preset.holdout, seed=0) if preset.holdout else None
             memo[key] = Scoring(target, task, split, held).results([ids])[0]
         stored = memo[key] | dict(prompt_text=prompt["prompt_text"])
-        store.put("eval", config, stored, provenance(target.device, target.dtype, None if prompt["seed"] is None else [prompt["seed"]], stored["wall_s"]))
+        store.put("eval", config, stored, provenance(target.device, target.dtype, None if prompt["seed"] is None else [prompt["seed"]], stored["wall_s"], ran=score_facts(target, task, split)))
         memo[key] = memo[key] | dict(wall_s=0.)   # whoever has the same ids has the answer for nothing
     else: memo.setdefault(key, {k: v for k, v in stored.items() if k != "prompt_text"} | dict(wall_s=0.))
     return stored
@@ -842,7 +853,7 @@ def score_vectors(store, preset, models, task, split, prompt, source_name, targe
                               judge=lambda x: evaluate_vectors(target, task, held, x)["accuracy"])
         got = evaluate_vectors(target, task, split, v)
         have = {k: got[k] for k in ("correct", "n", "predictions", "labels")} | dict(wall_s=round(time.perf_counter() - began, 3), prompt_text=prompt["prompt_text"])
-        store.put("eval", config, have, provenance(target.device, target.dtype, [prompt["seed"]], have["wall_s"]))
+        store.put("eval", config, have, provenance(target.device, target.dtype, [prompt["seed"]], have["wall_s"], ran=score_facts(target, task, split)))
     return have
 
 # %% ../nbs/14_experiments.ipynb #b1eb207e
@@ -857,7 +868,7 @@ def read_prompt(store, prompt, task, target:LM, role, ids, memo=None)->dict:
     stored = store.get("reading", config)
     if stored is None:
         known = memo or {}
-        if len(ids) < 2: perplexity = None
+        if len(ids) < 2 or min(ids) < 0: perplexity = None   # an added row has no probability
         elif tuple(ids) in known: perplexity = known[tuple(ids)]
         else: perplexity = prompt_perplexities(target, [ids])[0]
         stored = dict(tokens=shown_tokens(target, ids), perplexity=perplexity)
@@ -1041,7 +1052,7 @@ class Job:
             key = _memo_key(self.preset, task, split, lm, ids)
             config = eval_config(self.preset, task, len(split), prompt, lm, part["role"], part["mode"], ids)
             if key not in self.memo and not _is_there(self.store, "eval", config): scores[key] = ids
-            if not _is_read(part) or len(ids) < 2 or ids in self.read: continue
+            if not _is_read(part) or len(ids) < 2 or min(ids) < 0 or ids in self.read: continue
             if not _is_there(self.store, "reading", reading_config(prompt, task, lm, part["role"], ids)): readings[ids] = None
         with suppress(Exception):
             if scores: self.memo.update(zip(scores, self.scoring.results(list(scores.values()))))
@@ -1234,9 +1245,20 @@ def count_weights(model)->tuple:
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} | {id(model.get_output_embeddings().weight)}
     return sum(p.numel() for p in model.parameters() if id(p) not in tables), sum(p.numel() for p in model.parameters())
 
+_TABLES = ("token_embd.weight", "output.weight", "position_embd.weight", "token_types.weight")   # as GGUF calls them
+_NO_WEIGHTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+def _gguf_size(path)->tuple:
+    "`count_weights` of a .gguf file, from its header."
+    from gguf import GGUFReader
+    gguf_header(path)   # one line for a file that is none
+    sizes = {t.name: int(t.n_elements) for t in GGUFReader(path).tensors if t.name not in _NO_WEIGHTS}
+    return sum(n for name, n in sizes.items() if name not in _TABLES), sum(sizes.values())
+
 def model_size(name:str)->tuple:
-    "(weights a token passes through, all weights) of a model by its name; `InputError` if neither the table nor a configuration at hand knows it."
+    "(weights a token passes through, all weights) of a model by its name; `InputError` if neither the table, a .gguf file's header nor a configuration at hand knows it."
     if (known := SIZES.get(Path(name).name.lower())): return known
+    if Path(name).suffix.lower() == ".gguf" and Path(name).is_file(): return _gguf_size(name)
     from transformers import AutoConfig, AutoModelForCausalLM
     # transformers raises many kinds of errors where a configuration cannot be had
     try: config = AutoConfig.from_pretrained(name, trust_remote_code=False)

@@ -154,7 +154,6 @@ def to_json(
 )->str:            # JSON
     "A prompt with its task and one certificate a model, as plain JSON; `bos` stands there where the first model was read with or without BOS against its tokenizer's way. `InputError` for a fact that JSON cannot hold."
     if not lms: raise InputError("no model given; a prompt is certified on at least one")
-    check_carried(task, "json")
     text = certify(lms[0], prompt)["text"]
     certs = [dict(model=lm.info, **certify(lm, text if i else prompt)) for i, lm in enumerate(lms)]
     bos = bos_of(lms[0])

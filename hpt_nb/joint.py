@@ -12,9 +12,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from .store import InputError, config_hash
+from .store import InputError, check_fields, config_hash
 from .models import LM
-from .pez import PezConfig, RunSpec, SearchSpace, balanced_batch_at, batch_at, check_start, facts, lm_facts, read_state, run_pass, spec_facts, start_tokens, texts_at, write_state, _Pass, _finish, _identity, _judge
+from .pez import BOUNDS, RAN_AWAY, PezConfig, RunSpec, SearchSpace, balanced_batch_at, batch_at, check_start, facts, lm_facts, read_state, run_pass, spec_facts, start_tokens, texts_at, write_state, _Pass, _finish, _identity, _judge
 from .swaps import _Side, _draws, _stable
 
 # %% ../nbs/10_joint.ipynb #c8c09622
@@ -23,7 +23,8 @@ def nearest_together(
     units,          # M tensors (v, d_m): the allowed tokens' embeddings in each, of length 1, in one order
     weight_v=None,  # (v,) weights, at least 0; None: 1 each
 )->Tensor:          # (...) positions in the vocabulary
-    "The token that is nearest to all points by its (weighted) sum of 1 + cosine; ties to the first."
+    "The token that is nearest to all points by its (weighted) sum of 1 + cosine; ties to the first. `InputError` for points that are not finite."
+    if not all(x.isfinite().all() for x in points): raise InputError(RAN_AWAY)
     total = sum(1 + normalize(x.float(), dim=-1) @ u.T for x, u in zip(points, units))
     return (total if weight_v is None else total*weight_v).argmax(-1)
 
@@ -204,8 +205,7 @@ class JointSwapConfig:
     holdout_n:int = 5000         # holdout texts, stratified; all if there are fewer
 
     def __post_init__(self):
-        for name in ("n_tokens", "steps", "gradient_n", "fresh_n", "topk", "n_candidates", "finalists", "eval_every", "holdout_n"):
-            if getattr(self, name) < 1: raise InputError(f"{name}={getattr(self, name)}; need at least 1")
+        check_fields(self, **BOUNDS | dict(gradient_n=dict(most=10**6), fresh_n=dict(most=10**6)))
         for name, values in dict(rule=("worse", "sum"), choose=("mean", "worst")).items():
             if getattr(self, name) not in values: raise InputError(f"{name}={getattr(self, name)!r}; need {values[0]!r} or {values[1]!r}")
         check_start(self)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import combinations, product
 import numpy as np
 import torch
-from .store import InputError, Store, config_hash, provenance
-from .arrays import decode_logp, encode_logp
+from .store import SEEDS, InputError, Store, check_fields, config_hash, provenance
+from .arrays import decode_logp, encode_logp, kept_labels, label_numbers
 from .vocab import common_vocab, token_kind
 from .neighbors import check_k, stability, stable_vocab
 from .scoring import label_ids
@@ -34,6 +34,8 @@ class Part:
     tokens:int
     texts:int
 
+    def __post_init__(self): check_fields(self)
+
 PARTS = (Part("sst2", "shift", 2000, 24), Part("ag_news", "shift", 1000, 12), Part("sst2", "separation", 300, 200))
 FEW = (Part("sst2", "shift", 40, 8), Part("ag_news", "shift", 20, 8), Part("sst2", "separation", 20, 16))
 
@@ -49,6 +51,8 @@ class EffectsStudy:
     seed:int = 0
     split:str = "validation"
     dtype:str = "bfloat16"     # of the scoring; J is of the float32 embeddings
+
+    def __post_init__(self): check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000))
 
     @property
     def tokens(self)->int: return max(p.tokens for p in self.parts)
@@ -102,8 +106,6 @@ def study_agreement(store:Store, study:EffectsStudy, pair:list, tokens:list, pro
         if progress: progress(1)
 
 # %% ../nbs/14b_premise.ipynb #94e51009
-def _digits(labels)->str: return "".join("0123456789abcdefghijklmnopqrstuvwxyz"[y] for y in labels)
-
 def _effect_config(study:EffectsStudy, task, split, tokens:list, lm)->dict:
     return dict(study="effects", task=task.name, task_hash=task.hash, split=study.split, texts=len(split),
                 texts_hash=split.hash, tokens=len(tokens), tokens_hash=config_hash(dict(tokens=tokens)),
@@ -113,7 +115,7 @@ def score_tokens(lm, task, split, ids:list, on_pass=None)->dict:
     "Log-odds of every text under every token, and under none, as a cell keeps them."
     logp_mnc, empty_nc = token_logprobs(lm, task, split.texts, ids, on_pass=on_pass)
     def text_of(logp): return encode_logp(log_odds(logp.numpy()).reshape(-1, logp.shape[-1] - 1))
-    return dict(odds=text_of(logp_mnc), empty=text_of(empty_nc), labels=_digits(split.labels), ids=list(ids))
+    return dict(odds=text_of(logp_mnc), empty=text_of(empty_nc), labels=kept_labels(split.labels, empty_nc.shape[1]), ids=list(ids))
 
 def _texts_of(task, split:str, n:int):
     "The study's texts. `InputError` for more than there are, or a class with fewer than two."
@@ -222,7 +224,7 @@ def read_effects(store:Store, part:Part)->dict:
     for cell in store.cells("effect"):
         c, r = cell["config"], cell["result"]
         if (c["task"], c["tokens"], c["texts"]) != (part.task, part.tokens, part.texts): continue
-        m, y = c["tokens"], [int(d, 36) for d in r["labels"]]
+        m, y = c["tokens"], label_numbers(r["labels"])
         logp = from_log_odds(decode_logp(r["odds"], m*len(y))).reshape(m, len(y), -1)
         empty, rows = from_log_odds(decode_logp(r["empty"], len(y))), rows_of(len(tokens[0]["result"]["tokens"]), m)
         out[c["model"]] = measured(part.effect, logp, empty, y, rows)

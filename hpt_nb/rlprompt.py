@@ -11,11 +11,11 @@ import copy
 from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
-from .store import InputError, config_hash
+from .store import InputError, check_fields, config_hash
 from .models import LM
 from .vocab import ids_by_text
-from .scoring import PrefixScorer, label_ids, text_ids
-from .pez import SearchSpace, facts, lm_facts, read_state, run_pass, seeded, spec_facts, write_state, _finish
+from .scoring import PrefixScorer, check_lengths, free_bytes, label_ids, text_ids
+from .pez import BOUNDS, SearchSpace, facts, lm_facts, read_state, run_pass, seeded, spec_facts, write_state, _finish
 
 # %% ../nbs/08_rlprompt.ipynb #bac7e228
 @dataclass(frozen=True)
@@ -40,13 +40,8 @@ class RLConfig:
     scored_as:str = field(default="text", metadata=dict(absent="ids"))   # what is rewarded and judged: the prompt's "text", tokenised anew, or its "ids"
 
     def __post_init__(self):
-        for name in ("n_tokens", "steps", "prompts", "shots", "top_k", "hidden", "eval_every", "holdout_n"):
-            if getattr(self, name) < 1: raise InputError(f"{name}={getattr(self, name)}; need at least 1")
-        for name in ("lr", "clip", "right", "wrong", "scale"):
-            if not getattr(self, name) > 0: raise InputError(f"{name}={getattr(self, name)}; need a number above 0")
+        check_fields(self, **BOUNDS | dict(prompts=dict(most=10_000), hidden=dict(most=10**6), polyak=dict(above=0, most=1), reverse=dict(least=0, most=1)))
         if self.prompts < 2: raise InputError("prompts=1; need at least 2, because rewards are z-scored over the prompts of a step")
-        if not 0 < self.polyak <= 1: raise InputError(f"polyak={self.polyak}; need a share above 0, at most 1")
-        if not 0 <= self.reverse <= 1: raise InputError(f"reverse={self.reverse}; need a share from 0 to 1")
         if self.scored_as not in ("text", "ids"): raise InputError(f"scored_as={self.scored_as!r}; need 'text' or 'ids'")
         if self.zscore not in ("input", "prompt"): raise InputError(f"zscore={self.zscore!r}; need 'input' or 'prompt'")
 
@@ -231,6 +226,10 @@ class _Pass:
         held = task.subset("holdout", min(cfg.holdout_n, len(task.holdout)), seed=0)
         self.held, self.held_labels = text_ids(lm, task, held.texts), torch.tensor(held.labels)
         self.bos_pd = lm.embeddings[torch.tensor(lm.bos_ids, dtype=torch.long, device=lm.embeddings.device)].float()
+        check_lengths(lm, torch.empty(1, len(lm.bos_ids) + cfg.n_tokens, 0), self.held)     # before anything is written
+        check_lengths(self.policy, torch.empty(1, cfg.n_tokens + 1, 0), [])
+        need = 20*len(self.specs)*2*cfg.hidden*self.policy.embeddings.shape[1]   # weights, target network, gradient and Adam's two moments
+        if need > free_bytes(lm.device): raise InputError(f"hidden={cfg.hidden}: {len(self.specs)} policies take {need/2**30:.1f} GiB, and {free_bytes(lm.device)/2**30:.1f} are free; set hidden to less, or tune fewer seeds at once")
         shared, self.learners = {}, []
         for s in self.specs:
             if id(s.space) not in shared: shared[id(s.space)] = FrozenPolicy(lm, self.policy, s.space)

@@ -8,7 +8,7 @@ __all__ = ['SOFT_METHODS', 'vector_prefix', 'evaluate_vectors', 'SoftConfig', 's
            'save_peft', 'load_peft', 'anchor_rows', 'encode_relative', 'transfer_soft']
 
 # %% ../nbs/09_soft.ipynb #f9430d2d
-import base64, json, math, string
+import base64, json, math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import Adafactor
-from .store import InputError, config_hash, write_atomic
+from .store import InputError, check_fields, config_hash, number, whole, write_atomic
 from .models import LM, token_text
 from .scoring import OBJECTIVES, PrefixScorer, kept_labels, label_ids, prompt_to_ids, text_ids
-from .pez import INITS, Run, SearchSpace, facts, held_accuracies, lm_facts, read_state, run_pass, spec_facts, start_tokens, texts_at, write_state
+from .pez import BOUNDS, INITS, Run, SearchSpace, facts, held_accuracies, lm_facts, read_state, run_pass, spec_facts, start_tokens, texts_at, write_state
 
 # %% ../nbs/09_soft.ipynb #8b7d5c59
 def vector_prefix(
@@ -74,16 +74,10 @@ class SoftConfig:
     ties:str = field(default="earlier", metadata=dict(absent="later"))             # "optiprompt": of equal holdout accuracies the "earlier" or the "later" is kept
 
     def __post_init__(self):
-        for name in ("n_tokens", "steps", "batch", "eval_every", "holdout_n"):
-            value = getattr(self, name)
-            if value is not None and value < 1 or value is None and name != "n_tokens": raise InputError(f"{name}={value}; need at least 1")
-        for name in ("lr", "adam_lr"):
-            if not 0 < getattr(self, name) < math.inf: raise InputError(f"{name}={getattr(self, name)}; need a positive number")
+        check_fields(self, **BOUNDS | dict(weight_decay=dict(least=0, most=1e6), clip=dict(least=0, infinite=True)))
         known = dict(objective=OBJECTIVES, adafactor=("released", "factored"), adam=("released", "torch"), ties=("earlier", "later"), start_counts=(True, False))
         for name, values in known.items():
             if getattr(self, name) not in values: raise InputError(f"{name}={getattr(self, name)!r}; need {', '.join(map(repr, values[:-1]))} or {values[-1]!r}")
-        for name in ("weight_decay", "clip"):
-            if not 0 <= getattr(self, name) < math.inf: raise InputError(f"{name}={getattr(self, name)}; need a number of at least 0")
         if not isinstance(self.init, str) or not self.init: raise InputError(f"init={self.init!r}; need 'labels', 'names', 'random' or a manual prompt's text")
         if self.n_tokens is None and self.init in INITS: raise InputError(f"n_tokens=None with init={self.init!r}; give a number, or a manual text as init")
 
@@ -295,7 +289,7 @@ def prompt_vectors(
     if not (isinstance(prompt, Tensor) and prompt.is_floating_point()):
         ids = prompt_to_ids(lm, prompt)
         if not ids: raise InputError("an empty prompt has no vectors; give at least one token")
-        prompt = lm.embeddings[torch.tensor(ids, device=lm.embeddings.device)]
+        prompt = lm.vectors(ids)
     return vector_prefix(lm, prompt, "after")[0, :len(prompt)].detach().cpu()
 
 _ADAPTER_USE = "Give it a text's tokens and those of the task's template; one text at a time, or padded on the right: under left padding the prompt would stand before the padding."
@@ -405,7 +399,7 @@ def transfer_soft(
 )->Tensor:                    # (p, d_t) float32, on the anchors' device
     "Vectors of the target model that lie to the anchors as the sources' prompts do (Wu et al. 2024); without `judge` no forward pass. `InputError` where shapes disagree."
     _check_sources(vectors_by_source, anchors_by_source, target_anchors)
-    if keep < 1 or steps < 1 or not lr > 0: raise InputError(f"keep={keep}, steps={steps}, lr={lr}; need at least 1, at least 1, and a positive rate")
+    whole("keep", keep), whole("steps", steps), number("lr", lr, above=0, most=1e6)
     if start not in ("xavier", "embeddings") or average not in ("codes", "losses"): raise InputError(f"start={start!r}, average={average!r}; need 'xavier' or 'embeddings', and 'codes' or 'losses'")
     if judge and not 1 <= every <= steps: raise InputError(f"every={every} with {steps} steps; need at least 1, and at most the steps, so that a candidate is judged")
     codes = [encode_relative(v.to(a.device), a).to(target_anchors.device) for v, a in zip(vectors_by_source, anchors_by_source)]
@@ -421,4 +415,5 @@ def transfer_soft(
         (1 - torch.stack([_code_cosine(now, forms) for forms in wanted])).mean().backward()
         opt.step()
         if judge and step % every == 0 and (worth := judge(now.detach())) > best: best, found = worth, now.detach()
+    if not sized().isfinite().all(): raise InputError(f"lr={lr}: the vectors are no longer finite numbers; lower it")
     return sized().detach() if found is None else found

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 import numpy as np
 import torch
-from .store import InputError, Store, config_hash, provenance
-from .arrays import decode_logp, encode_logp
+from .store import SEEDS, InputError, Store, check_fields, config_hash, provenance
+from .arrays import decode_logp, encode_logp, kept_labels, label_numbers
 from .vocab import Vocab, is_word
 from .neighbors import stable_vocab
 from .scoring import label_ids, label_logprobs_many
@@ -111,6 +111,8 @@ class StrataStudy:
     seed:int = 0
     dtype:str = "bfloat16" # of the scoring
 
+    def __post_init__(self): check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]))
+
 SMALL = StrataStudy(prompts=6, texts=16, unlabelled=16)
 
 def log_odds(logp)->np.ndarray:
@@ -165,15 +167,13 @@ def _score_config(study:StrataStudy, task, judged, unlabelled, stratum:str, prom
                 unlabelled=len(unlabelled), unlabelled_hash=unlabelled.hash, stratum=stratum, prompts=len(prompts),
                 prompts_hash=config_hash(dict(prompts=prompts)), model=lm.name, model_id=lm_id(lm), dtype=study.dtype)
 
-def _digits(labels)->str: return "".join("0123456789abcdefghijklmnopqrstuvwxyz"[y] for y in labels)
-
 def score_stratum(lm, task, judged, unlabelled, prompts:list, on_pass=None)->dict:
     "Log-odds of every text under every prompt, as a cell keeps them; the prompts are read as text."
     texts, n = judged.texts + unlabelled.texts, len(judged)
     odds = log_odds(label_logprobs_many(lm, task, texts, prompts, on_pass=on_pass).numpy())   # (m, texts, C-1)
     def text_of(part): return encode_logp(part.reshape(-1, part.shape[-1]))
-    return dict(odds=text_of(odds[:,:n]), odds_unlabelled=text_of(odds[:,n:]), labels=_digits(judged.labels),
-                labels_unlabelled=_digits(unlabelled.labels), prompts=prompts,
+    return dict(odds=text_of(odds[:,:n]), odds_unlabelled=text_of(odds[:,n:]), labels=kept_labels(judged.labels, len(task.labels)),
+                labels_unlabelled=kept_labels(unlabelled.labels, len(task.labels)), prompts=prompts,
                 tokens=[len(lm.encode(p)) for p in prompts])
 
 def run_strata(
@@ -236,7 +236,7 @@ def worth_of(
 
 def _cube(text:str, digits:str, m:int)->tuple:
     "(m, n, C) log-probabilities and n classes, as a cell keeps them."
-    labels = [int(y, 36) for y in digits]
+    labels = label_numbers(digits)
     return from_log_odds(decode_logp(text, m*len(labels))).reshape(m, len(labels), -1), labels
 
 def read_strata(

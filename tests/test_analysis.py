@@ -154,16 +154,39 @@ def test_frames_of_stored_cells_go_in():
 
 # ---- the premise ----
 
-def test_agreement_is_found_where_it_was_put_in():
-    rng, m = np.random.default_rng(0), 600
-    J, common = rng.random(m), rng.normal(size=(m, 2))
+def test_the_premise_is_read_from_its_own_room():
+    "`premise.contrast` with the weights named here is what the table takes."
+    premise = pytest.importorskip("hpt_nb.premise")
+    rng, m = np.random.default_rng(0), 400
+    J, common = rng.random(m), rng.normal(size=(m, 1))
     weight = J[:, None]**.5
-    models = {name: weight*common + np.sqrt(1 - weight**2)*rng.normal(size=(m, 2)) for name in "abc"}
-    effects = {name: e + .5*rng.normal(size=(2, m, 2)) for name, e in models.items()}
-    pairs = {p: J for p in (("a", "b"), ("a", "c"), ("b", "c"))}
-    found = an.agreement(pairs, effects, draws=60)
-    assert found["kind"] == "corrected" and found["found"].low > .1
-    noise = {name: rng.normal(size=(2, m)) for name in "abc"}
-    assert an.agreement(pairs, noise, draws=20)["kind"] == "plain"
-    table = an.by_fifths(J, effects["a"], effects["b"], draws=20)
-    assert len(table) == 5 and table.n.tolist() == [120]*5 and table.r.iloc[0] > table.r.iloc[4]
+    whole = {name: weight*common + np.sqrt(1 - weight**2)*rng.normal(size=(m, 1)) for name in "abc"}
+    effects = {name: premise.Measured(list(range(m)), e, e + .4*rng.normal(size=(4, 2, m, 1))) for name, e in whole.items()}
+    found = premise.contrast(effects, lambda a, b: premise.fifths(J), weights=an.AGREEMENT_WEIGHTS, draws=100)
+    table = an.claims_table(study(n=40), agreement=found, claims=())
+    row = table[table.claim == "agreement"].iloc[0]
+    assert (row.verdict, row.unit) == ("above", "correlation") and row.estimate == found["estimate"] and row.low > 0
+    assert an.claims_table(study(n=40), agreement=dict(found, estimate=None), claims=()).set_index("claim").verdict["agreement"].startswith("no conclusion")
+
+# ---- a whole run in small ----
+
+def test_a_run_in_small_is_judged(tmp_path, monkeypatch):
+    "Tuned, scored, stored, read back and judged: tiny models, so the verdict is of no interest, but every number is a cell's."
+    frames, tiny = pytest.importorskip("hpt_nb.frames"), pytest.importorskip("tiny_run")
+    from hpt_nb.experiments import load_preset, run_preset
+    preset = tiny.PRESET.replace("[tuning]", '[manual]\n"mine.toml" = [" a film"]\n[tuning]').replace("steps = 30", "steps = 10") + "[scoring]\nholdout = 16\n"
+    place = tiny.make_place(tmp_path, preset)
+    monkeypatch.chdir(place)
+    run_preset(load_preset(place/"preset.toml"), tmp_path/"out")
+    df = frames.frame(tmp_path/"out")
+    claim = an.Claim("targets", "x", "paper", "mine", "targets", (("Ours", 1), ("PEZ", -1)))
+    rows = an.claim_rows(df, claim, dtype=df.dtype.iloc[0])
+    assert len(rows) == 3*(1 + 2 + 2)
+    for one in rows:
+        if one["measure"] != "accuracy" or one["found"] is None: continue
+        used = df[(df.role == "transfer") & (df["mode"] == "text") & df.row.isin(["Ours", "PEZ"])]
+        if one["scope"].startswith("from"): used = used[used.source == one["scope"].split()[1]]
+        if one["same"]: continue
+        mean = used.assign(share=used.correct/used.n).groupby("row").share.mean()
+        assert one["estimate"] == pytest.approx(100*(mean["Ours"] - mean["PEZ"]))
+    assert an.best_manual(df, "mine", df.source.iloc[0], dtype=df.dtype.iloc[0]) == "Manual 1"
