@@ -117,7 +117,7 @@ def cmd_tune(a):
     from hpt_nb.tasks import load_task
     from hpt_nb.vocab import Vocab, common_vocab, whole_vocab
     store = _tune_folder(Store(to_go_on(a.out, _say)))
-    task = load_task(a.task)
+    task = load_task(a.task, format=a.format)
     vocab = Vocab.load(a.vocab) if a.vocab else None
     if a.top: vocab = vocab.top(a.top)
     lm = load_lm(a.model, bos=_BOS[a.bos])
@@ -154,7 +154,7 @@ def cmd_eval(a):
     from hpt_nb.scoring import check_lengths, evaluate, label_ids, prefix_embeddings, prompt_to_ids, text_ids, texts_cut
     from hpt_nb.tasks import load_task
     from tqdm.auto import tqdm
-    task = load_task(a.task)
+    task = load_task(a.task, format=a.format)
     split = task.subset(a.split, min(a.limit, len(getattr(task, a.split))), seed=0) if a.limit else getattr(task, a.split)
     lm = load_lm(a.model, dtype=a.dtype, bos=_BOS[a.bos])
     label_ids(lm, task)                    # words and lengths that cannot work are found before the bar stands
@@ -377,7 +377,9 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--sample", type=_positive(), metavar="H", help="anchors a sample, as in the paper (8192)")
     c.add_argument("--repeats", type=_positive(1000), default=5, metavar="L", help="samples (5)")
     c.add_argument("--k", type=_positive(), default=64, help="neighbours a token (64)"); c.add_argument("--seed", type=_seed, default=0)
+    form = dict(choices=["ours", "released"], help="how inputs are written; released: as PEZ's released pipeline does, the label read at a space (as the task says; ours, where it says nothing)")
     c = command("tune", cmd_tune, "tune hard prompts on one model")
+    c.add_argument("--format", **form)
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--out", required=True, help="results folder")
     method = c.add_argument("--method", default="pez")
     c.later = lambda: setattr(method, "help", "; ".join(f"{name}: {about}" for name, about in _methods().items()).replace("%", "%%"))
@@ -395,6 +397,7 @@ def parser()->argparse.ArgumentParser:
     bos = dict(default="auto", choices=["auto", "yes", "no"], help="does BOS go before the prompt? auto: as the tokenizer has it (OPT's does; PEZ as released leaves it out)")
     c.add_argument("--bos", **bos)
     c = command("eval", cmd_eval, "accuracy of a prompt on a task")
+    c.add_argument("--format", **form)
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--prompt", default="", help="text before each input; none: the template alone")
     c.add_argument("--split", default="validation", choices=["train", "holdout", "validation"]); c.add_argument("--limit", type=_positive(), metavar="N", help="a stratified subset of N texts")
     c.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"]); c.add_argument("--bos", **bos); c.add_argument("--json", action="store_true", help="one JSON object")

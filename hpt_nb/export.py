@@ -10,7 +10,7 @@ __all__ = ['FORMS', 'check_carried', 'bos_of', 'harness_ids', 'contexts', 'compa
 import json, re
 from pathlib import Path
 from .models import LM, SHIPPED, _find, load_lm
-from .tasks import TASKS, Split, load_task
+from .tasks import FORMATS, TASKS, Split, load_task, task_format
 from .scoring import label_ids, text_ids, prompt_to_ids
 from .soft import save_peft, vectors_from_text
 from .store import InputError, Store, check_writable, is_pack, remark, write_atomic
@@ -19,9 +19,11 @@ from .transfer import certify
 # %% ../nbs/17_export.ipynb #17e00002
 _CARRIED = ("name", "suffix", "labels", "max_text_tokens", "strip", "train", "holdout", "validation")   # what an export carries of a task, or needs none of
 
+_WRITES = ("lm-eval", "python", "json")   # forms that write the input themselves, so its format too
+
 def check_carried(task, form:str):
     "`InputError` for a task with a setting that this form would lose."
-    lost = [k for k in task.config if k not in _CARRIED]
+    lost = [k for k in task.config if k not in _CARRIED and not (k == "format" and form in _WRITES)]
     if lost: raise InputError(f"{task.name}: the form {form} does not carry the task's {lost[0]} = {task.config[lost[0]]!r}, and without it the prompt would give other answers; use the prompt in hpt_nb, or a task without it")
 
 def bos_of(lm:LM)->bool|None:
@@ -48,11 +50,13 @@ def contexts(
     lm:LM=None,        # cuts long texts at `max_text_tokens` of its tokens; None: nothing is cut
 )->list[str]:          # n strings: all that stands before the label word
     "[prompt; text; template] as one string a text."
+    form = task_format(task, bool(lm and lm.bos_ids))
+    room = form.room(lm, task.max_text_tokens) if lm else None
     def cut(text):
-        text = text.strip() if task.strip else text
+        text = form.write(text)
         ids = lm.encode(text) if lm else []
-        return lm.decode(ids[:task.max_text_tokens]) if len(ids) > task.max_text_tokens else text
-    return [prompt + cut(text) + task.suffix for text in texts]
+        return lm.decode(ids[:room]) if lm and len(ids) > room else text
+    return [prompt + cut(text) + form.tail for text in texts]
 
 # %% ../nbs/17_export.ipynb #4192b7a0
 def compare_ids(
@@ -94,7 +98,10 @@ def loglikelihood_apart(self, requests, disable_tqdm=False):
     bare, full = ids("a"), list(self.tokenizer("a")["input_ids"])
     own = full[:next((i for i in range(len(full)) if full[i:i+len(bare)] == bare), 0)]   # what the tokenizer puts before a text
     def bos(doc): return own if doc.get("bos") is None else (own or [self.tokenizer.bos_token_id]) if doc["bos"] else []   # or as the prompt was tuned
-    def context(doc): return bos(doc) + ids(doc["prompt"]) + ids(doc["text"])[:doc["cut"]] + ids(doc["suffix"])
+    def context(doc):
+        start, end = bos(doc), ids(doc["suffix"])
+        room = doc["cut"] - (len(start) + len(end) if doc.get("whole") else 0)   # does the limit count BOS and template too?
+        return start + ids(doc["prompt"]) + ids(doc["text"])[:room] + end
     return self._loglikelihood_tokens([(r.args, context(r.doc), ids(r.args[1])[:1]) for r in requests], disable_tqdm=disable_tqdm)
 
 TemplateLM.loglikelihood_apart = loglikelihood_apart
@@ -136,9 +143,10 @@ def to_lm_eval(
     if not isinstance(prompt, str): raise InputError(f"prompt {prompt!r}: a harness takes text; give the prompt's text (lm.decode of its ids)")
     rows = split if isinstance(split, Split) else getattr(task, split)
     check_carried(task, "lm-eval")
-    bos = bos_of(lm) if bos is None and lm else bos
-    parts = dict(prompt=prompt, suffix=task.suffix, cut=task.max_text_tokens, **({} if bos is None else dict(bos=bos)))
-    lines = [json.dumps(dict(context=c, label=y, text=t.strip() if task.strip else t, **parts), ensure_ascii=False) for c, t, y in zip(contexts(prompt, task, rows.texts, lm), rows.texts, rows.labels)]
+    bos, form = bos_of(lm) if bos is None and lm else bos, task_format(task)
+    parts = dict(prompt=prompt, suffix=form.tail, cut=task.max_text_tokens, **({} if bos is None else dict(bos=bos)))
+    if form.limit == "whole": parts["whole"] = True
+    lines = [json.dumps(dict(context=c, label=y, text=form.write(t), **parts), ensure_ascii=False) for c, t, y in zip(contexts(prompt, task, rows.texts, lm), rows.texts, rows.labels)]
     got = compare_ids(lm, prompt, task, rows.texts) if lm else dict(n=len(lines), differ=None, labels=None)
     write_atomic(f"{folder}/hpt_task.py", _MODULE)
     write_atomic(f"{folder}/{name}.jsonl", "\n".join(lines) + "\n")
@@ -196,8 +204,9 @@ def to_python(
     "Source of a module with `classify(text)`, the label word that `evaluate` would choose in float32. It needs transformers and torch alone. `InputError` for a prompt that is no text, or a task with a setting that this form does not carry."
     check_carried(task, "python")
     if not isinstance(prompt, str): raise InputError(f"prompt {prompt!r}: give the prompt's text (lm.decode of its ids)")
-    name = re.sub(r"[^\w .-]", "_", task.name)
-    return _SNIPPET.format(name=name, bos=_STARTS[bos], model=ascii(str(model)), prompt=ascii(prompt), suffix=ascii(task.suffix), labels=ascii(list(task.labels)), cut=task.max_text_tokens, strip=".strip()" if task.strip else "")
+    name, form = re.sub(r"[^\w .-]", "_", task.name), task_format(task)
+    cut = f"{task.max_text_tokens} - len(BOS + ids(SUFFIX))" if form.limit == "whole" else task.max_text_tokens
+    return _SNIPPET.format(name=name, bos=_STARTS[bos], model=ascii(str(model)), prompt=ascii(prompt), suffix=ascii(form.tail), labels=ascii(list(task.labels)), cut=cut, strip=".strip()" if form.text == "stripped" else "")
 
 # %% ../nbs/17_export.ipynb #5332d35e
 def _whole_prompt(body, where)->dict:
@@ -250,7 +259,7 @@ def _its_task(it:dict, task:str|None):
     name = task or it["task"]
     if not name: raise InputError("the prompt does not say which task it is for; give --task")
     if not task and name not in TASKS and not Path(name).is_file(): raise InputError(f"the prompt's task file {name} is not here; give --task, or call from the folder where it was tuned")
-    found = load_task(name)
+    found = next((t for t in (load_task(name, format=f) for f in (None, *FORMATS)) if t.hash == it["task_hash"]), None) or load_task(name)   # the format may have been given beside the task
     if found.hash != it["task_hash"]: raise InputError(f"task {name} is not the one that the prompt was tuned for: its texts, labels or template differ; give the unchanged task file with --task")
     return found
 

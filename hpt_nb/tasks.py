@@ -72,6 +72,16 @@ class Format:
         "What stands after the text, as one string."
         return self.suffix + (" " if self.end else "")
 
+    def ends(self, lm)->list:
+        "Ids of what stands after the text."
+        return lm.encode(self.suffix + (" " if self.end == "space" else "")) + (lm.encode(" ") if self.end == "own" else [])
+
+    def room(self, lm, max_text_tokens:int)->int:
+        "Tokens that a text may have. `InputError` where what stands around it leaves none."
+        fixed = len(self.bos_ids(lm)) + len(self.ends(lm)) if self.limit == "whole" else 0
+        if max_text_tokens > fixed: return max_text_tokens - fixed
+        raise InputError(f"max_text_tokens is {max_text_tokens}, and in this format {self.tail!r} takes {fixed} of them, which leaves no room for a text; set it to more")
+
     def bos_ids(self, lm)->list:
         "Ids before the text: what the model's tokenizer puts there, or its BOS token even if it does not; none where no BOS is asked for."
         if not self.bos: return []
@@ -83,16 +93,13 @@ class Format:
 
     def all_ids(self, lm, texts, max_text_tokens:int)->list:
         "Token ids of n inputs, without BOS: n lists. `InputError` where the suffix leaves no room for a text."
-        suffix = self.suffix + (" " if self.end == "space" else "")
+        end, room = self.ends(lm), self.room(lm, max_text_tokens)
         own = lm.encode(" ") if self.end == "own" else []
-        end = lm.encode(suffix) + own
-        fixed = len(self.bos_ids(lm)) + len(end) if self.limit == "whole" else 0
-        room = max_text_tokens - fixed
-        if room < 1: raise InputError(f"max_text_tokens is {max_text_tokens}, and in this format {self.tail!r} takes {fixed} of them, which leaves no room for a text; set it to more")
         def one(text):
             text = self.write(text)
             ids = lm.encode(text)
-            return lm.encode(text + suffix) + own if self.join == "whole" and len(ids) <= room else ids[:room] + end
+            if self.join == "apart" or len(ids) > room: return ids[:room] + end
+            return lm.encode(text + self.suffix + (" " if self.end == "space" else "")) + own
         return [one(t) for t in texts]
 
 # %% ../nbs/02_tasks.ipynb #96bdf5d9
