@@ -205,9 +205,12 @@ def test_requirements_stand_in_settings_only():
             for m in [stated.search(p.read_text(encoding="utf-8"))] if m]
     assert seen == []
 
+LARGE = {"results/study-main.pack": "256 tuned prompts, each scored on three models text by text, and two vocabularies"}
+
 def test_files_are_small_and_hold_no_weights():
     for p in project_files():
-        assert p.stat().st_size < 2**20, f"{p} is over 1 MiB"
+        most = 2 if p.relative_to(ROOT).as_posix() in LARGE else 1
+        assert p.stat().st_size < most*2**20, f"{p} is over {most} MiB"
         assert p.suffix not in (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".pkl"), p
 
 def test_continuous_integration_runs_make_test():
