@@ -10,7 +10,7 @@ __all__ = ['cmd_vocab', 'cmd_stability', 'cmd_tune', 'cmd_eval', 'cmd_effects', 
 import argparse, ast, importlib.util, json, os, sys
 from contextlib import contextmanager
 from pathlib import Path
-from .store import InputError, check_writable, holding_remarks, say_remarks, visible
+from .store import MOST, SEEDS, InputError, check_writable, holding_remarks, remark, say_remarks, visible, whole
 
 # %% ../nbs/21_cli.ipynb #164a670b
 def _seeds(text:str)->list:
@@ -26,12 +26,17 @@ def _rates(text:str)->tuple:
     if len(rates) != 2 or not all(0 < r < float("inf") for r in rates): raise InputError(f"--rates {text!r}; need two numbers of TFLOP/s, tuning and scoring, such as 300,40")
     return rates
 
-def _positive():
+def _positive(most:int=MOST):
     "A parser for a whole number of at least 1."
     def parse(text):
-        if text.isdigit() and int(text) > 0: return int(text)
-        raise argparse.ArgumentTypeError(f"{text!r}; need a whole number of at least 1")
+        if text.isdecimal() and 0 < len(text) < 20 and 0 < int(text) <= most: return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r}; need a whole number of at least 1" + (f", at most {most}" if text.isdecimal() and text.strip("0") else ""))
     return parse
+
+def _seed(text:str)->int:
+    "A whole number that a random generator takes."
+    try: return whole("seed", int(text), *SEEDS)
+    except (ValueError, InputError): raise argparse.ArgumentTypeError(f"{text!r}; need a whole number of at most 63 bits") from None
 
 def _out_file(path:str, suffix:str)->Path:
     "A file that can be written: known before anything is computed."
@@ -76,10 +81,25 @@ def _settings(pairs)->dict:
         out[name.replace("-", "_")] = value
     return out
 
+def _tune_folder(store):
+    "`store`, if the prompts of hpt tune can be kept in it and found there again."
+    check_writable(store.path, folder=True)
+    if (store.path/"prompt.json").exists(): raise InputError(f"{store.path} holds the prompt of hpt transferable, which hpt export would take in place of those tuned now; name another --out")
+    if other := sorted({str(c["config"].get("row")) for c in store.cells("tune")} - {"tune"}): raise InputError(f"{store.path} holds the results of hpt run (row {other[0]}), whose report would be refused with other prompts beside them; name another --out")
+    return store
+
+def _remark_used(lm, task, cfg):
+    "Say where a tuning run uses other numbers than its settings name."
+    from hpt_nb.scoring import texts_cut
+    held = task.subset("holdout", min(cfg.holdout_n, len(task.holdout)))
+    if len(held) < cfg.holdout_n: remark(f"prompts are chosen on {len(held)} holdout texts, all that there are, not on {cfg.holdout_n}")
+    if cfg.eval_every > cfg.steps: remark(f"prompts are judged once, after the last of {cfg.steps} steps, not every {cfg.eval_every}")
+    if cut := texts_cut(lm, task, held.texts): remark(f"{cut} of {len(held)} holdout texts are longer than {task.max_text_tokens} tokens and cut")
+
 def cmd_tune(a):
     "hpt tune"
     seeds = _seeds(a.seeds)
-    from hpt_nb.experiments import lm_id, method_config
+    from hpt_nb.experiments import lm_id, method_config, tune_facts
     given = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, lr=a.lr, init=a.init, eval_every=a.eval_every, holdout_n=a.holdout, start=a.start) | _settings(a.set)
     if a.start == "": raise InputError("--start is empty; give the text that the prompt starts from, or leave it out")
     method, cfg = method_config(a.method, **given)
@@ -96,7 +116,8 @@ def cmd_tune(a):
     from hpt_nb.store import Store, provenance, to_go_on
     from hpt_nb.tasks import load_task
     from hpt_nb.vocab import Vocab, common_vocab, whole_vocab
-    store, task = Store(to_go_on(a.out, _say)), load_task(a.task, format=a.format)
+    store = _tune_folder(Store(to_go_on(a.out, _say)))
+    task = load_task(a.task, format=a.format)
     vocab = Vocab.load(a.vocab) if a.vocab else None
     if a.top: vocab = vocab.top(a.top)
     lm = load_lm(a.model, bos=_BOS[a.bos])
@@ -112,6 +133,7 @@ def cmd_tune(a):
     configs = [dict(task=task.name, task_hash=task.hash, source=lm.name, source_id=lm_id(lm), counterpart=None, row="tune", method=a.method, **extra([lm_id(m) for m in seconds]),
                     vocab=dict(kind=kind, s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **({"compiled": True} if compiled else {}), **facts(cfg)) for s in seeds]
     todo = [c for c in configs if not store.has("tune", c)]
+    _remark_used(lm, task, cfg)
     say_remarks()
     if todo:
         import torch
@@ -120,7 +142,7 @@ def cmd_tune(a):
         runs = method.run(fast, task, [RunSpec(space, a.method, c["seed"]) for c in todo], cfg, progress=not a.quiet, desc=f"tuning {lm.name} on {task.name}",
                           **extra(list(map(ready, seconds))))
         for c, r in zip(todo, runs):
-            store.put("tune", c, r.result(), provenance(fast.device, dtype, [c["seed"]], r.wall_s))
+            store.put("tune", c, r.result(), provenance(fast.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)))
     for c in configs:
         r = store.get("tune", c)
         _say(f"seed {c['seed']}: holdout {r['best_holdout']:.3f} at step {r['best_step']}: {r['prompt_text']!r}")
@@ -129,7 +151,7 @@ def cmd_tune(a):
 def cmd_eval(a):
     "hpt eval"
     from hpt_nb.models import load_lm
-    from hpt_nb.scoring import check_lengths, evaluate, label_ids, prefix_embeddings, prompt_to_ids, text_ids
+    from hpt_nb.scoring import check_lengths, evaluate, label_ids, prefix_embeddings, prompt_to_ids, text_ids, texts_cut
     from hpt_nb.tasks import load_task
     from tqdm.auto import tqdm
     task = load_task(a.task, format=a.format)
@@ -140,9 +162,10 @@ def cmd_eval(a):
     say_remarks()
     with tqdm(total=len(split), unit="text", desc=f"{lm.name} on {task.name}", disable=a.quiet or a.json) as bar:
         got = evaluate(lm, task, split, a.prompt or None, on_pass=bar.update)
-    out = dict(accuracy=got["accuracy"], correct=got["correct"], n=got["n"], model=lm.name, task=task.name, split=a.split, dtype=str(lm.dtype).removeprefix("torch."),
+    cut = texts_cut(lm, task, split.texts)
+    out = dict(accuracy=got["accuracy"], correct=got["correct"], n=got["n"], cut=cut, model=lm.name, task=task.name, split=a.split, dtype=str(lm.dtype).removeprefix("torch."),
                prompt=a.prompt, prompt_ids=prompt_to_ids(lm, a.prompt or None))
-    _say(json.dumps(out) if a.json else f"{got['correct']} of {got['n']} right, accuracy {got['accuracy']:.4f} ({lm.name}, {out['dtype']}, {task.name} {a.split})")
+    _say(json.dumps(out) if a.json else f"{got['correct']} of {got['n']} right, accuracy {got['accuracy']:.4f} ({lm.name}, {out['dtype']}, {task.name} {a.split}{f'; {cut} texts cut at {task.max_text_tokens} tokens' if cut else ''})")
 
 # %% ../nbs/21_cli.ipynb #e5a21002
 def _split_of(task, name:str, n:int):
@@ -257,11 +280,15 @@ def cmd_run(a):
     if a.engine not in ("local", "ray"): raise InputError(f"--engine {a.engine!r}; known: local, ray")
     if a.cpus and a.engine != "ray": raise InputError("--cpus goes with --engine ray; leave it out, or set OMP_NUM_THREADS")
     from hpt_nb.experiments import dry_run, load_preset, variations
+    rates = a.rates and _rates(a.rates)
+    if rates and not a.dry_run: raise InputError("--rates goes with --dry-run; a run takes the time that it takes")
     presets = variations(load_preset(a.preset))
-    if a.dry_run: return _say("\n\n".join(dry_run(p, a.data, rates=a.rates and _rates(a.rates), split=a.split) for p in presets.values()))
+    if a.dry_run: return _say("\n\n".join(dry_run(p, a.data, rates=rates, split=a.split) for p in presets.values()))
     if not a.out: raise InputError("no --out; name the results folder")
     from hpt_nb.store import to_go_on
     a.out = to_go_on(a.out, _say)
+    for name, preset in presets.items(): _check_folder(Path(a.out)/name, preset, a.data)
+    say_remarks()
     if len(presets) > 1:     # one folder each, where settings are varied; all are announced first, so that none is forgotten
         from hpt_nb.experiments import announce
         for name, preset in presets.items(): announce(preset, Path(a.out)/name, a.data, a.split)
@@ -272,6 +299,15 @@ def cmd_run(a):
     if failed: raise failed[0] if len(failed) == 1 else InputError(f"{failed[0]} (and {len(failed) - 1} more folders)")
 
 class _Failed(InputError): "Pieces of a run failed; all others are done."
+
+def _check_folder(out, preset, data):
+    "`InputError` for a results folder that cannot be written, or that holds results beside which these cannot stand: known before anything is computed."
+    from hpt_nb.store import Store
+    store = Store(check_writable(out, folder=True))
+    if not store.cells("tune") and not store.cells("eval"): return
+    from hpt_nb.experiments import _load_tasks
+    from hpt_nb.report import check_beside
+    check_beside(store, preset, _load_tasks(preset, data))
 
 def _run_one(preset, out, a):
     "One experiment into one folder, by the engine that was asked for."
@@ -339,8 +375,8 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--tokens", **tokens)
     c.add_argument("--exact", action="store_true", help="every common token is an anchor (the default)")
     c.add_argument("--sample", type=_positive(), metavar="H", help="anchors a sample, as in the paper (8192)")
-    c.add_argument("--repeats", type=_positive(), default=5, metavar="L", help="samples (5)")
-    c.add_argument("--k", type=_positive(), default=64, help="neighbours a token (64)"); c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--repeats", type=_positive(1000), default=5, metavar="L", help="samples (5)")
+    c.add_argument("--k", type=_positive(), default=64, help="neighbours a token (64)"); c.add_argument("--seed", type=_seed, default=0)
     form = dict(choices=["ours", "released"], help="how inputs are written; released: as PEZ's released pipeline does, the label read at a space (as the task says; ours, where it says nothing)")
     c = command("tune", cmd_tune, "tune hard prompts on one model")
     c.add_argument("--format", **form)
@@ -372,7 +408,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--tokens", type=_positive(), required=True, metavar="N", help="tokens to measure")
     c.add_argument("--texts", type=_positive(), required=True, metavar="N", help="texts that each is put before, at least two of each class")
     c.add_argument("--split", default="validation", choices=["train", "holdout", "validation"])
-    c.add_argument("--seed", type=int, default=0, help="which token of each stretch of the ranking (0)")
+    c.add_argument("--seed", type=_seed, default=0, help="which token of each stretch of the ranking (0)")
     c.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="auto: float32 on a CPU, bfloat16 on CUDA")
     c.add_argument("--out", required=True, help="parquet file")
     c = command("study", cmd_study, "measurements of the findings that tune nothing: single tokens, random prompts")
@@ -419,7 +455,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("prompt", metavar="DIR_OR_JSON", help="folder of hpt transferable or hpt tune, or a prompt's JSON file")
     c.add_argument("--to", required=True, metavar="FORM", help="lm-eval, json, python or peft"); c.add_argument("--out", required=True, help="folder (lm-eval, peft) or file (.json, .py)")
     c.add_argument("--task", help="if the prompt does not say, or its task file has moved"); c.add_argument("--model", metavar="MODEL", help="the model that it was tuned on, if the prompt does not say")
-    c.add_argument("--seed", type=int, help="which run of a tuning folder (the best on its holdout)")
+    c.add_argument("--seed", type=_seed, help="which run of a tuning folder (the best on its holdout)")
     c.add_argument("--split", default="validation", choices=["train", "holdout", "validation"], help="of lm-eval's texts"); c.add_argument("--limit", type=_positive(), metavar="N", help="a stratified subset of N texts, as hpt eval --limit takes it")
     return p
 

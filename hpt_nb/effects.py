@@ -50,8 +50,10 @@ def text_halves(
     "Two halves of the texts, dealt in turn within each class. `InputError` where a class has fewer than two texts."
     y = torch.as_tensor(labels_n)
     few = [int(c) for c in y.unique() if (y == c).sum() < 2]
-    if few or not len(y): raise InputError(f"{len(y)} texts, of class {few[0] if few else 0} fewer than 2; need two of each class, for two halves")
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)) if seed is not None else torch.arange(len(y))
+    if few or not len(y):
+        raise InputError(f"{len(y)} texts, of class {few[0] if few else 0} fewer than 2; need two of each class")
+    order = torch.arange(len(y))
+    if seed is not None: order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     dealt = order[torch.sort(y[order], stable=True).indices]   # class after class, so that halves are of one size too
     return dealt[::2].sort().values, dealt[1::2].sort().values
 
@@ -121,7 +123,7 @@ def spread(
     n:int,        # tokens wanted
     seed:int=0,
 )->Vocab:         # n tokens, best first
-    "Tokens spread evenly over the ranking by J: one drawn from each of n stretches of one length. `InputError` for more than there are."
+    "Tokens spread evenly over the ranking by J: one from each of n stretches. `InputError` for more than there are."
     c = len(vocab)
     if not 1 <= n <= c: raise InputError(f"{n} tokens asked of a vocabulary of {c}; need 1 <= n <= {c}")
     ranking = torch.arange(c) if vocab.J is None else torch.sort(vocab.J, descending=True, stable=True).indices
@@ -140,7 +142,8 @@ def ids_in(
     for token, i in zip(vocab.tokens, ids.tolist()):
         said = lm.token_bytes.get(i)
         if said is None or token_text(said) != token:
-            raise InputError(f"the vocabulary has {token!r} at id {i} of {lm.name}, where this model has {said!r}; make the vocabulary anew with this model")
+            raise InputError(f"the vocabulary has {token!r} at id {i} of {lm.name}, where this model has {said!r}; "
+                             "make the vocabulary anew with this model")
     return ids
 
 # %% ../nbs/05a_effects.ipynb #a0e5f01b
@@ -149,7 +152,8 @@ def _columns(vocab:Vocab, effects:dict):
     import pyarrow as pa
     n = len(vocab)
     J = [None]*n if vocab.J is None else vocab.J.numpy()
-    columns = dict(rank=pa.array(range(1, n + 1), pa.int32()), token=pa.array(vocab.tokens, pa.string()), J=pa.array(J, pa.float32()))
+    columns = dict(rank=pa.array(range(1, n + 1), pa.int32()), token=pa.array(vocab.tokens, pa.string()))
+    columns["J"] = pa.array(J, pa.float32())
     def lists(x): return pa.array(x.float().tolist(), pa.list_(pa.float32()))
     for model, e in effects.items():
         columns[f"id:{model}"] = pa.array(vocab.ids_for(model).numpy())
@@ -161,8 +165,9 @@ def _columns(vocab:Vocab, effects:dict):
 
 def _sum_of(table, note:dict)->str:
     "SHA-256 over what a file of effects holds."
-    rows = json.dumps([table.to_pydict(), {k: v for k, v in note.items() if k != "checksum"}], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(rows.encode()).hexdigest()
+    about = {k: v for k, v in note.items() if k != "checksum"}
+    text = json.dumps([table.to_pydict(), about], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 def save_effects(
     path,           # a .parquet file
@@ -176,7 +181,8 @@ def save_effects(
     table, buffer = _columns(vocab, effects), io.BytesIO()
     note = dict(schema=1, kind="effects", models=list(effects), config=config, vocab=vocab.config, meta=meta)
     note["checksum"] = _sum_of(table, note)
-    pq.write_table(table.replace_schema_metadata({"hpt_nb": json.dumps(note, ensure_ascii=False)}), buffer, compression="zstd")
+    table = table.replace_schema_metadata({"hpt_nb": json.dumps(note, ensure_ascii=False)})
+    pq.write_table(table, buffer, compression="zstd")
     return write_atomic(path, buffer.getvalue())
 
 # %% ../nbs/05a_effects.ipynb #a0e5f01c
@@ -191,13 +197,17 @@ def load_effects(
         table = pq.read_table(io.BytesIO(Path(path).read_bytes()))
         note = json.loads(table.schema.metadata[b"hpt_nb"])
         whole = note["kind"] == "effects" and note["schema"] == 1 and _sum_of(table, note) == note["checksum"]
-    except (pa.ArrowException, OSError): raise InputError(f"{path}: not a whole parquet file (cut short, damaged or another kind); {redo}") from None
-    except (KeyError, TypeError, ValueError, AttributeError): raise InputError(f"{path}: a parquet file, but not one of effects; {redo}") from None
+    except (pa.ArrowException, OSError):
+        raise InputError(f"{path}: not a whole parquet file (cut short, damaged or another kind); {redo}") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{path}: a parquet file, but not one of effects; {redo}") from None
     if not whole: raise InputError(f"{path}: its content does not match its checksum (damaged or edited); {redo}")
     def column(name): return torch.tensor(table[name].to_pylist())
     def of(model):
         halves = column(f"shift_halves:{model}")
-        return Effects(column(f"shift:{model}"), column(f"separation:{model}"), halves.view(len(halves), 2, -1).transpose(0, 1), column(f"separation_halves:{model}").T)
+        return Effects(shift=column(f"shift:{model}"), separation=column(f"separation:{model}"),
+                       shift_halves=halves.view(len(halves), 2, -1).transpose(0, 1),
+                       separation_halves=column(f"separation_halves:{model}").T)
     J = None if table["J"].null_count == len(table) else column("J")
     ids = torch.stack([column(f"id:{m}") for m in note["models"]])
     vocab = Vocab(table["token"].to_pylist(), ids, note["models"], J, note["vocab"])

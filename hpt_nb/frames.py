@@ -9,7 +9,7 @@ __all__ = ['RUN', 'SCORE', 'COLUMNS', 'frame']
 import numpy as np
 import pandas as pd
 from .store import InputError, Store
-from .arrays import decode_logp
+from .arrays import decode_logp, label_numbers
 
 # %% ../nbs/15a_frames.ipynb #a17c0f05
 RUN = ("task", "task_hash", "source", "counterpart", "row", "method", "seed", "steps")   # what a tuned prompt and its scores share
@@ -25,8 +25,8 @@ def _need(cell:dict, part:str, key:str):
 def _run_of(cell:dict)->tuple: return tuple(str(_need(cell, "config", k)) for k in RUN)
 
 def _labels(digits:str)->np.ndarray:
-    "(n,) int64 label numbers of a cell's base-36 digits."
-    return np.array([int(d, 36) for d in digits], np.int64)
+    "(n,) int64 label numbers, as a cell keeps them."
+    return label_numbers(digits)
 
 # %% ../nbs/15a_frames.ipynb #a17c0f06
 def _score_row(cell:dict, logp:bool)->dict:

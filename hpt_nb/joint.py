@@ -7,14 +7,14 @@ __all__ = ['JOINT_METHODS', 'OWN', 'nearest_together', 'JointConfig', 'tune_join
            'start_pieces', 'round_texts', 'tune_joint_swaps']
 
 # %% ../nbs/10_joint.ipynb #1abf4f96
-from dataclasses import dataclass, fields, replace
-from itertools import accumulate, product
+from dataclasses import dataclass, replace
+from itertools import accumulate
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from .store import InputError, config_hash
+from .store import InputError, check_fields, config_hash
 from .models import LM
-from .pez import PezConfig, RunSpec, SearchSpace, balanced_batch_at, batch_at, check_start, facts, lm_facts, read_state, run_pass, spec_facts, start_tokens, texts_at, write_state, _Pass, _finish, _identity, _judge
+from .pez import BOUNDS, RAN_AWAY, PezConfig, RunSpec, SearchSpace, balanced_batch_at, batch_at, check_start, facts, lm_facts, read_state, run_pass, spec_facts, start_tokens, texts_at, write_state, _Pass, _finish, _identity, _judge
 from .swaps import _Side, _draws, _stable
 
 # %% ../nbs/10_joint.ipynb #c8c09622
@@ -23,7 +23,8 @@ def nearest_together(
     units,          # M tensors (v, d_m): the allowed tokens' embeddings in each, of length 1, in one order
     weight_v=None,  # (v,) weights, at least 0; None: 1 each
 )->Tensor:          # (...) positions in the vocabulary
-    "The token that is nearest to all points by its (weighted) sum of 1 + cosine; ties to the first."
+    "The token that is nearest to all points by its (weighted) sum of 1 + cosine; ties to the first. `InputError` for points that are not finite."
+    if not all(x.isfinite().all() for x in points): raise InputError(RAN_AWAY)
     total = sum(1 + normalize(x.float(), dim=-1) @ u.T for x, u in zip(points, units))
     return (total if weight_v is None else total*weight_v).argmax(-1)
 
@@ -204,8 +205,7 @@ class JointSwapConfig:
     holdout_n:int = 5000         # holdout texts, stratified; all if there are fewer
 
     def __post_init__(self):
-        for name in ("n_tokens", "steps", "gradient_n", "fresh_n", "topk", "n_candidates", "finalists", "eval_every", "holdout_n"):
-            if getattr(self, name) < 1: raise InputError(f"{name}={getattr(self, name)}; need at least 1")
+        check_fields(self, **BOUNDS | dict(gradient_n=dict(most=10**6), fresh_n=dict(most=10**6)))
         for name, values in dict(rule=("worse", "sum"), choose=("mean", "worst")).items():
             if getattr(self, name) not in values: raise InputError(f"{name}={getattr(self, name)!r}; need {values[0]!r} or {values[1]!r}")
         check_start(self)
@@ -253,10 +253,10 @@ def round_texts(
     number:int,   # of the round, 0-based
 )->tuple:         # (gradient_n text numbers, fresh_n others)
     "Texts of one round, for the gradients and for the finalists."
-    size = cfg.gradient_n + cfg.fresh_n
-    if cfg.objective != "centred": both = batch_at(len(labels), size, seed, number)
+    size, seed = cfg.gradient_n + cfg.fresh_n, (seed + 1)*1_000_003**2 + 1_000_003*(number + 1)
+    if cfg.objective != "centred": both = batch_at(len(labels), size, seed, 0)
     else:
-        both, rank = balanced_batch_at(labels, size, seed, number), {}
+        both, rank = balanced_batch_at(labels, size, seed, 0), {}
         for i in both: rank.setdefault(labels[i], []).append(i)
         both = [of[k] for k in range(size) for of in rank.values() if k < len(of)]   # the classes in turn
     return both[:cfg.gradient_n], both[cfg.gradient_n:]
@@ -274,6 +274,7 @@ class _JointSwapPass:
         if len(self.lms) < 2 or len({m.name for m in self.lms}) < len(self.lms): raise InputError(f"models {', '.join(m.name for m in self.lms)}; need at least two different ones")
         _check_shared(self.specs, [m.name for m in self.lms])
         asked, there = cfg.gradient_n + cfg.fresh_n, len(task.train.texts)
+        if cfg.objective == "centred": there = min(there, len(task.labels)*min(map(task.train.labels.count, set(task.train.labels))))   # each class as often
         if asked > there: raise InputError(f"gradient_n={cfg.gradient_n} and fresh_n={cfg.fresh_n} ask for {asked} texts a round, and there are {there} to train on; lower them")
         self.sides = [_Side(m, task, cfg) for m in self.lms]
         self.vocabs = [s.space.vocab for s in self.specs]

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 import torch
 from torch import Tensor
-from .store import InputError
+from .store import MOST, SEEDS, InputError, whole
 from .vocab import Vocab, common_vocab
 
 # %% ../nbs/04_neighbors.ipynb #f1da7a18
@@ -414,6 +414,7 @@ def agreement(
 # %% ../nbs/04_neighbors.ipynb #8ef96831
 def check_k(k:int, m:int):
     "Raise `InputError` unless k of m anchors can be neighbours."
+    whole("k", k, -MOST)
     if not 1 <= k <= m: raise InputError(f"k={k} neighbours asked of {m} anchors; need 1 <= k <= {m}")
 
 def check_embeddings(
@@ -431,10 +432,10 @@ def check_embeddings(
     c = len(embs[0])
     if c == 0: raise InputError("the models have no common token; nothing can be compared")
     if c >= COLUMN: raise InputError(f"{c} common tokens; at most {COLUMN-1} can be compared")
-    if h is not None and h < 1: raise InputError(f"h={h} anchors asked; need h >= 1, or h=None for all tokens")
+    if h is not None and whole("h", h, -MOST) < 1: raise InputError(f"h={h} anchors asked; need h >= 1, or h=None for all tokens")
     m = min(c, h or c) - (not include_self)
     check_k(k, m)
-    if repeats < 1: raise InputError(f"repeats={repeats}; need at least one sample")
+    whole("repeats", repeats, most=1000)   # the samples are drawn before the first is looked at
     for i,e in enumerate(embs):
         bad = (~torch.cat([x.isfinite().all(1) for x in e.split(8192)])).nonzero()[:,0]
         if len(bad): raise InputError(f"{len(bad)} embedding row(s) of model {i} hold NaN or infinity, the first of them row {bad[0]}; leave these tokens out")
@@ -529,6 +530,8 @@ def stability(
     "J_u of Eqs. 3-7: the agreement of each token's nearest anchors, over pairs of models and over samples."
     embs = list(embs)
     check_embeddings(embs, k, h, repeats, include_self)
+    whole("seed", seed, *SEEDS)
+    if max_bytes is not None: whole("max_bytes", max_bytes, most=2**62)
     if dtype not in (torch.float32, torch.bfloat16, "tf32"): raise InputError(f"dtype={dtype}; need torch.float32, torch.bfloat16 or 'tf32'")
     work, picks = working_bytes(embs, k, dtype, max_bytes), samples(len(embs[0]), h, repeats, seed)
     total, parts = 0, len(picks)*len(embs)

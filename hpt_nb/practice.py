@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULTS', 'CONTROLS', 'FEW', 'gain', 'is_real', 'reads_as_tuned', 'tuning_config', 'check_models', 'work_of',
            'estimate', 'tuned_prompts', 'holdout_accuracy', 'untuned_prompts', 'worth_on', 'warnings_of',
-           'transferable', 'summary']
+           'check_own_folder', 'transferable', 'summary']
 
 # %% ../nbs/18_practice.ipynb #32aa93b4
 import math, sys
@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .store import InputError, Store, config_hash, provenance, visible
+from .store import SEEDS, InputError, Store, check_writable, config_hash, provenance, say_remarks, visible, whole
 from .models import LM
 from .tasks import load_task
 from .vocab import Vocab
 from .scoring import check_lengths, evaluate, label_ids, text_ids
 from .pez import RunSpec, SearchSpace, fast_dtype
 from .soft import SOFT_METHODS
-from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, lm_id, method_config, product_rate, score_prompt, stored_vocab, tune_config
+from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, lm_id, method_config, product_rate, score_facts, score_prompt, stored_vocab, tune_config, tune_facts
 from .report import spans_zero, text_interval
-from .export import to_json
+from .export import read_prompt, to_json
 
 # %% ../nbs/18_practice.ipynb #39068ad8
 def gain(
@@ -119,7 +119,7 @@ def tuned_prompts(store:Store, models:Models, names, task, vocab:Vocab, method:s
         space = SearchSpace(fast[0], vocab)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         for c, r in zip(configs, how.run(fast[0], task, [RunSpec(space, method, s) for s in seeds], cfg, progress=False, checkpoint=checkpoint, on_step=on_step, **more)):
-            store.put("tune", c, r.result(), provenance(source.device, dtype, [c["seed"]], r.wall_s))
+            store.put("tune", c, r.result(), provenance(source.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)))
     checkpoint.unlink(missing_ok=True)
     keep = ("prompt_ids", "prompt_text", "tokens", "best_holdout", "best_step")
     return [{k: c[k] for k in ("source", "counterpart", "row", "seed", "steps", "method")} | {k: store.get("tune", c)[k] for k in keep} for c in configs]
@@ -194,6 +194,14 @@ def warnings_of(
 def _tell(progress, text):
     if progress: print(visible(text), file=sys.stderr, flush=True)
 
+def check_own_folder(store:Store, task, source:LM):
+    "`InputError` for a folder that cannot be written, or that holds results of another command or another prompt."
+    check_writable(store.path, folder=True)
+    if any("model_ids" not in c["config"] for c in store.cells("tune")): raise InputError(f"{store.path} holds results of hpt run or hpt tune; name another folder for this prompt")
+    if (store.path/"prompt.json").exists():
+        there = read_prompt(store.path)
+        if (there["task_hash"], there["source"]) != (task.hash, source.name): raise InputError(f"{store.path} holds the prompt of another task or model, tuned on {there['source']}; name another folder for this one")
+
 def transferable(
     task,                  # a task's name or file, or a `Task`
     models,                # two or more models that you may use; the prompt is tuned on the first
@@ -211,13 +219,16 @@ def transferable(
 )->dict:                   # what prompt.json in `out` holds beside the prompt: scores, candidates, warnings, ...
     "From a labelled file to a prompt and what it is worth on each model. Call it again with the same folder to go on. `InputError` for what cannot work, before anything is tuned."
     how, cfg = tuning_config(method, **settings)
+    seeds = [whole("seed", x, *SEEDS) for x in seeds]
     if not seeds or len(set(seeds)) < len(seeds): raise InputError(f"seeds {list(seeds)}; need one or more, all different")
-    if s < 1 or k < 1 or limit < 1: raise InputError(f"s={s}, k={k}, limit={limit}; need at least 1 of each")
+    whole("s", s), whole("k", k), whole("limit", limit)
     given, names, targets = dict(task=str(task) if isinstance(task, (str, Path)) else None, models=[str(m) for m in models], targets=[str(t) for t in targets]), list(map(str, models)), list(map(str, targets))
     task = load_task(task) if isinstance(task, (str, Path)) else task
     store, load = Store(out or f"runs/transferable-{''.join(c if c.isalnum() else '_' for c in task.name)}"), loader or Models(keep=len(names) + 1)
     split, source = task.subset("validation", min(limit, len(task.validation))), names[0]
     check_models(task, load, names, targets, split.texts, cfg.n_tokens)
+    check_own_folder(store, task, load(source))
+    say_remarks()
     if dtype == "auto": dtype = str(fast_dtype(load(source).device)).removeprefix("torch.")
     parts = work_of(task, load, names, targets, method, cfg, seeds, len(split))
     _tell(progress, f"{task.name}: {len(task.train):,} texts to tune on, {min(cfg.holdout_n, len(task.holdout)):,} to choose on, {len(split):,} of {len(task.validation):,} to score on; {estimate(parts, dtype, load(source).device)}")
@@ -227,7 +238,8 @@ def transferable(
     chosen, candidates, scores, reads = done
     first = load(source)
     facts = dict(given=given, method=method, settings=asdict(cfg), seed=chosen["seed"], seeds=list(seeds), tuning_dtype=dtype, tokens=chosen["tokens"],
-                 vocabulary=dict(models=vocab.models, common=len(common), used=len(vocab), k=k, hash=vocab.hash), scored_on=dict(split="validation", n=len(split), of=len(task.validation), dtype="float32"),
+                 vocabulary=dict(models=vocab.models, common=len(common), used=len(vocab), k=k, hash=vocab.hash), scored_on=dict(split="validation", n=len(split), of=len(task.validation), dtype="float32", cut={lm.name: score_facts(lm, task, split)["cut"] for lm in map(load, (*names, *targets))}, max_text_tokens=task.max_text_tokens),
+                 chosen_on=min(cfg.holdout_n, len(task.holdout)), dropped=task.info.get("dropped", {}),
                  candidates=candidates, scores=scores, reads_as_tuned=reads, warnings=warnings_of(scores, reads, min(cfg.holdout_n, len(task.holdout)), first.name), provenance=provenance(first.device, "float32", seeds))
     to_json(chosen["prompt_ids"], task, [first, *(load(n) for n in names[1:]), *(load(t) for t in targets)], store.path/"prompt.json", **facts)
     return dict(prompt=chosen["prompt_text"], out=str(store.path), **facts)
@@ -282,5 +294,6 @@ def summary(
     said = [f"prompt: {got['prompt']!r}",
             f"tuned by {got['method']} over {v['used']:,} of {v['common']:,} tokens that {', '.join(v['models'])} share; seed {got['seed']} of {', '.join(map(str, got['seeds']))} was chosen: holdout " + ", ".join(f"{pct(a)} on {m}" for m, a in best["holdout"].items()),
             f"accuracy in percent on {got['scored_on']['n']} of {got['scored_on']['of']} validation texts; gains in points with 95 % intervals over texts", "", pd.DataFrame(lines).to_string(index=False), ""]
+    if cut := {m: n for m, n in got["scored_on"].get("cut", {}).items() if n}: said.insert(-3, f"texts longer than {got['scored_on']['max_text_tokens']} tokens were cut: " + ", ".join(f"{n} of {got['scored_on']['n']} on {m}" for m, n in cut.items()))
     said += [f"warning: {w}" for w in got["warnings"]] or ["no warning: every gain above is real by its interval"]
     return "\n".join(said)

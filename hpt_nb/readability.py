@@ -10,7 +10,7 @@ __all__ = ['ZIPF', 'PARTS', 'UNKNOWN', 'is_word', 'word_zipf', 'token_parts', 'd
 import math, re, unicodedata
 from functools import lru_cache
 import numpy as np
-from .store import InputError
+from .store import SEEDS, InputError, number, whole
 
 # %% ../nbs/12_readability.ipynb #bf7c66f1
 ZIPF = 3.25   # least frequency of a word: about 1.8 in a million. Chosen below
@@ -139,6 +139,7 @@ def rank_correlation(
     "Spearman's rank correlation with a percentile interval from a bootstrap over groups. `InputError` for fewer than 3 pairs or 2 groups, or what is no number."
     x, y = (np.asarray(v, float) for v in (x, y))
     if x.shape != y.shape or x.ndim != 1: raise InputError(f"x of shape {x.shape} and y of shape {y.shape}; need as many numbers in each")
+    number("level", level, above=0, most=1), whole("repeats", repeats), whole("seed", seed, 0, SEEDS[1])
     if len(x) < 3: raise InputError(f"{len(x)} pairs; a rank correlation needs at least 3")
     if not (np.isfinite(x) & np.isfinite(y)).all(): raise InputError("x or y holds a missing or infinite number; leave such prompts out")
     labels = list(range(len(x))) if groups is None else list(groups)

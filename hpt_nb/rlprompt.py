@@ -8,14 +8,14 @@ __all__ = ['RLConfig', 'gap_rewards', 'z_scores', 'soft_q_loss', 'action_ids', '
 
 # %% ../nbs/08_rlprompt.ipynb #965fdaa4
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
-from .store import InputError, config_hash
+from .store import InputError, check_fields, config_hash
 from .models import LM
 from .vocab import ids_by_text
-from .scoring import PrefixScorer, label_ids, text_ids
-from .pez import SearchSpace, lm_facts, read_state, run_pass, seeded, spec_facts, write_state, _finish
+from .scoring import PrefixScorer, check_lengths, free_bytes, label_ids, text_ids
+from .pez import BOUNDS, SearchSpace, facts, lm_facts, read_state, run_pass, seeded, spec_facts, write_state, _finish
 
 # %% ../nbs/08_rlprompt.ipynb #bac7e228
 @dataclass(frozen=True)
@@ -35,17 +35,14 @@ class RLConfig:
     wrong:float = 180.        # and where it is not
     zscore:str = "input"      # "input": over the prompts for each text, then the mean (the paper); "prompt": of the mean over the texts (the release)
     scale:float = 5.          # factor of the z-scored reward
-    eval_every:int = 100      # steps between holdout evaluations of the greedy prompt
+    eval_every:int = 10       # steps between holdout evaluations of the greedy prompt
     holdout_n:int = 5000      # holdout texts, stratified; all if there are fewer
+    scored_as:str = field(default="text", metadata=dict(absent="ids"))   # what is rewarded and judged: the prompt's "text", tokenised anew, or its "ids"
 
     def __post_init__(self):
-        for name in ("n_tokens", "steps", "prompts", "shots", "top_k", "hidden", "eval_every", "holdout_n"):
-            if getattr(self, name) < 1: raise InputError(f"{name}={getattr(self, name)}; need at least 1")
-        for name in ("lr", "clip", "right", "wrong", "scale"):
-            if not getattr(self, name) > 0: raise InputError(f"{name}={getattr(self, name)}; need a number above 0")
+        check_fields(self, **BOUNDS | dict(prompts=dict(most=10_000), hidden=dict(most=10**6), polyak=dict(above=0, most=1), reverse=dict(least=0, most=1)))
         if self.prompts < 2: raise InputError("prompts=1; need at least 2, because rewards are z-scored over the prompts of a step")
-        if not 0 < self.polyak <= 1: raise InputError(f"polyak={self.polyak}; need a share above 0, at most 1")
-        if not 0 <= self.reverse <= 1: raise InputError(f"reverse={self.reverse}; need a share from 0 to 1")
+        if self.scored_as not in ("text", "ids"): raise InputError(f"scored_as={self.scored_as!r}; need 'text' or 'ids'")
         if self.zscore not in ("input", "prompt"): raise InputError(f"zscore={self.zscore!r}; need 'input' or 'prompt'")
 
 # %% ../nbs/08_rlprompt.ipynb #59efe330
@@ -229,6 +226,10 @@ class _Pass:
         held = task.subset("holdout", min(cfg.holdout_n, len(task.holdout)), seed=0)
         self.held, self.held_labels = text_ids(lm, task, held.texts), torch.tensor(held.labels)
         self.bos_pd = lm.embeddings[torch.tensor(lm.bos_ids, dtype=torch.long, device=lm.embeddings.device)].float()
+        check_lengths(lm, torch.empty(1, len(lm.bos_ids) + cfg.n_tokens, 0), self.held)     # before anything is written
+        check_lengths(self.policy, torch.empty(1, cfg.n_tokens + 1, 0), [])
+        need = 20*len(self.specs)*2*cfg.hidden*self.policy.embeddings.shape[1]   # weights, target network, gradient and Adam's two moments
+        if need > free_bytes(lm.device): raise InputError(f"hidden={cfg.hidden}: {len(self.specs)} policies take {need/2**30:.1f} GiB, and {free_bytes(lm.device)/2**30:.1f} are free; set hidden to less, or tune fewer seeds at once")
         shared, self.learners = {}, []
         for s in self.specs:
             if id(s.space) not in shared: shared[id(s.space)] = FrozenPolicy(lm, self.policy, s.space)
@@ -244,20 +245,31 @@ class _Pass:
         self.scorer.tokens += n*t*(t + 1)//2
         return write_prompts(run.frozen, run.mlp, n, t, top_k, gen)
 
-    def label_logits(self, ids_bp, texts)->Tensor:
-        "(b, n, labels) logits of n texts under each of b prompts."
-        rows = self.lm.embeddings[ids_bp].float()
-        prefix = torch.cat([self.bos_pd.expand(len(rows), -1, -1), rows], 1)
-        b, n = len(rows), len(texts)
-        return self.scorer.logits(prefix, texts*b, [r for r in range(b) for _ in range(n)]).view(b, n, -1)
+    def read(self, ids_bp:Tensor)->list:
+        "What the model reads of each prompt: the ids of its text, or its own."
+        prompts = [tuple(row) for row in ids_bp.tolist()]
+        if self.cfg.scored_as == "ids": return prompts
+        return [tuple(self.lm.encode(self.lm.decode(ids))) for ids in prompts]
+
+    def label_logits(self, prompts, texts)->Tensor:
+        "(b, n, labels) logits of n texts under each of b prompts, tuples of ids of any length."
+        n, out = len(texts), torch.empty(len(prompts), len(texts), len(self.scorer.labels))
+        for length in sorted({len(ids) for ids in prompts}):
+            at = [i for i, ids in enumerate(prompts) if len(ids) == length]
+            rows = self.lm.embeddings[torch.tensor([prompts[i] for i in at], dtype=torch.long, device=self.lm.embeddings.device)].float()
+            prefix = torch.cat([self.bos_pd.expand(len(rows), -1, -1), rows], 1)
+            out[at] = self.scorer.logits(prefix, texts*len(at), [r for r in range(len(at)) for _ in range(n)]).view(len(at), n, -1).to(out)
+        return out
 
 # %% ../nbs/08_rlprompt.ipynb #af616d29
 def _rewards(self, run:_Learner, ids_bp:Tensor)->Tensor:
     "(b, n) reward of each prompt on each of the run's texts."
-    prompts, which = torch.unique(ids_bp, dim=0, return_inverse=True)
+    read = self.read(ids_bp)
+    prompts = sorted(set(read))
     logits = self.label_logits(prompts, run.texts)
     b, n, _ = logits.shape
-    return gap_rewards(logits.flatten(0, 1), run.labels.repeat(b), self.cfg.right, self.cfg.wrong).view(b, n)[which.cpu()]
+    rewards_bn = gap_rewards(logits.flatten(0, 1), run.labels.repeat(b), self.cfg.right, self.cfg.wrong).view(b, n)
+    return rewards_bn[[prompts.index(ids) for ids in read]]
 
 _Pass.rewards = _rewards
 
@@ -289,18 +301,18 @@ def _judge(self):
     mean = lambda x: sum(x)/max(1, len(x))
     for run, curve, r in zip(self.learners, self.curves, range(len(self.specs))):
         ids = run.ids(self.write(run, 1)[0])
-        key = tuple(ids[0].tolist())
-        if key not in run.seen: run.seen[key] = (self.label_logits(ids, self.held)[0].argmax(-1) == self.held_labels).float().mean().item()
+        key = self.read(ids)[0]
+        if key not in run.seen: run.seen[key] = (self.label_logits([key], self.held)[0].argmax(-1) == self.held_labels).float().mean().item()
         for name, value in (("step", self.step), ("loss", mean(run.losses)), ("reward", mean(run.rewards)), ("holdout", run.seen[key])): curve[name].append(value)
         run.losses, run.rewards = [], []
-        if run.seen[key] >= self.best[r]["holdout"]: self.best[r] = dict(step=self.step, holdout=run.seen[key], ids=list(key))
+        if run.seen[key] >= self.best[r]["holdout"]: self.best[r] = dict(step=self.step, holdout=run.seen[key], ids=ids[0].tolist())
 
 _Pass.judge = _judge
 
 # %% ../nbs/08_rlprompt.ipynb #3ac984ef
 def _identity(self)->str:
     "Hash of everything that the pass depends on."
-    return config_hash(dict(models=[lm_facts(m) for m in (self.lm, self.policy)], task=self.task.hash, cfg=asdict(self.cfg), runs=spec_facts(self.specs)))
+    return config_hash(dict(models=[lm_facts(m) for m in (self.lm, self.policy)], task=self.task.hash, cfg=facts(self.cfg), runs=spec_facts(self.specs)))
 
 def _state(run:_Learner)->dict:
     "All tensors of a run, by name; those of Adam are there after its first step."

@@ -356,12 +356,12 @@ class Correlation:
 KINDS = ("pearson", "spearman")
 
 def _paired(x, y)->tuple:
-    "Two equally long arrays of finite numbers, neither constant."
+    "Two equally long arrays of finite numbers or vectors, neither constant."
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if x.ndim != 1 or x.shape != y.shape: raise InputError(f"arrays of shapes {x.shape} and {y.shape}; a correlation needs two of one length")
+    if x.ndim not in (1, 2) or x.shape != y.shape: raise InputError(f"arrays of shapes {x.shape} and {y.shape}; a correlation needs two of one shape")
     if len(x) < 4: raise InputError(f"{len(x)} pairs; a correlation with an interval needs at least 4")
     if not (np.isfinite(x).all() and np.isfinite(y).all()): raise InputError("values that are not finite; need a number in each pair")
-    if np.ptp(x) == 0 or np.ptp(y) == 0: raise InputError("all values are the same on one side; a correlation needs different ones")
+    if not np.ptp(x, axis=0).any() or not np.ptp(y, axis=0).any(): raise InputError("all values are the same on one side; a correlation needs different ones")
     return x, y
 
 def fisher_interval(r:float, n:int, kind:str="pearson", level:float=.95)->tuple:
@@ -373,12 +373,19 @@ def fisher_interval(r:float, n:int, kind:str="pearson", level:float=.95)->tuple:
     half = norm.ppf(.5 + level/2)*se
     return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
-def correlate(x, y, kind:str="pearson", level:float=.95)->Correlation:
-    "Correlation of two arrays of one length, with its interval. kind: \"pearson\" or \"spearman\" (ranks, ties in the middle)."
+def correlate(
+    x, y,                 # (n,) numbers each, or (n, C) vectors
+    kind:str="pearson",   # or "spearman": of their ranks, equal ones in the middle; numbers only
+    level:float=.95,
+)->Correlation:
+    "Correlation with its interval. Of vectors: summed covariances over the root of summed variances."
     if kind not in KINDS: raise InputError(f"kind {kind!r}; need one of {', '.join(KINDS)}")
     x, y = _paired(x, y)
-    if kind == "spearman": x, y = rankdata(x), rankdata(y)
-    r = float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
+    if kind == "spearman":
+        if x.ndim > 1: raise InputError(f"ranks of vectors of shape {x.shape}; need numbers, or kind \"pearson\"")
+        x, y = rankdata(x), rankdata(y)
+    x, y = x - x.mean(0), y - y.mean(0)
+    r = float(np.clip((x*y).sum()/math.sqrt((x*x).sum()*(y*y).sum()), -1, 1))
     return Correlation(r, *fisher_interval(r, len(x), kind, level), len(x))
 
 # %% ../nbs/11b_stats.ipynb #e9abe520
@@ -408,18 +415,19 @@ def _corrected_of(x_2n, y_2n, kind)->tuple:
     return r, rel_x, rel_y, fixed, None if fixed is None else other/math.sqrt(half_x*half_y)
 
 def reliable_correlation(
-    x_2n,                 # (2, n) one model's effects on each half of the texts, n tokens
-    y_2n,                 # (2, n) the other model's, same halves, same tokens
+    x_2n,                 # (2, n), or (2, n, C): one model's effects on each half of the texts, n tokens
+    y_2n,                 # the same of the other model: same halves, same tokens
     kind:str="pearson",
-    draws:int=500, seed:int=0, level:float=.95,
+    draws:int=500,        # for the interval of the corrected correlation; 0: none
+    seed:int=0, level:float=.95,
 )->dict:                  # r, low, high, n; reliability_x, reliability_y; corrected, corrected_low, corrected_high, across
     "A correlation of two noisy measurements: as it stands, and corrected for their noise. None where a reliability is below .3."
     x, y = np.asarray(x_2n, np.float64), np.asarray(y_2n, np.float64)
-    if x.ndim != 2 or len(x) != 2 or x.shape != y.shape: raise InputError(f"halves of shapes {x.shape} and {y.shape}; need (2, tokens) twice")
+    if x.ndim not in (2, 3) or len(x) != 2 or x.shape != y.shape: raise InputError(f"halves of shapes {x.shape} and {y.shape}; need (2, tokens) or (2, tokens, classes) twice")
     r, rel_x, rel_y, fixed, across = _corrected_of(x, y, kind)
     low, high = fisher_interval(r, x.shape[1], kind, level)
     one = dict(r=r, low=low, high=high, n=x.shape[1], reliability_x=rel_x, reliability_y=rel_y, corrected=fixed, across=across)
-    if fixed is None: return {**one, "corrected_low": None, "corrected_high": None}
+    if fixed is None or not draws: return {**one, "corrected_low": None, "corrected_high": None}
     rng = np.random.default_rng(seed)
     drawn = [_corrected_of(x[:, at], y[:, at], kind)[3] for at in rng.integers(0, x.shape[1], (draws, x.shape[1]))]
     ends = np.quantile([-np.inf if d is None else d for d in drawn], [.5 - level/2, .5 + level/2], method="nearest")

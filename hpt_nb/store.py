@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST', 'SEEDS', 'SCHEMA', 'visible', 'InputError', 'WriteError', 'remark', 'say_remarks', 'holding_remarks', 'whole',
-           'number', 'config_hash', 'write_atomic', 'check_writable', 'provenance', 'is_pack', 'Store', 'status',
-           'duration', 'status_text', 'level_folders', 'keep', 'recall', 'cache_dir', 'pack', 'read_pack',
+           'number', 'check_fields', 'config_hash', 'write_atomic', 'check_writable', 'provenance', 'is_pack', 'Store',
+           'status', 'duration', 'status_text', 'level_folders', 'keep', 'recall', 'cache_dir', 'pack', 'read_pack',
            'packed_cell', 'taken_out', 'pack_levels', 'unpacked_folder', 'unpack', 'to_go_on', 'sha256_file',
            'fetch_package']
 
@@ -13,6 +13,7 @@ __all__ = ['MOST', 'SEEDS', 'SCHEMA', 'visible', 'InputError', 'WriteError', 're
 import errno, hashlib, json, lzma, math, operator, os, platform, re, secrets, shutil, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, zipfile
 from base64 import b64decode, b64encode
 from contextlib import contextmanager, suppress
+from dataclasses import MISSING, fields
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import metadata
@@ -96,6 +97,20 @@ def number(
     ok = plain and (infinite or abs(value) < math.inf) and (above is None or value > above) and (least is None or value >= least) and value <= most
     if not ok or value != value: raise InputError(f"{name}={value!r}; need a {'' if infinite else 'finite '}number {need}".rstrip())
     return value
+
+# %% ../nbs/00_store.ipynb #5a1e0b0b
+def check_fields(
+    cfg,        # a dataclass
+    **bounds,   # field -> what `whole` or `number` are told beside its value; None: it is not checked here
+):
+    "`InputError` unless each number among the fields is within its bounds, and each bool is one."
+    for f in fields(cfg):
+        value, kind = getattr(cfg, f.name), f.type if f.default is MISSING else type(f.default)
+        how = bounds.get(f.name, {} if kind is int else dict(above=0, most=1e6))
+        if how is None or value is None and "None" in str(f.type): continue
+        if kind is int: object.__setattr__(cfg, f.name, whole(f.name, value, **how))
+        elif kind is float: number(f.name, value, **how)
+        elif kind is bool and not isinstance(value, bool): raise InputError(f"{f.name}={value!r}; need true or false")
 
 # %% ../nbs/00_store.ipynb #7d95b813
 def _once(pairs)->dict:

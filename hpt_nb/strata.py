@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 import numpy as np
 import torch
-from .store import InputError, Store, config_hash, provenance
-from .arrays import decode_logp, encode_logp
+from .store import SEEDS, InputError, Store, check_fields, config_hash, provenance
+from .arrays import decode_logp, encode_logp, kept_labels, label_numbers
 from .vocab import Vocab, is_word
 from .neighbors import stable_vocab
 from .scoring import label_ids, label_logprobs_many
@@ -54,7 +54,8 @@ def strata_of(
 )->dict:                # stratum -> Vocab
     "The strata of a scored vocabulary. `InputError` where they would overlap or be empty."
     c = len(vocab)
-    if not 1 <= s <= c//2: raise InputError(f"top and bottom {s} of {c} common tokens; need at most {c//2}, so that they do not overlap")
+    if not 1 <= s <= c//2:
+        raise InputError(f"top and bottom {s} of {c} common tokens; need at most {c//2}, so that they do not overlap")
     order = torch.sort(vocab.J, descending=True, stable=True).indices.tolist()
     words = [u for u in range(c) if is_word(vocab.tokens[u])]
     known = {u: z for u in words if (z := zipf(vocab.tokens[u])) is not None}
@@ -64,7 +65,8 @@ def strata_of(
     rows = dict(common=range(c), words=words, top=order[:s], bottom=order[-s:],
                 matched=[outside[j] for j in b], **{"top-matched": [inside[i] for i in a]})
     empty = [name for name in STRATA if not len(rows[name])]
-    if empty: raise InputError(f"no token in {', '.join(empty)}; need models with more words in common, or a smaller s than {s}")
+    if empty:
+        raise InputError(f"no token in {', '.join(empty)}; need models with more words in common, or s below {s}")
     return {name: vocab.take(sorted(rows[name]), stratum=name) for name in STRATA}
 
 # %% ../nbs/14a_strata.ipynb #57a7a00d
@@ -84,7 +86,9 @@ def draw_prompts(
     rng, texts, draws = np.random.default_rng(seed), [], 0
     ids = {lm.name: vocab.ids_for(lm.name).tolist() for lm in lms}
     while len(texts) < n:
-        if draws >= 200*n: raise InputError(f"{len(texts)} of {n} prompts in {draws} draws from {len(vocab)} tokens; need tokens that {' and '.join(ids)} read back as they stand")
+        if draws >= 200*n:
+            raise InputError(f"{len(texts)} of {n} prompts in {draws} draws from {len(vocab)} tokens; "
+                             f"need tokens that {' and '.join(ids)} read back as they stand")
         rows, draws = rng.integers(len(vocab), size=p).tolist(), draws + 1
         text = "".join(vocab.tokens[u] for u in rows)
         whole = all(reads_back(lm, text, [ids[lm.name][u] for u in rows]) for lm in lms)
@@ -106,6 +110,8 @@ class StrataStudy:
     k:int = 64             # neighbours, for exact J
     seed:int = 0
     dtype:str = "bfloat16" # of the scoring
+
+    def __post_init__(self): check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]))
 
 SMALL = StrataStudy(prompts=6, texts=16, unlabelled=16)
 
@@ -129,18 +135,21 @@ def tasks_of(
 
 def _subset(task, split:str, n:int):
     whole = getattr(task, split)
-    if n > len(whole): raise InputError(f"{n} texts asked of {split} of {task.name}, which has {len(whole)}; need as many or fewer")
+    if n > len(whole):
+        raise InputError(f"{n} texts asked of {split} of {task.name}, which has {len(whole)}; need as many or fewer")
     return task.subset(split, n, seed=0)
 
 def _prompts_cell(store:Store, study:StrataStudy, sources:list, others:list)->dict:
     "The prompts of every stratum: from the store, or drawn and kept there."
-    config = dict(study="strata", models=[lm.name for lm in sources], ids=[lm_id(lm) for lm in sources], others=[lm.name for lm in others],
-                  prompts=study.prompts, n_tokens=study.n_tokens, s=study.s, k=study.k, caliper=CALIPER, seed=study.seed)
+    config = dict(study="strata", models=[lm.name for lm in sources], ids=[lm_id(lm) for lm in sources],
+                  others=[lm.name for lm in others], prompts=study.prompts, n_tokens=study.n_tokens,
+                  s=study.s, k=study.k, caliper=CALIPER, seed=study.seed)
     found = store.get("strata_prompts", config)
     if found is not None: return found
     began, strata = time.perf_counter(), strata_of(stable_vocab(sources, k=study.k), study.s)
     found = {name: _drawn(name, v, study, sources, others) for name, v in strata.items()}
-    store.put("strata_prompts", config, found, provenance(sources[0].device, "float32", [study.seed], round(time.perf_counter() - began, 3)))
+    wall_s = round(time.perf_counter() - began, 3)
+    store.put("strata_prompts", config, found, provenance(sources[0].device, "float32", [study.seed], wall_s))
     return found
 
 def _drawn(name:str, vocab:Vocab, study:StrataStudy, sources, others)->dict:
@@ -148,22 +157,24 @@ def _drawn(name:str, vocab:Vocab, study:StrataStudy, sources, others)->dict:
     texts, draws = draw_prompts(vocab, sources, study.prompts, study.n_tokens, study.seed + STRATA.index(name), others)
     zipf = [z for t in vocab.tokens if is_word(t) and (z := word_zipf(t)) is not None]
     def mean(x): return round(float(np.mean(x)), 4) if len(x) else None
-    return dict(texts=texts, draws=draws, tokens=len(vocab), words=sum(map(is_word, vocab.tokens)), zipf=mean(zipf),
-                zipf_quartiles=[round(float(q), 3) for q in np.quantile(zipf, [.25, .5, .75])] if zipf else None, J=mean(vocab.J.numpy()), hash=vocab.hash)
+    quartiles = [round(float(q), 3) for q in np.quantile(zipf, [.25, .5, .75])] if zipf else None
+    return dict(texts=texts, draws=draws, tokens=len(vocab), words=sum(map(is_word, vocab.tokens)),
+                zipf=mean(zipf), zipf_quartiles=quartiles, J=mean(vocab.J.numpy()), hash=vocab.hash)
 
 # %% ../nbs/14a_strata.ipynb #57a7a016
 def _score_config(study:StrataStudy, task, judged, unlabelled, stratum:str, prompts:list, lm)->dict:
-    return dict(study="strata", task=task.name, task_hash=task.hash, texts=len(judged), texts_hash=judged.hash, unlabelled=len(unlabelled), unlabelled_hash=unlabelled.hash,
-                stratum=stratum, prompts=len(prompts), prompts_hash=config_hash(dict(prompts=prompts)), model=lm.name, model_id=lm_id(lm), dtype=study.dtype)
-
-def _digits(labels)->str: return "".join("0123456789abcdefghijklmnopqrstuvwxyz"[y] for y in labels)
+    return dict(study="strata", task=task.name, task_hash=task.hash, texts=len(judged), texts_hash=judged.hash,
+                unlabelled=len(unlabelled), unlabelled_hash=unlabelled.hash, stratum=stratum, prompts=len(prompts),
+                prompts_hash=config_hash(dict(prompts=prompts)), model=lm.name, model_id=lm_id(lm), dtype=study.dtype)
 
 def score_stratum(lm, task, judged, unlabelled, prompts:list, on_pass=None)->dict:
     "Log-odds of every text under every prompt, as a cell keeps them; the prompts are read as text."
-    texts, n, m = judged.texts + unlabelled.texts, len(judged), len(prompts)
+    texts, n = judged.texts + unlabelled.texts, len(judged)
     odds = log_odds(label_logprobs_many(lm, task, texts, prompts, on_pass=on_pass).numpy())   # (m, texts, C-1)
-    return dict(odds=encode_logp(odds[:,:n].reshape(m*n, -1)), odds_unlabelled=encode_logp(odds[:,n:].reshape(m*len(unlabelled), -1)),
-                labels=_digits(judged.labels), labels_unlabelled=_digits(unlabelled.labels), prompts=prompts, tokens=[len(lm.encode(p)) for p in prompts])
+    def text_of(part): return encode_logp(part.reshape(-1, part.shape[-1]))
+    return dict(odds=text_of(odds[:,:n]), odds_unlabelled=text_of(odds[:,n:]), labels=kept_labels(judged.labels, len(task.labels)),
+                labels_unlabelled=kept_labels(unlabelled.labels, len(task.labels)), prompts=prompts,
+                tokens=[len(lm.encode(p)) for p in prompts])
 
 def run_strata(
     out,                        # results folder
@@ -174,7 +185,7 @@ def run_strata(
     progress:bool=True,
     models=None,                # a loader, `Models`
 )->Store:
-    "Draw the prompts, score them on every model, keep all of it; what is there is not computed again. `InputError` for what cannot work, before the work."
+    "Draw the prompts, score them on every model, keep all of it; what is there stays. `InputError` before the work."
     from tqdm.auto import tqdm
     store, task = Store(out), tasks_of([study.task], data)[study.task]
     judged, unlabelled = _subset(task, "validation", study.texts), _subset(task, "holdout", study.unlabelled)
@@ -188,12 +199,14 @@ def run_strata(
     todo = [(name, stratum, config(stratum, lm)) for name, lm in zip(names, lms) for stratum in texts]
     del lms   # from here on each model is needed in the scoring's number format alone
     todo = [piece for piece in todo if not store.has("strata", piece[2])]
-    with tqdm(total=sum(c["prompts"] for _, _, c in todo)*(len(judged) + len(unlabelled)), unit="text", disable=not progress) as bar:
+    total = sum(c["prompts"] for _, _, c in todo)*(len(judged) + len(unlabelled))
+    with tqdm(total=total, unit="text", disable=not progress) as bar:
         for name, stratum, c in todo:
             bar.set_description_str(f"{stratum} on {c['model']}")
             lm, began = models(name, study.dtype), time.perf_counter()
             result = score_stratum(lm, task, judged, unlabelled, texts[stratum], bar.update)
-            store.put("strata", c, result, provenance(lm.device, study.dtype, [study.seed], round(time.perf_counter() - began, 3)))
+            wall_s = round(time.perf_counter() - began, 3)
+            store.put("strata", c, result, provenance(lm.device, study.dtype, [study.seed], wall_s))
     return store
 
 # %% ../nbs/14a_strata.ipynb #57a7a01a
@@ -218,7 +231,13 @@ def worth_of(
     "Worth of m prompts. The holdout's own means calibrate both."
     from hpt_nb.stats import MEASURES
     value = MEASURES[measure]
-    return Worth(np.array([value(u, held_k, u).mean() for u in held_mkc]), np.stack([value(x, labels_n, u) for x, u in zip(logp_mnc, held_mkc)]))
+    chosen_on = np.array([value(u, held_k, u).mean() for u in held_mkc])
+    return Worth(chosen_on, np.stack([value(x, labels_n, u) for x, u in zip(logp_mnc, held_mkc)]))
+
+def _cube(text:str, digits:str, m:int)->tuple:
+    "(m, n, C) log-probabilities and n classes, as a cell keeps them."
+    labels = label_numbers(digits)
+    return from_log_odds(decode_logp(text, m*len(labels))).reshape(m, len(labels), -1), labels
 
 def read_strata(
     store:Store,
@@ -229,10 +248,12 @@ def read_strata(
     if not cells: raise InputError(f"{store.path}: no cells of the strata study; make them with hpt study strata")
     for cell in cells:
         c, r = cell["config"], cell["result"]
-        if (c["model"], c["stratum"]) in out: raise InputError(f"{store.path}: {c['stratum']} on {c['model']} is there twice, so it holds several studies; need a folder for each")
-        m, labels, held = c["prompts"], [int(y, 36) for y in r["labels"]], [int(y, 36) for y in r["labels_unlabelled"]]
-        def cube(text, n): return from_log_odds(decode_logp(text, m*n)).reshape(m, n, -1)
-        out[c["model"], c["stratum"]] = worth_of(measure, cube(r["odds"], len(labels)), labels, cube(r["odds_unlabelled"], len(held)), held)
+        key = c["model"], c["stratum"]
+        if key in out:
+            raise InputError(f"{store.path}: {c['stratum']} on {c['model']} is there twice, from several studies; "
+                             "need a folder for each")
+        judged = _cube(r["odds"], r["labels"], c["prompts"])
+        out[key] = worth_of(measure, *judged, *_cube(r["odds_unlabelled"], r["labels_unlabelled"], c["prompts"]))
     return out
 
 # %% ../nbs/14a_strata.ipynb #57a7a01c
@@ -240,14 +261,15 @@ def carries_over(
     source:Worth, target:Worth,
     level:float=.95,
 )->dict:   # r, low, high, n; source_itself, target_itself; corrected (None: too noisy)
-    "Pearson's correlation, over prompts, of the worth on the source's holdout texts with that on the target's validation texts."
+    "Correlation, over prompts, of the worth on the source's holdout texts with that on the target's validation texts."
     from hpt_nb.stats import corrected
     found = _safe_correlation(source.chosen_on, target.worth, level)
     back = _safe_correlation(target.chosen_on, source.worth, level)
     own = [_safe_correlation(w.chosen_on, w.worth, level).r for w in (source, target)]
     both = (found.r + back.r)/2
     fixed = corrected(both, *own) if not any(map(math.isnan, (both, *own))) else None
-    return dict(r=found.r, low=found.low, high=found.high, n=found.n, source_itself=own[0], target_itself=own[1], corrected=fixed)
+    return dict(r=found.r, low=found.low, high=found.high, n=found.n,
+                source_itself=own[0], target_itself=own[1], corrected=fixed)
 
 def _safe_correlation(x, y, level:float):
     "`correlate`; NaN where one side does not vary (every prompt at chance)."
@@ -281,7 +303,7 @@ def choosing(
     stratum:str, source:str, target:str,
     N:int,
     draws:int=DRAWS, seed:int=0,
-)->np.ndarray:         # (1 + draws,) expected worth on the target of the best of N on the source; the first is the estimate
+)->np.ndarray:         # (1 + draws,) expected worth on the target; the first is the estimate
     "What the best of N on the source is worth on the target. The same seed draws the same texts for every stratum."
     a, b = worths[source, stratum], worths[target, stratum]
     m, n = b.judged.shape
@@ -302,12 +324,14 @@ def interval_of(
 
 # %% ../nbs/14a_strata.ipynb #57a7a024
 def worth_table(worths:dict):
-    "DataFrame, a row for each model and stratum: mean and sd of the prompts' worth on the validation texts, and what no prompt is worth."
+    "DataFrame, a row for each model and stratum: mean, sd and best of the prompts' worth, and what no prompt is worth."
     import pandas as pd
     none = {model: w.worth.item() for (model, stratum), w in worths.items() if stratum == "none"}
-    rows = [dict(model=model, stratum=stratum, mean=w.worth.mean(), sd=w.worth.std(ddof=1), best=w.worth.max(), none=none.get(model, math.nan))
-            for (model, stratum), w in worths.items() if stratum != "none"]
-    return pd.DataFrame(rows).sort_values(["model", "stratum"], key=lambda x: x.map(STRATA.index) if x.name == "stratum" else x, kind="stable", ignore_index=True)
+    def row(model, stratum):
+        x = worths[model, stratum].worth
+        return dict(model=model, stratum=stratum, mean=x.mean(), sd=x.std(ddof=1), best=x.max(), none=none.get(model))
+    models = sorted({model for model, _ in worths})
+    return pd.DataFrame([row(m, s) for m in models for s in STRATA if (m, s) in worths])
 
 def _directions(worths:dict)->list:
     "(source, target) of every two models, both ways."
@@ -317,34 +341,36 @@ def _directions(worths:dict)->list:
 def carry_table(worths:dict):
     "DataFrame, a row for each direction and stratum: `carries_over`."
     import pandas as pd
-    rows = [dict(source=a, target=b, stratum=s, **carries_over(worths[a, s], worths[b, s])) for a, b in _directions(worths) for s in STRATA if (a, s) in worths]
-    return pd.DataFrame(rows)
+    def row(a, b, s): return dict(source=a, target=b, stratum=s, **carries_over(worths[a, s], worths[b, s]))
+    return pd.DataFrame([row(a, b, s) for a, b in _directions(worths) for s in STRATA if (a, s) in worths])
 
 def choosing_table(worths:dict, Ns=(1, 4, 16, 60), draws:int=DRAWS):
-    "DataFrame, a row for each direction, stratum and N: the target's worth of the best of N on the source, and its gain over one prompt at random (`gain_*`)."
+    "DataFrame, a row for each direction, stratum and N: the target's worth of the best of N, and the gain over one."
     import pandas as pd
     rows = []
     for a, b in _directions(worths):
         for s in (s for s in STRATA if (a, s) in worths):
             each = {N: choosing(worths, s, a, b, N, draws) for N in (1, *Ns)}
             for N in Ns:
-                gain = interval_of(each[N] - each[1]) if N > 1 else dict.fromkeys(("estimate", "low", "high"), 0.)
-                rows.append(dict(source=a, target=b, stratum=s, N=N, **interval_of(each[N]), **{f"gain_{k}": gain[k] for k in ("estimate", "low", "high")}))
+                gain = interval_of(each[N] - each[1])
+                gains = {f"gain_{k}": gain[k] for k in ("estimate", "low", "high")}
+                rows.append(dict(source=a, target=b, stratum=s, N=N, **interval_of(each[N]), **gains))
     return pd.DataFrame(rows)
 
 # %% ../nbs/14a_strata.ipynb #57a7a026
 CONTRASTS = (("top", "common"), ("top", "bottom"), ("words", "common"), ("top-matched", "matched"))
 
 def contrast_table(worths:dict, N:int=16, draws:int=DRAWS, contrasts=CONTRASTS):
-    "DataFrame, a row for each pair of strata: by how much the target's worth of the best of N on the source differs, mean over directions."
+    "DataFrame, a row for each pair of strata: the difference in the best of N's worth, mean over directions."
     import pandas as pd
     pairs = _directions(worths)
     def mean_of(s): return np.mean([choosing(worths, s, a, b, N, draws) for a, b in pairs], axis=0)
     known = {s: mean_of(s) for s in dict.fromkeys(s for pair in contrasts for s in pair)}
-    return pd.DataFrame([dict(better=a, worse=b, N=N, directions=len(pairs), **interval_of(known[a] - known[b])) for a, b in contrasts])
+    def row(a, b): return dict(better=a, worse=b, N=N, directions=len(pairs), **interval_of(known[a] - known[b]))
+    return pd.DataFrame([row(a, b) for a, b in contrasts])
 
 # %% ../nbs/14a_strata.ipynb #57a7a028
-COLORS = dict(zip(STRATA, ("#999999", "#56B4E9", "#0072B2", "#D55E00", "#E69F00", "#009E73")))   # Okabe and Ito's, told apart by the colour-blind
+COLORS = dict(zip(STRATA, ("#999999", "#56B4E9", "#0072B2", "#D55E00", "#E69F00", "#009E73")))   # Okabe and Ito's
 
 def plot_choosing(
     table,       # of `choosing_table`
@@ -359,7 +385,8 @@ def plot_choosing(
     for i, s in enumerate(s for s in STRATA if s in set(of.stratum)):
         d = of[of.stratum == s]
         x = d.N*1.06**(i - 2.5)
-        ax.errorbar(x, 100*d.estimate, [100*(d.estimate - d.low), 100*(d.high - d.estimate)], color=COLORS[s], marker="o", ms=4, lw=1.2, elinewidth=.8, label=s)
+        reach = [100*(d.estimate - d.low), 100*(d.high - d.estimate)]
+        ax.errorbar(x, 100*d.estimate, reach, color=COLORS[s], marker="o", ms=4, lw=1.2, elinewidth=.8, label=s)
     if none is not None: ax.axhline(100*none, color="black", ls=":", lw=1, label="no prompt")
     ax.set(xscale="log", xlabel=f"prompts to choose among on {source}", ylabel=f"worth on {target}, %")
     ax.set_xticks(sorted(set(of.N)), sorted(set(of.N)))

@@ -10,10 +10,10 @@ __all__ = ['AUTOPROMPT', 'MIXED', 'GCG', 'SWAP_METHODS', 'SwapConfig', 'drawn_te
 from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
-from .store import InputError, config_hash
+from .store import InputError, check_fields, config_hash
 from .models import LM
 from .scoring import PrefixScorer, fit_tokens, label_ids, run_losses, text_ids
-from .pez import SearchSpace, balanced_batch_at, batch_at, check_start, held_accuracies, read_state, run_pass, seeded, start_tokens, write_state, _finish, _identity, _judge, _start
+from .pez import BOUNDS, SearchSpace, balanced_batch_at, batch_at, check_start, held_accuracies, read_state, run_pass, seeded, start_tokens, write_state, _finish, _identity, _judge, _start
 
 # %% ../nbs/07_swaps.ipynb #c0827db1
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class SwapConfig:
     ascii_only:bool = field(default=False, metadata=dict(absent=False))         # True: only tokens of printable ASCII may be put in, no specials
 
     def __post_init__(self):
-        for name in ("n_tokens", "steps", "batch", "eval_every", "holdout_n", "topk", "n_candidates"):
-            if getattr(self, name) < 1: raise InputError(f"{name}={getattr(self, name)}; need at least 1")
+        check_fields(self, **BOUNDS)
         known = dict(positions=("one", "all"), accept=("better", "always"), fresh=(False, True), drop_unstable=(False, True), loss=("vocabulary", "labels"),
                      draw=("shuffle", "order", "fixed"), ties=("earlier", "later"), ascii_only=(False, True))
         for name, values in known.items():

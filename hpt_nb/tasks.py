@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'RATING_BOUND', 'TASKS', 'Split', 'Format', 'task_format',
            'give_way', 'hold_out', 'movie_ratings', 'first_copies', 'load_task']
 
 # %% ../nbs/02_tasks.ipynb #5e7e6d30
-import hashlib, json, logging, operator, re, sys, tarfile, unicodedata, zipfile
+import hashlib, json, logging, re, sys, tarfile, unicodedata, zipfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache

@@ -19,7 +19,7 @@ def _unknown(lm, ids)->int:
 def certify(
     lm:LM,
     prompt,       # ids, or text
-)->dict:          # {"ids", "text", "reencoded_ids", "agrees", "unknown": tokens that are no text by themselves, or none that the tokenizer knows}
+)->dict:          # {"ids", "text", "reencoded_ids", "agrees", "unknown": tokens that are no text by themselves, or none that the tokenizer knows}; "added": how many are a <pad> row that the tuning added, where there are
     "Does a prompt come back from this model as it went in: ids from their text, a text from its ids?"
     if isinstance(prompt, str):
         read = read_text(lm, prompt)
@@ -27,7 +27,8 @@ def certify(
     ids = prompt_to_ids(lm, prompt)
     text = lm.decode(ids)
     again = lm.encode(text)
-    return dict(ids=ids, text=text, reencoded_ids=again, agrees=ids == again, unknown=_unknown(lm, ids))
+    added = sum(i < 0 for i in ids)   # as text they are the characters <pad>, which this model and others read as any text
+    return dict(ids=ids, text=text, reencoded_ids=again, agrees=ids == again, unknown=_unknown(lm, ids), **(dict(added=added) if added else {}))
 
 # %% ../nbs/11_transfer.ipynb #f056cb7f
 def transfer(

@@ -393,3 +393,16 @@ def test_loading_is_silent(folder, capfd):
     load_lm(folder)
     out = capfd.readouterr()
     assert out.out == "" and out.err == ""
+
+
+# --- ids beyond the table
+
+@pytest.mark.parametrize("text,names", [("the zebra film", "zebra"), ("x"*200 + " zebra", "zebra"), ("zebra", "zebra")])
+def test_a_token_without_a_row_is_named(text, names):
+    "A token added to the tokenizer, for which the model was not resized: on a GPU it would end the process."
+    lm = tiny_lm("gpt2")
+    lm.tokenizer.add_tokens([names])
+    fails(f"{names}' in it as token {len(lm.tokenizer) - 1}, and the model has {lm.n_rows} rows", lm.encode, text)
+    with pytest.raises(InputError) as e: lm.encode(text)
+    assert "zebra" in str(e.value).split("'s tokenizer")[0]                    # the text is shown where the token stands
+    assert lm.encode("the film") and b"zebra" not in lm.token_bytes.values()

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 NBS, LIB = ROOT/"nbs", ROOT/"hpt_nb"
 NOTEBOOKS = sorted(NBS.glob("*.ipynb"))
 CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d[a-z]?_", p.name)]   # 05a stands between 05 and 06
-REPORTS = [p for p in CHAPTERS if p.name.startswith("3")]   # the only ones that keep outputs
+REPORTS = [p for p in CHAPTERS if p.name.startswith(("29_", "3"))]   # the only ones that keep outputs
 MODULES = sorted(p for p in LIB.glob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 SETTINGS = configparser.ConfigParser(delimiters=["="], interpolation=None)
 SETTINGS.read(ROOT/"settings.ini", encoding="utf-8")

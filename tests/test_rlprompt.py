@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpt_nb.pez import RunSpec, SearchSpace
+from hpt_nb.pez import RunSpec, SearchSpace, facts
 from hpt_nb.rlprompt import (FrozenPolicy, RLConfig, _Pass, action_ids, choose, few_shot, follow, gap_rewards, make_mlp, output_rows, soft_q_loss, tune_rlprompt,
                              write_prompts, z_scores)
 from hpt_nb.scoring import label_ids, plain_logits, text_ids
@@ -78,7 +78,7 @@ def test_the_reward_jumps_in_slope_at_zero_and_is_bounded():
 @pytest.mark.parametrize("arch", ["gpt2", "llama", "gemma3", "opt-proj"])
 def test_rewards_equal_one_plain_pass_for_each_prompt_and_text(arch):
     lm, task = tiny_lm(arch), toy_task(classes=3)
-    p = _Pass(lm, task, [spec(lm, seed=4)], CFG)
+    p = _Pass(lm, task, [spec(lm, seed=4)], replace(CFG, scored_as="ids"))
     picked = few_shot(task.train.labels, 3, CFG.shots, 4)
     prompts = ALLOWED[torch.tensor([[0, 1, 2], [50, 60, 70], [0, 1, 2], [99, 98, 97]])]
     want = []
@@ -171,6 +171,35 @@ def test_a_step_is_adam_on_the_loss_and_then_the_target():
     p.advance()
     for got, want in zip(run.mlp.parameters(), mlp.parameters()): assert torch.allclose(got, want, atol=1e-7)
     for got, new, was in zip(run.target.parameters(), mlp.parameters(), old): assert torch.allclose(got, was + CFG.polyak*(new - was), atol=1e-8)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "gemma3", "llama"])
+@pytest.mark.parametrize("way", ["text", "ids"])
+def test_rewards_are_of_the_text_or_of_the_ids(arch, way):
+    "Decoded, tokenised anew, and one plain pass for each prompt and text; prompts that are read at other lengths stand beside them."
+    lm, task = tiny_lm(arch), toy_task()
+    p = _Pass(lm, task, [spec(lm)], replace(CFG, scored_as=way))
+    run, prompts = p.learners[0], torch.randint(20, 300, (12, 3), generator=torch.Generator().manual_seed(0))
+    prompts = torch.cat([prompts, prompts[:2]])
+    read = [lm.encode(lm.decode(z)) if way == "text" else z for z in prompts.tolist()]
+    assert p.read(prompts) == [tuple(z) for z in read]
+    if way == "text": assert read != prompts.tolist()                            # some do change
+    for z, row in zip(read, p.rewards(run, prompts)):
+        before = lm.embeddings[torch.tensor([*lm.bos_ids, *z])][None].float()
+        with torch.no_grad(): logits = plain_logits(lm, label_ids(lm, task), before, run.texts)
+        assert torch.allclose(row, gap_rewards(logits, run.labels), atol=.05)
+    run, = tune_rlprompt(lm, task, [spec(lm)], replace(CFG, scored_as=way), progress=False)
+    best = lm.encode(lm.decode(run.prompt_ids)) if way == "text" else run.prompt_ids
+    held = task.subset("holdout", CFG.holdout_n)
+    before = lm.embeddings[torch.tensor([*lm.bos_ids, *best])][None].float()
+    with torch.no_grad(): guess = plain_logits(lm, label_ids(lm, task), before, text_ids(lm, task, held.texts)).argmax(-1).tolist()
+    assert run.best_holdout == pytest.approx(sum(g == y for g, y in zip(guess, held.labels))/len(guess))
+
+
+def test_what_was_stored_before_keeps_its_identity():
+    stored = dict(n_tokens=10, steps=40, prompts=4, shots=2, top_k=256, lr=.001, clip=5., polyak=.001, reverse=0., hidden=2048, right=200., wrong=180., zscore="prompt", scale=5., eval_every=10, holdout_n=48)
+    assert facts(RLConfig(**stored, scored_as="ids")) == stored and facts(RLConfig(**stored)) == stored | dict(scored_as="text")
+    assert RLConfig().eval_every == 10
 
 
 # ---- the policy ----
@@ -288,7 +317,7 @@ def test_bad_input_is_one_line():
     mute = tiny_lm("llama", tokenizer="bytelevel")
     mute.tokenizer.bos_token = mute.tokenizer.eos_token = None
     mute.bos_ids = []
-    cases = [*[lambda kw=kw: RLConfig(**kw) for kw in (dict(steps=0), dict(prompts=1), dict(lr=0.), dict(polyak=2.), dict(reverse=-1.), dict(zscore="x"), dict(top_k=0), dict(right=-1.))],
+    cases = [*[lambda kw=kw: RLConfig(**kw) for kw in (dict(steps=0), dict(prompts=1), dict(lr=0.), dict(polyak=2.), dict(reverse=-1.), dict(zscore="x"), dict(scored_as="x"), dict(top_k=0), dict(right=-1.))],
              lambda: tune_rlprompt(lm, task, [RunSpec(SearchSpace(lm), "pez", 0)], CFG),
              lambda: tune_rlprompt(lm, one_class, [spec(lm)], CFG),
              lambda: tune_rlprompt(lm, task, [spec(lm)], CFG, policy=mute),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch._dynamo
-from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from hpt_nb import scoring
 from hpt_nb.models import LM
@@ -69,7 +69,7 @@ def test_many_prompts_lay_their_texts_out_once(monkeypatch):
             made.append(1)
             super().__init__(*args, **kw)
     lm, task = tiny_lm("llama"), SimpleNamespace(labels=(" great", " bad"), suffix=". It was", max_text_tokens=32, strip=True)
-    label_logprobs(lm, task, ["good"])   # the way is chosen before
+    label_logprobs(lm, task, ["good", "a rather longer text"], [20])   # the way is chosen before
     monkeypatch.setattr(scoring, "Layout", Counted)
     label_logprobs_many(lm, task, ["good", "a rather longer text"], [[i] for i in range(20, 60)], max_tokens=100)
     assert len(made) == 1
@@ -321,3 +321,166 @@ def test_a_compiled_copy_leaves_the_model_as_it_was():
     assert not any("forward" in vars(m) for m in lm.model.modules())
     lm.model.config.num_hidden_layers = 3
     with pytest.raises(InputError, match="no list of 3 layers"): compile_layers(lm)
+
+
+# --- a text does not feel its neighbours, and no NaN is counted
+
+def family(kind, seed=0, **config):
+    "A tiny random causal model by its model type, with a byte-level tokenizer."
+    tok = tiny_tokenizer("bytelevel")
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{"vocab_size": len(tok), "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, **config}))
+    return LM.wrap(model, tok, name=f"tiny-{kind}")
+
+_ROPED = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, initializer_range=.4, max_position_embeddings=512)
+_SWITCHES = {
+    "dynamic": dict(rope_type="dynamic", factor=4., rope_theta=1e4),
+    "longrope": dict(rope_type="longrope", short_factor=[1.]*4, long_factor=[1., 2., 8., 20.], factor=8., original_max_position_embeddings=24, rope_theta=1e4),
+    "yarn": dict(rope_type="yarn", factor=4., original_max_position_embeddings=24, rope_theta=1e4),
+    "linear": dict(rope_type="linear", factor=4., rope_theta=1e4),
+    "llama3": dict(rope_type="llama3", factor=8., low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=24, rope_theta=1e4),
+}
+
+def alone(make, prefix_ids, texts):
+    "What a fresh copy of the model says of each text by itself, ids in, no engine."
+    out = []
+    for t in texts:
+        lm = make()
+        with torch.no_grad(): out.append(lm.model(torch.tensor([prefix_ids + t]), use_cache=False).logits[0, -1, LABELS].float())
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("scaling", _SWITCHES)
+def test_every_position_scaling_reads_a_text_as_if_it_were_alone(scaling):
+    "Some switch frequencies with the length of what they read, and one remembers it."
+    rope = _SWITCHES[scaling]
+    def make(): return family("llama", **{**_ROPED, "max_position_embeddings": 24 if scaling == "dynamic" else 512, "rope_parameters": rope})
+    lm = make()
+    prefix_ids, texts = [20, 21, 22], texts_of(9, 300, longest=60)
+    texts[1:] = [t[:12] for t in texts[1:]]                                  # one long text, the others short of the switch
+    want = alone(make, prefix_ids, texts)
+    scorer = PrefixScorer(lm, LABELS)
+    assert scorer.way == "packed"
+    prefix = lm.embeddings[torch.tensor([prefix_ids])]
+    for order in (range(9), range(8, -1, -1), [3, 0, 4]):                    # and in any order, one call after another
+        got = scorer.logits(prefix, [texts[i] for i in order])
+        assert (got - want[list(order)]).abs().max() < 1e-4
+    for i in (0, 5): assert (plain_logits(lm, LABELS, prefix, [texts[i]]) - want[i]).abs().max() < 1e-4
+    assert (scaling in ("dynamic", "longrope")) == (scorer.way != "packed")
+    if scaling == "dynamic": assert (want[0] - alone(lambda: family("llama", **_ROPED), prefix_ids, texts[:1])[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("key", ["sliding_window", "attention_window_size", "window_size"])
+@pytest.mark.parametrize("arch", ["llama3", "gpt2", "neox", "opt", "phi", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_window_that_the_model_does_not_read(arch, key, dtype):
+    "Rounding hides such a mistake in bfloat16, so it is looked for in float32."
+    lm, as_is = tiny_lm(arch), tiny_lm(arch)
+    for name, value in ((key, 16), ("use_sliding_window", False)): setattr(lm.model.config, name, value)
+    lm = LM.wrap(lm.model.to(dtype), lm.tokenizer, name="idle")
+    prefix, texts = prefix_of(lm, 1, 4), texts_of(6, 300)
+    if dtype == torch.float32: assert (PrefixScorer(lm, LABELS).logits(prefix, texts) - plain_logits(as_is, LABELS, prefix, texts)).abs().max() < 1e-4
+    else:
+        scorer = PrefixScorer(lm, LABELS)
+        scorer.logits(prefix, texts)
+        assert (key == "sliding_window" and arch != "qwen3") == (scorer.way != "packed")
+
+
+def test_the_way_holds_for_lengths_that_come_later(capsys):
+    lm = tiny_lm("llama3")
+    lm.model.config.sliding_window = 40
+    scorer, prefix = PrefixScorer(lm, LABELS), prefix_of(lm, 1, 4)
+    short, long = texts_of(5, 300, longest=30), texts_of(5, 300, longest=90)
+    scorer.logits(prefix, short)
+    assert scorer.way == "packed" and not capsys.readouterr().err
+    loss, grad = scorer.loss_and_grad(prefix, long, [0, 1, 2, 0, 1])
+    assert scorer.way == "padded" and capsys.readouterr().err.count("\n") == 1
+    want = PrefixScorer(tiny_lm("llama3"), LABELS, "plain").loss_and_grad(prefix, long, [0, 1, 2, 0, 1])
+    assert torch.allclose(loss, want[0], atol=1e-5) and torch.allclose(grad, want[1], atol=1e-5)
+    assert PrefixScorer(lm, LABELS).way == PrefixScorer(lm.cast("bf16"), LABELS).way == "padded" and not capsys.readouterr().err
+
+
+def spoilt(token, value=float("nan")):
+    "A model whose hidden states are `value` wherever it reads `token`."
+    lm = tiny_lm("llama3")
+    row = lm.embeddings[token].clone()
+    def hook(m, args, out): return out.masked_fill((out == row).all(-1, keepdim=True), value)
+    lm.model.get_input_embeddings().register_forward_hook(hook)
+    lm.model.model.register_forward_pre_hook(lambda m, args, kw: (args, {**kw, "inputs_embeds": kw["inputs_embeds"].masked_fill((kw["inputs_embeds"] == row).all(-1, keepdim=True), value)}
+                                             if kw.get("inputs_embeds") is not None else kw), with_kwargs=True)
+    return lm
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("way", PrefixScorer.ways)
+def test_logits_that_are_not_finite_name_their_text(way, value):
+    bad = tiny_lm("llama3").encode(" film")[0]
+    lm = spoilt(bad, value)
+    prefix, texts = prefix_of(lm, 1, 3), [[30, 31], [40, 41, bad, 42], [50]]
+    scorer = PrefixScorer(lm, LABELS, way)
+    with pytest.raises(InputError, match="^text 1 .*not finite in float32"): scorer.logits(prefix, texts)
+    with pytest.raises(InputError, match="^text 1 .*not finite in float32"): scorer.loss_and_grad(prefix, texts, [0, 1, 2])
+    assert torch.allclose(scorer.logits(prefix, texts[::2]), plain_logits(lm, LABELS, prefix, texts[::2]), atol=1e-5)
+    with pytest.raises(InputError, match="not finite"): scoring.logits_many(scorer, prefix, texts)
+    task = SimpleNamespace(labels=(" great", " bad"), suffix=" It was", max_text_tokens=32, strip=True)
+    with pytest.raises(InputError, match="not finite"): evaluate(lm, task, SimpleNamespace(texts=["good", "a film"], labels=[0, 0]))
+
+
+def test_a_text_that_a_neighbour_has_spoilt_is_read_by_itself(monkeypatch):
+    "A window ends before the bad token, so the text has its numbers; zero times NaN beside it had none."
+    lm = tiny_lm("llama3")
+    real = scoring._unchecked
+    def spoil(self, *args):
+        out = real(self, *args)
+        out[0] = float("nan")
+        return out
+    monkeypatch.setattr(scoring, "_unchecked", spoil)
+    prefix, texts = prefix_of(lm, 1, 3), texts_of(3, 300)
+    assert torch.allclose(PrefixScorer(lm, LABELS, "packed").logits(prefix, texts), plain_logits(lm, LABELS, prefix, texts), atol=1e-5)
+
+
+# --- lengths, decoders of BERT's family, a prompt that no text sees
+
+_BERT = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, is_decoder=True, initializer_range=.3, max_position_embeddings=64)
+
+@pytest.mark.parametrize("kind", ["bert", "bert-generation", "megatron-bert", "big_bird", "ernie", "roberta", "camembert", "xlm-roberta", "electra", "rembert", "roformer", "data2vec-text", "xlm-roberta-xl"])
+def test_decoders_of_berts_family(kind):
+    more = {"rembert": dict(input_embedding_size=32, output_embedding_size=32), "electra": dict(embedding_size=32), "roformer": dict(embedding_size=32)}.get(kind, {})
+    lm = family(kind, **{**_BERT, **more})
+    head, before = lm.model.get_output_embeddings(), {k: v.clone() for k, v in lm.model.state_dict().items()}
+    prefix_ids, texts = [20, 21, 22], texts_of(6, 300, longest=40)
+    with torch.no_grad(): want = torch.stack([lm.model(torch.tensor([prefix_ids + t]), use_cache=False).logits[0, -1, LABELS] for t in texts])
+    prefix = lm.embeddings[torch.tensor([prefix_ids])]
+    assert (PrefixScorer(lm, LABELS).logits(prefix, texts) - want).abs().max() < 1e-4
+    loss, grad = PrefixScorer(lm, LABELS).loss_and_grad(prefix, texts, [0, 1, 2, 0, 1, 2])
+    want = PrefixScorer(lm, LABELS, "plain").loss_and_grad(prefix, texts, [0, 1, 2, 0, 1, 2])
+    assert torch.allclose(loss, want[0], atol=1e-4) and (grad - want[1]).norm() <= 1e-3*want[1].norm()
+    assert lm.model.get_output_embeddings() is head
+    after = lm.model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("kind,config,most", [
+    ("roberta", dict(_BERT, max_position_embeddings=34, pad_token_id=1), 32), ("roberta", dict(_BERT, max_position_embeddings=34, pad_token_id=0), 33), ("camembert", dict(_BERT, max_position_embeddings=34, pad_token_id=1), 32),
+    ("mpt", dict(d_model=32, n_layers=2, n_heads=4, max_seq_len=32, expansion_ratio=2), 32), ("gpt2", dict(n_embd=32, n_layer=2, n_head=4, n_positions=32), 32),
+    ("opt", dict(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32, max_position_embeddings=32), 32),
+    ("biogpt", dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32), 32),
+    ("xglm", dict(d_model=32, ffn_dim=48, num_layers=2, attention_heads=4, max_position_embeddings=32), 32),
+    ("ctrl", dict(n_embd=32, dff=48, n_layer=2, n_head=4, n_positions=32), 32), ("llama", dict(_ROPED, max_position_embeddings=32), 32)])
+def test_lengths_near_the_true_maximum(kind, config, most):
+    lm = family(kind, **config)
+    prefix = prefix_of(lm, 1, 4)
+    scorer = PrefixScorer(lm, LABELS)
+    assert scorer.logits(prefix, [[30]*(most - 4)]).isfinite().all()
+    for n in (most + 1, most + 2, most + 40):
+        for ask in (lambda: scorer.logits(prefix, [[30]*(n - 4), [31]]), lambda: scorer.loss_and_grad(prefix, [[30]*(n - 4)], [0])):
+            with pytest.raises(InputError, match=f"up to {n} tokens, and tiny-{kind} reads {most};"): ask()
+    assert scorer.logits(prefix, [[30]*(most - 4)]).isfinite().all()       # as it was
+
+
+def test_no_gradient_since_no_text_sees_the_prompt():
+    lm = tiny_lm("mistral")                                                    # two layers that look back 8 tokens each
+    prefix, long = prefix_of(lm, 1, 3), [[30 + i for i in range(40)], [31 + i for i in range(60)]]
+    for way in PrefixScorer.ways:
+        with pytest.raises(InputError, match="40 tokens or more.*does not see the prompt .*looks back 8 tokens a layer.*max_text_tokens"): PrefixScorer(lm, LABELS, way).loss_and_grad(prefix, long, [0, 1])
+    assert PrefixScorer(lm, LABELS).loss_and_grad(prefix, [[30, 31], *long], [0, 1, 2])[1].any()   # one text that sees it is enough

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hpt_nb.models import LM
-from hpt_nb.pez import Run, RunSpec, SearchSpace, tune
-from hpt_nb.scoring import evaluate, label_ids
+from hpt_nb.pez import Run, RunSpec, SearchSpace, batch_at, facts, tune
+from hpt_nb.scoring import evaluate, label_ids, plain_logits, text_ids
 from hpt_nb.soft import (SOFT_METHODS, SoftConfig, _SoftPass, anchor_rows, encode_relative, evaluate_vectors, load_peft, prompt_vectors, reading, save_peft, transfer_soft,
                          tune_soft, vector_prefix, vectors_from_text, vectors_to_text)
 from hpt_nb.store import InputError
@@ -60,14 +60,71 @@ def test_the_loss_falls_and_what_is_returned_is_the_best():
     runs = tune_soft(lm, task, specs_of(lm), replace(CFG, steps=40, eval_every=10, adam_lr=.02), progress=False)
     for run in runs:
         assert run.curve["loss"][-1] < run.curve["loss"][0]
-        assert run.curve["step"] == [10, 20, 30, 40]
+        start = [0] if run.method == "optiprompt" else []                        # OptiPrompt's start is a candidate
+        assert run.curve["step"] == [*start, 10, 20, 30, 40]
         assert run.best_holdout == max(run.curve["holdout"])
-        assert run.best_step == max(s for s, h in zip(run.curve["step"], run.curve["holdout"]) if h == run.best_holdout)
+        first_or_last = min if run.method == "optiprompt" else max               # of equal ones
+        assert run.best_step == first_or_last(s for s, h in zip(run.curve["step"], run.curve["holdout"]) if h == run.best_holdout)
         held = task.subset("holdout", CFG.holdout_n)
         assert evaluate_vectors(lm, task, held, run.vectors)["accuracy"] == run.best_holdout
         assert evaluate(lm, task, held, run.prompt_ids)["accuracy"] == run.reading_holdout
         assert set(run.prompt_ids) <= set(range(20, 120))                        # read inside the run's space
         assert run.prompt_text == lm.decode(run.prompt_ids) and len(run.cosines) == len(run.tokens) == 4
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("method", SOFT_METHODS)
+def test_the_released_rules_step_by_step(arch, method):
+    "The programs' updates from their formulas, on plain forward passes."
+    lm, task, cfg = tiny_lm(arch), toy_task(), replace(CFG, steps=20, lr=.1, adam_lr=.01)
+    p, train, labels = _SoftPass(lm, task, specs_of(lm, [(method, 1)]), cfg), text_ids(lm, task, toy_task().train.texts), label_ids(lm, task)
+    P, m, v = p.params[0].detach().clone(), 0., 0.
+    bos = lm.embeddings[torch.tensor(lm.bos_ids, dtype=torch.long)].float()
+    for t in range(1, cfg.steps + 1):
+        pick = batch_at(len(train), cfg.batch, 1, t - 1)
+        P.requires_grad_()
+        loss = torch.nn.functional.cross_entropy(plain_logits(lm, labels, torch.cat([bos, P])[None], [train[i] for i in pick]), torch.tensor([task.train.labels[i] for i in pick]))
+        g, P = torch.autograd.grad(loss, P)[0], P.detach()
+        if method == "soft":
+            v = (1 - t**-.8)*v + t**-.8*(g**2 + 1e-30)
+            u = g/v**.5
+            P = P*(1 - 1e-5) - .1*u/max(1, (u**2).mean()**.5)
+        else:
+            m, v = .9*m + .1*g, .999*v + .001*g**2
+            P = P - .01*((t - 1)/2 if t <= 2 else (21 - t)/18)*m/(v**.5 + 1e-6)
+        p.advance()
+        assert torch.allclose(p.params[0].detach(), P, atol=2e-3 if t > 5 else 1e-4), t      # rounding grows where a gradient is near nothing
+
+
+def test_what_was_stored_before_keeps_its_identity():
+    "Every setting that came later stands, in an old configuration, at what the old one was computed with, and is not named."
+    stored = dict(n_tokens=10, steps=80, batch=4, lr=.3, weight_decay=1e-5, adam_lr=.003, clip=1., init="labels", eval_every=20, holdout_n=48)
+    old = dict(adafactor="factored", adam="torch", start_counts=False, ties="later")
+    assert facts(SoftConfig(**stored, **old)) == stored
+    for name, value in (("adafactor", "released"), ("adam", "released"), ("start_counts", True), ("ties", "earlier"), ("objective", "centred")):
+        assert facts(SoftConfig(**stored, **(old | {name: value}))) == stored | {name: value}
+    assert {k for k in facts(SoftConfig()) if k not in stored} == set(old)       # today's defaults are other runs
+
+
+def test_the_start_may_win_and_equals_go_to_the_earlier():
+    lm, task = tiny_lm("llama"), toy_task()
+    spec, = specs_of(lm, [("optiprompt", 0)])
+    still, = tune_soft(lm, task, [spec], replace(CFG, adam_lr=1e-9), progress=False)
+    assert (still.best_step, still.curve["step"], still.curve["loss"][0] > 0) == (0, [0, 3, 6], True) and len(set(still.curve["holdout"])) == 1
+    assert torch.equal(still.vectors, lm.embeddings[lm.encode(CFG.init)][:4])
+    late, = tune_soft(lm, task, [spec], replace(CFG, adam_lr=1e-9, ties="later"), progress=False)
+    no_start, = tune_soft(lm, task, [spec], replace(CFG, adam_lr=1e-9, start_counts=False), progress=False)
+    assert (late.best_step, no_start.best_step, no_start.curve["step"]) == (6, 3, [3, 6])
+
+
+@pytest.mark.parametrize("objective", ["centred", "vocabulary"])
+def test_other_objectives_go_through_the_engine(objective):
+    lm, task = tiny_lm("gemma3"), toy_task()
+    cfg = replace(CFG, objective=objective, steps=30, eval_every=10, lr=.05, adam_lr=.02)
+    runs = tune_soft(lm, task, specs_of(lm), cfg, progress=False)
+    assert all(r.curve["loss"][-1] < r.curve["loss"][0] and 0 <= r.best_holdout <= 1 for r in runs)
+    usual = tune_soft(lm, task, specs_of(lm), replace(cfg, objective="labels"), progress=False)
+    assert not any(torch.equal(a.vectors, b.vectors) for a, b in zip(runs, usual))
 
 
 def test_a_result_is_json_and_keeps_the_vectors_bit_for_bit():
@@ -309,19 +366,31 @@ def test_sources_may_differ_in_width_and_kept_anchors_are_the_nearest():
     assert (cosine(there) > .99).all() and (cosine(start) < .9).all() and agree.isfinite().all()
 
 
+def test_the_best_candidate_is_kept_and_equals_go_to_the_earlier(turned):
+    lm, twin, Q = turned
+    vocab, v, seen = common_vocab([lm, twin]), random_vectors(lm, 4), []
+    a, b = anchor_rows(lm, vocab), anchor_rows(twin, vocab)
+    def judge(x): seen.append(x); return (1, 3, 2, 3)[len(seen) - 1]
+    got = transfer_soft([v], [a], b, twin.embeddings, steps=45, judge=judge, every=10)
+    assert len(seen) == 4 and torch.equal(got, seen[1])                          # the second; the fourth is only as good
+    assert torch.allclose(seen[3], transfer_soft([v], [a], b, twin.embeddings, steps=39), atol=1e-6)    # as it stood before its step
+    assert not torch.allclose(got, transfer_soft([v], [a], b, twin.embeddings, steps=45, start="embeddings"), atol=1e-3)
+
+
 # ---- faults ----
 
 def test_bad_input_is_one_line():
     lm, task = tiny_lm("llama"), toy_task()
     other, v = tiny_lm("opt-proj"), random_vectors(tiny_lm("llama"))
     a = lm.embeddings[:9]
-    faults = [lambda: SoftConfig(batch=0), lambda: SoftConfig(lr=-1.), lambda: SoftConfig(adam_lr=float("nan")), lambda: SoftConfig(clip=0), lambda: SoftConfig(init=""), lambda: SoftConfig(init=None),
+    faults = [lambda: SoftConfig(batch=0), lambda: SoftConfig(lr=-1.), lambda: SoftConfig(adam_lr=float("nan")), lambda: SoftConfig(clip=-1.), lambda: SoftConfig(adam="x"), lambda: SoftConfig(adafactor="x"), lambda: SoftConfig(ties="x"), lambda: SoftConfig(objective="x"), lambda: SoftConfig(start_counts="x"), lambda: SoftConfig(init=""), lambda: SoftConfig(init=None),
               lambda: SoftConfig(weight_decay=-1), lambda: SoftConfig(n_tokens=None), lambda: SoftConfig(steps=None), lambda: tune_soft(lm, task, specs_of(lm, [("pez", 0)]), CFG),
               lambda: tune_soft(lm, task, specs_of(lm, [("optiprompt", 0)]), replace(CFG, init="labels")), lambda: evaluate_vectors(other, task, task.validation, v),
               lambda: evaluate_vectors(lm, task, task.validation, v / 0), lambda: evaluate_vectors(lm, task, task.validation, v, bos="middle"), lambda: evaluate_vectors(lm, task, task.validation, v[:0]),
               lambda: save_peft(v, other, "nowhere"), lambda: save_peft(v, lm, "nowhere", bos="middle"), lambda: save_peft([], lm, "nowhere"), lambda: load_peft("nowhere"), lambda: vectors_from_text("*"),
               lambda: transfer_soft([], [], a, a), lambda: transfer_soft([v], [a[:, :3]], a, a), lambda: transfer_soft([v], [a], a[:5], a), lambda: transfer_soft([v, v[:1]], [a, a], a, a),
-              lambda: transfer_soft([v], [a], a, a, keep=0), lambda: transfer_soft([v], [a], a, a, lr=0)]
+              lambda: transfer_soft([v], [a], a, a, keep=0), lambda: transfer_soft([v], [a], a, a, lr=0),
+              lambda: transfer_soft([v], [a], a, a, start="x"), lambda: transfer_soft([v], [a], a, a, average="x"), lambda: transfer_soft([v], [a], a, a, steps=9, judge=len)]
     for make in faults:
         with pytest.raises(InputError) as e: make()
         assert "\n" not in str(e.value)

@@ -60,8 +60,8 @@ def test_effects_in_small(place, tmp_path, monkeypatch):
         change = label_logprobs(lm, task, split.texts, [token]) - label_logprobs(lm, task, split.texts)
         if part.effect == "shift": want = (change - change.mean(1, keepdim=True)).mean(0)
         else:
-            margin = (change[:,1] - change[:,0])*torch.tensor([2*y - 1 for y in split.labels])
-            want = (margin - (change[:,1] - change[:,0]).mean()*torch.tensor([2*y - 1. for y in split.labels])).mean()[None]
+            margin, sign = change[:,1] - change[:,0], torch.tensor([2.*y - 1 for y in split.labels])
+            want = ((margin - margin.mean())*sign).mean()[None]
         assert np.allclose(effects["two"].whole[u], want.numpy(), atol=5e-3)
     before = files(tmp_path/"e")
     monkeypatch.setattr(premise, "token_logprobs", lambda *a, **kw: pytest.fail("computed again"))
@@ -161,3 +161,13 @@ def test_the_command_runs_a_study(place, tmp_path, capsys, monkeypatch):
     assert main(["study", "effects", "--small", "--prepare", "--data", ".", "--out", str(tmp_path/"e"), "--quiet"]) == 0
     assert "1 effect_tokens, 12 effect_agreement, 0 effect in" in capsys.readouterr().out
     assert main(["study", "other", "--out", str(tmp_path/"x")]) == 2
+
+
+def test_both_rooms_correct_from_the_same_reliability_on():
+    from hpt_nb.stats import LEAST_RELIABILITY, corrected
+    assert premise.LEAST == LEAST_RELIABILITY
+    g = np.random.default_rng(0)
+    truth, logp = g.normal(size=200), lambda x: np.stack([-x/2, x/2], -1)
+    a, b = (premise.measured("shift", logp(truth[:,None] + g.normal(size=(200, 12))), np.zeros((12, 2)), [0, 1]*6, splits=1) for _ in range(2))
+    found = {k: v[0] for k, v in premise.agreement_of(a, b, premise.token_draws(200, 0)).items()}
+    assert found["corrected"] == pytest.approx(corrected(found["r"], found["reliability_a"], found["reliability_b"]), rel=1e-5)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import hpt_nb.swaps
-from hpt_nb.pez import RunSpec, SearchSpace, batch_at
+from hpt_nb.pez import RunSpec, SearchSpace, batch_at, texts_at
 from hpt_nb.scoring import evaluate, label_ids, plain_logits, prefix_embeddings, text_ids
 from hpt_nb.store import InputError
 from hpt_nb.swaps import AUTOPROMPT, GCG, MIXED, SWAP_METHODS, SwapConfig, _draws, _finish_swaps, _Side, _stable, _SwapPass, propose, tune_swaps
@@ -29,10 +30,23 @@ def toy_task(n=24):
     return Task("toy", ". It was", (" bad", " great"), split(0), split(1), split(2))
 
 
-def plain_loss(lm, task, prompt, pick):
-    "Loss of a prompt (ids or text) on some training texts, one plain pass a text."
+def plain_mean(lm, task, prefix, pick, over="vocabulary"):
+    "Mean loss on some training texts, one plain pass a text: over the whole vocabulary, over the label words, or over these, centred."
     seqs, y = text_ids(lm, task, [task.train.texts[i] for i in pick]), torch.tensor([task.train.labels[i] for i in pick])
-    with torch.no_grad(): return cross_entropy(plain_logits(lm, label_ids(lm, task), prefix_embeddings(lm, prompt), seqs), y).item()
+    words = label_ids(lm, task)
+    if over == "vocabulary": return cross_entropy(plain_logits(lm, torch.arange(lm.model.get_output_embeddings().out_features), prefix, seqs).double(), words[y])
+    z = plain_logits(lm, words, prefix, seqs).double()
+    if over == "centred": z = z - torch.stack([z[y == c].mean(0) for c in y.unique()]).mean(0)
+    return cross_entropy(z, y)
+
+
+@lru_cache(maxsize=8)
+def doubled(lm): return lm.cast(torch.float64)
+
+
+def plain_loss(lm, task, prompt, pick, over="vocabulary"):
+    "Loss of a prompt (ids or text) in float64."
+    with torch.no_grad(): return plain_mean(doubled(lm), task, prefix_embeddings(doubled(lm), prompt), pick, over).item()
 
 
 def judge_of(method): return tiny_lm("gpt2", 7) if method == "mixed" else None
@@ -49,16 +63,17 @@ def watched(p):
     return seen
 
 
-@pytest.mark.parametrize("accept", ["better", "always"])
-def test_with_all_candidates_each_step_is_the_best_swap(accept):
+@pytest.mark.parametrize("accept,over", [("better", "vocabulary"), ("always", "vocabulary"), ("always", "labels"), ("always", "centred")])
+def test_with_all_candidates_each_step_is_the_best_swap(accept, over):
     lm, task, allowed = tiny_lm("llama"), toy_task(), list(range(280, 300))
-    cfg = SwapConfig(n_tokens=2, steps=3, batch=2, topk=20, n_candidates=40, accept=accept, init="random")
+    kind = dict(loss="vocabulary") if over == "vocabulary" else dict(loss="labels", objective=over)
+    cfg = SwapConfig(n_tokens=2, steps=3, batch=2, topk=20, n_candidates=40, accept=accept, init="random", draw="order", **kind)
     p, moves = _SwapPass(lm, task, [RunSpec(SearchSpace(lm, allowed), "gcg", 1)], cfg), 0
     for step in range(cfg.steps):
-        now, pick = p.prompts[0], batch_at(24, 2, 1, step)
+        now, pick = p.prompts[0], texts_at(task.train.labels, cfg, 1, step)
         swaps = {(t, now[1]) for t in allowed} | {(now[0], t) for t in allowed}
         p.advance()
-        assert p.prompts[0] == min(swaps, key=lambda s: plain_loss(lm, task, s, pick))
+        assert p.prompts[0] == min(swaps, key=lambda s: plain_loss(lm, task, s, pick, over))
         moves += p.prompts[0] != now
     assert moves >= 2
 
@@ -86,15 +101,17 @@ def test_candidates_are_single_swaps_of_greatest_gain(positions, n_candidates):
             assert any(got != propose(SearchSpace(lm, ids), now, grad, cfg, _draws(*d)) for d in draws)
 
 
+@pytest.mark.parametrize("over", ["vocabulary", "labels", "centred"])
 @pytest.mark.parametrize("arch", ["gpt2", "gemma3", "llama"])
-def test_the_gradient_is_the_prompts_own(arch):
+def test_the_gradient_is_the_prompts_own(arch, over):
     lm, task = tiny_lm(arch), toy_task()                   # two of these read a BOS before the prompt
-    side, prompts, picks = _Side(lm, task, CFGS["gcg"]), [(280, 290, 300), (275, 285, 295)], [[0, 1, 2], [5, 6, 7]]
+    kind = dict(loss="vocabulary") if over == "vocabulary" else dict(loss="labels", objective=over)
+    side, prompts, picks = _Side(lm, task, replace(CFGS["gcg"], **kind)), [(280, 290, 300), (275, 285, 295)], [[0, 1, 2], [5, 6, 7]]
     loss, grad = side.gradient(prompts, picks)
     for r, (prompt, pick) in enumerate(zip(prompts, picks)):
         x = lm.embeddings[torch.tensor(prompt)].requires_grad_()
         bos = lm.embeddings[torch.tensor(lm.bos_ids, dtype=torch.long)]
-        want = cross_entropy(plain_logits(lm, label_ids(lm, task), torch.cat([bos, x])[None], [side.train[i] for i in pick]), torch.tensor([task.train.labels[i] for i in pick]))
+        want = plain_mean(lm, task, torch.cat([bos, x])[None], pick, over)
         assert loss[r].item() == pytest.approx(want.item(), abs=1e-4)
         assert torch.allclose(grad[r], torch.autograd.grad(want, x)[0], rtol=1e-3, atol=1e-5)
 
@@ -127,7 +144,7 @@ def test_only_a_better_prompt_is_accepted_where_that_is_asked():
     lm, task = tiny_lm("gpt2"), toy_task(8)
     path = {}
     for accept in ("better", "always"):
-        cfg = SwapConfig(n_tokens=3, batch=8, topk=2, n_candidates=3, accept=accept)
+        cfg = SwapConfig(n_tokens=3, batch=8, topk=2, n_candidates=3, accept=accept, draw="order")
         p = _SwapPass(lm, task, [RunSpec(SearchSpace(lm, ALLOWED), "gcg", 0)], cfg)
         path[accept] = [plain_loss(lm, task, (p.prompts[0], p.advance())[0], range(8)) for _ in range(25)]
     falls = lambda x: all(b <= a + 1e-6 for a, b in zip(x, x[1:]))
@@ -138,7 +155,7 @@ def test_only_a_better_prompt_is_accepted_where_that_is_asked():
 @pytest.mark.parametrize("fresh", [True, False])
 def test_candidates_are_judged_on_new_texts_or_on_the_same(fresh):
     lm = tiny_lm("gpt2")
-    p, looked = _SwapPass(lm, toy_task(), [RunSpec(SearchSpace(lm, ALLOWED), "gcg", s) for s in (0, 1)], replace(CFGS["gcg"], fresh=fresh)), []
+    p, looked = _SwapPass(lm, toy_task(), [RunSpec(SearchSpace(lm, ALLOWED), "gcg", s) for s in (0, 1)], replace(CFGS["gcg"], fresh=fresh, draw="order")), []
     seen, own = watched(p), p.source.gradient
     p.source.gradient = lambda prompts, picks: looked.append(picks) or own(prompts, picks)
     for _ in range(4): p.advance()
@@ -177,7 +194,7 @@ def test_a_judge_that_reads_the_same_tokens_changes_nothing_but_the_reading():
 
 
 def test_unstable_candidates_never_reach_the_judge():
-    lm, cfg = tiny_lm("gpt2"), replace(CFGS["gcg"], n_candidates=64, topk=64)
+    lm, cfg = tiny_lm("gpt2"), replace(CFGS["gcg"], n_candidates=64, topk=64, ascii_only=False)
     dropped, kept = (_SwapPass(lm, toy_task(), [RunSpec(SearchSpace(lm), "gcg", 0)], replace(cfg, drop_unstable=d)) for d in (True, False))
     seen, all_of_them = watched(dropped), watched(kept)
     for p in (dropped, kept):
@@ -188,7 +205,7 @@ def test_unstable_candidates_never_reach_the_judge():
 
 
 def test_no_candidate_that_survives_is_an_error_unless_the_prompt_does():
-    lm, cfg = tiny_lm("gpt2"), replace(CFGS["gcg"], topk=1, drop_unstable=True)
+    lm, cfg = tiny_lm("gpt2"), replace(CFGS["gcg"], topk=1, drop_unstable=True, ascii_only=False)
     broken = [i for i, b in lm.token_bytes.items() if lm.encode(lm.decode([i])) != [i]]
     good = lm.encode(" great")[0]
     with pytest.raises(InputError, match=r"gcg, seed 5, step 1: none of 4 candidates survives decoding and encoding on tiny-gpt2-0"):
@@ -198,6 +215,59 @@ def test_no_candidate_that_survives_is_an_error_unless_the_prompt_does():
     away = (lm.embeddings[good] * 100).expand(4, -1)       # the loss rises with the only stable token
     assert p.rivals(0, away) == [(good,) * 4]              # the run keeps its prompt for this step
     assert (good,) * 4 in p.rivals(0, -away)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "gemma3", "qwen2"])     # qwen2: rows beyond the tokenizer take part in the softmax
+def test_candidates_over_the_whole_vocabulary_are_those_of_float64(arch):
+    "Gradients, candidates and their losses, against plain passes in double precision; what the label words would propose is another list."
+    lm, task, prompts = tiny_lm(arch), toy_task(), [(280, 290, 300, 310), (275, 285, 295, 305)]
+    exact, picks = doubled(lm), [[0, 1, 2, 3], [4, 5, 6, 7]]
+    space, cfg, share = SearchSpace(lm, ALLOWED), replace(CFGS["gcg"], topk=10, n_candidates=1000), 0
+    for over in ("vocabulary", "labels"):
+        side = _Side(lm, task, replace(cfg, loss=over))
+        grad = side.gradient(prompts, picks)[1]
+        for r, prompt in enumerate(prompts):
+            x = exact.embeddings[torch.tensor(prompt)].requires_grad_()
+            bos = exact.embeddings[torch.tensor(lm.bos_ids, dtype=torch.long)]
+            slope, = torch.autograd.grad(plain_mean(exact, task, torch.cat([bos, x])[None], picks[r], over), x)
+            want = [[*prompt[:j], ALLOWED[k].item(), *prompt[j+1:]] for j in range(4) for k in (-(exact.embeddings[ALLOWED] @ slope[j])).topk(10).indices.tolist()]
+            got = propose(space, prompt, grad[r], cfg, _draws(0, 0))
+            assert got == list(map(tuple, want))
+            losses = side.losses(got, [picks[r]]*len(got))
+            for c, loss in zip(got[::7], losses[::7]): assert loss == pytest.approx(plain_loss(lm, task, c, picks[r], over), abs=1e-5)
+            if over == "vocabulary": found = got if r == 0 else found
+            elif r == 0: share = len({*found} & {*got})/len(got)
+    assert share < 1
+
+
+def test_only_printable_tokens_are_put_in_and_a_written_start_stays():
+    lm, task = tiny_lm("gpt2"), toy_task()
+    cfg = replace(CFGS["gcg"], start="caf\u00e9: a film", steps=5, topk=64, n_candidates=64)
+    p = _SwapPass(lm, task, [RunSpec(SearchSpace(lm), "gcg", 0), RunSpec(SearchSpace(lm, ALLOWED), "gcg", 1)], cfg)
+    own = tuple(lm.encode(cfg.start))
+    assert p.prompts == [own, own] and any(not lm.decode([i]).isascii() for i in own)
+    seen = watched(p)
+    for _ in range(5):
+        p.advance()
+        for r, row in enumerate(seen[-1][0]):
+            for rival in row:
+                new = [i for i, was in zip(rival, own) if i != was]
+                assert all(lm.decode([i]).isascii() and lm.decode([i]).isprintable() and i not in lm.special_ids for i in new)
+                assert r == 0 or {*new} <= {*ALLOWED.tolist()}
+    assert p.prompts[0] != own and len(p.prompts[0]) == len(own)
+    run = _finish_swaps((p.judge(), p)[1])[0]
+    assert run.start_text == cfg.start and run.start_ids == list(own) and run.curve["ids"] == [list(p.prompts[0])]
+
+
+@pytest.mark.parametrize("ties,step", [("earlier", 3), ("later", 6)])
+def test_ties_on_the_holdout(ties, step):
+    lm = tiny_lm("gpt2")
+    p = _SwapPass(lm, toy_task(), [RunSpec(SearchSpace(lm, ALLOWED), "gcg", 0)], replace(CFGS["gcg"], ties=ties))
+    p.judging.accuracies = lambda prompts: [.5]*len(prompts)
+    for _ in range(6):
+        p.advance()
+        if p.step % 3 == 0: p.judge()
+    assert p.best[0]["step"] == step
 
 
 def test_little_memory_changes_nothing(monkeypatch):
@@ -224,6 +294,8 @@ def test_bad_input_is_one_line(tmp_path):
     damaged = tmp_path / "c.safetensors"
     damaged.write_bytes(b"not a checkpoint")
     for make, said in ((lambda: SwapConfig(n_candidates=0), "n_candidates=0"), (lambda: SwapConfig(accept="worse"), "accept='worse'"), (lambda: SwapConfig(fresh="no"), "fresh='no'"),
+                       (lambda: SwapConfig(loss="labels", objective="bias-free"), "objective='bias-free'"), (lambda: SwapConfig(objective="centred"), "set loss=labels too"), (lambda: SwapConfig(loss="margin"), "loss='margin'"),
+                       (lambda: SwapConfig(init="Review"), "init='Review'"), (lambda: SwapConfig(draw="twice"), "draw='twice'"), (lambda: SwapConfig(ties="first"), "ties='first'"), (lambda: SwapConfig(ascii_only=2), "ascii_only=2"),
                        (lambda: tune_swaps(lm, task, [RunSpec(SearchSpace(lm, ALLOWED), "pez")], CFGS["gcg"]), "unknown method 'pez'; known here: autoprompt, mixed, gcg"),
                        (lambda: tune_swaps(lm, task, [RunSpec(SearchSpace(lm, ALLOWED), "mixed")], CFGS["mixed"]), "give judge="),
                        (lambda: tune_swaps(lm, task, specs, CFGS["gcg"], budgets=(4,)), "budget 4"),
