@@ -19,9 +19,11 @@ from .transfer import certify
 # %% ../nbs/17_export.ipynb #17e00002
 _CARRIED = ("name", "suffix", "labels", "max_text_tokens", "strip", "train", "holdout", "validation")   # what an export carries of a task, or needs none of
 
+_WRITES = ("lm-eval", "python", "json")   # forms that write the input themselves, so its format too
+
 def check_carried(task, form:str):
     "`InputError` for a task with a setting that this form would lose."
-    lost = [k for k, v in task.config.items() if k not in _CARRIED and not (k == "format" and v in FORMATS and form != "peft")]
+    lost = [k for k, v in task.config.items() if k not in _CARRIED and not (k == "format" and v in FORMATS and form in _WRITES)]
     if lost: raise InputError(f"{task.name}: the form {form} does not carry the task's {lost[0]} = {task.config[lost[0]]!r}, and without it the prompt would give other answers; use the prompt in hpt_nb, or a task without it")
 
 def bos_of(lm:LM)->bool|None:
@@ -141,9 +143,9 @@ def to_lm_eval(
     if not isinstance(prompt, str): raise InputError(f"prompt {prompt!r}: a harness takes text; give the prompt's text (lm.decode of its ids)")
     rows = split if isinstance(split, Split) else getattr(task, split)
     check_carried(task, "lm-eval")
-    bos = bos_of(lm) if bos is None and lm else bos
-    form = task_format(task)
-    parts = dict(prompt=prompt, suffix=form.tail, cut=task.max_text_tokens, **({} if bos is None else dict(bos=bos)), **({"whole": True} if form.limit == "whole" else {}))
+    bos, form = bos_of(lm) if bos is None and lm else bos, task_format(task)
+    parts = dict(prompt=prompt, suffix=form.tail, cut=task.max_text_tokens, **({} if bos is None else dict(bos=bos)))
+    if form.limit == "whole": parts["whole"] = True
     lines = [json.dumps(dict(context=c, label=y, text=form.write(t), **parts), ensure_ascii=False) for c, t, y in zip(contexts(prompt, task, rows.texts, lm), rows.texts, rows.labels)]
     got = compare_ids(lm, prompt, task, rows.texts) if lm else dict(n=len(lines), differ=None, labels=None)
     write_atomic(f"{folder}/hpt_task.py", _MODULE)

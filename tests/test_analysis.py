@@ -139,7 +139,7 @@ def test_unmoved_prompts_draw_no_conclusion():
 FAULTS = {"counts": lambda df: an.arm_rows(df.assign(correct=df.correct + 9), "sst2", "gemma-3-270m", "PEZ", "qwen"),
           "unfinished": lambda df: an.arm(df[(df.seed != 3) | (df.target != "qwen")], "auc", "sst2", "gemma-3-270m", "PEZ", "targets"),
           "no log-probabilities": lambda df: an.arm_rows(df.assign(logp=None), "sst2", "gemma-3-270m", "PEZ", "qwen"),
-          "budgets": lambda df: an.arm_rows(pd.concat([df, df.assign(steps=50, prompt_ids=[[1]]*len(df))]), "sst2", "gemma-3-270m", "PEZ", "qwen"),
+          "budgets": lambda df: an.arm_rows(pd.concat([df, df.assign(steps=50, prompt_ids=[[1]]*len(df))], ignore_index=True), "sst2", "gemma-3-270m", "PEZ", "qwen"),
           "one seed": lambda df: an.contrast(df[df.seed.isna() | (df.seed == 0)], {"PEZ": 1, "Empty": -1}, "accuracy", "sst2", ["gemma-3-270m"], "qwen")}
 
 @pytest.mark.parametrize("fault", FAULTS)

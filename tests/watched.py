@@ -9,7 +9,7 @@ from pathlib import Path
 def watch(log, every_s=60):
     "Have this process note in `log` what it computes: tuning steps by source, and the scored prompts. Checkpoints are written every `every_s` seconds."
     from hpt_nb import experiments
-    tune, score = experiments.tune_runs, experiments.evaluate
+    tune, score = experiments.tune_runs, experiments.Scoring.results
 
     def note(*what):
         with open(log, "a") as f: f.write(json.dumps(what) + "\n")
@@ -18,14 +18,14 @@ def watch(log, every_s=60):
         def step(i): note("step", lm.name, i); on_step(i)
         return tune(lm, task, specs, cfg, *a, on_step=step, every_s=every_s, **k)
 
-    def evaluate(lm, task, split, ids, *a, **k):
-        if os.environ.get("HPT_TEST_OOM") == lm.name and not ids: raise MemoryError("no room")
-        got = score(lm, task, split, ids, *a, **k)
-        note("score", lm.name, list(ids))
+    def results(self, prompts):
+        if os.environ.get("HPT_TEST_OOM") == self.lm.name and not all(map(len, prompts)): raise MemoryError("no room")
+        got = score(self, prompts)
+        for ids in prompts: note("score", self.lm.name, list(ids))
         return got
     if "HPT_TEST_CLOCK_S" in os.environ: move_clock(float(os.environ["HPT_TEST_CLOCK_S"]))
     experiments.REGISTRY.update({m: replace(x, run=tune_runs) for m, x in experiments.REGISTRY.items() if x.run is tune})
-    experiments.evaluate = evaluate
+    experiments.Scoring.results = results
     note("begin", os.getpid())
 
 
