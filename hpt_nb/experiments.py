@@ -1307,7 +1307,7 @@ def pieces(
                     forward += len(runs)*(cfg.steps//cfg.eval_every)*min(cfg.holdout_n, held)*train   # a second model's tokens are counted as the source's
                     after.append(len(out))
                     out.append(dict(kind="tune", source=s.model, task=name, target=s.model, methods=", ".join(dict.fromkeys(m for m, _ in pairs)), rows=", ".join(dict.fromkeys(r for _, r in pairs)), steps=cfg.steps, runs=len(runs), cells=len(runs)*budgets,
-                                    forward=forward, backward=back, operations=2*body*(forward + back), bytes=2*whole, after=[]))
+                                    forward=forward, backward=back, operations=2*body*(forward + back), bytes=(4 if preset.tuning_dtype == "float32" else 2)*whole, after=[]))
                     prompts += len(runs)*(budgets + len(preset.moments_for(name, method, row)))
                     vectors += len(runs)*(method in SOFT_METHODS)
                 for t in (s.model, *s.targets):

@@ -23,7 +23,7 @@ _WRITES = ("lm-eval", "python", "json")   # forms that write the input themselve
 
 def check_carried(task, form:str):
     "`InputError` for a task with a setting that this form would lose."
-    lost = [k for k in task.config if k not in _CARRIED and not (k == "format" and form in _WRITES)]
+    lost = [k for k, v in task.config.items() if k not in _CARRIED and not (k == "format" and v in FORMATS and form in _WRITES)]
     if lost: raise InputError(f"{task.name}: the form {form} does not carry the task's {lost[0]} = {task.config[lost[0]]!r}, and without it the prompt would give other answers; use the prompt in hpt_nb, or a task without it")
 
 def bos_of(lm:LM)->bool|None:
@@ -153,6 +153,12 @@ def to_lm_eval(
     return dict(name=name, yaml=str(write_atomic(f"{folder}/{name}.yaml", _task_yaml(name, prompt, task, _note(lm, prompt, got) if lm else None, bos))), **got)
 
 # %% ../nbs/17_export.ipynb #4f551df9
+def _written(task)->dict:
+    "Of a format other than ours: how its inputs are written, for a reader who knows the JSON alone."
+    if "format" not in task.config: return {}
+    form = task_format(task)
+    return dict(written=dict(text=form.text, suffix=form.tail, max_text_tokens_counts="BOS, text and suffix" if form.limit == "whole" else "text"))
+
 def to_json(
     prompt,        # ids of the first model, or text
     task,          # `hpt_nb.tasks.Task`
@@ -162,10 +168,11 @@ def to_json(
 )->str:            # JSON
     "A prompt with its task and one certificate a model, as plain JSON; `bos` stands there where the first model was read with or without BOS against its tokenizer's way. `InputError` for a fact that JSON cannot hold."
     if not lms: raise InputError("no model given; a prompt is certified on at least one")
+    check_carried(task, "json")
     text = certify(lms[0], prompt)["text"]
     certs = [dict(model=lm.info, **certify(lm, text if i else prompt)) for i, lm in enumerate(lms)]
     bos = bos_of(lms[0])
-    body = dict(schema=1, prompt=text, order=["prompt", "text", "suffix", "label word"], pieces_tokenised="apart", **({} if bos is None else dict(bos=bos)), task={**task.config, "hash": task.hash}, certificates=certs, **facts)
+    body = dict(schema=1, prompt=text, order=["prompt", "text", "suffix", "label word"], pieces_tokenised="apart", **({} if bos is None else dict(bos=bos)), task={**task.config, "hash": task.hash}, **_written(task), certificates=certs, **facts)
     try: out = json.dumps(body, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     except (TypeError, ValueError) as e: raise InputError(f"a fact cannot be stored as JSON ({e}); use str, int, finite float, bool, None, list, dict") from None
     if path is not None: write_atomic(path, out)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'DOUBTFUL', 'formats', 'Pool', 'distinct', 'named_formats', 'score_formats', 'fingerprint', 'explain',
-           'wanted', 'format_name', 'empty_rows', 'COUNTS', 'EMPTY', 'SIZES', 'count_of', 'paper_count']
+           'wanted', 'format_name', 'empty_rows', 'plot_formats', 'COUNTS', 'EMPTY', 'SIZES', 'count_of', 'paper_count']
 
 # %% ../nbs/13_fingerprints.ipynb #80029b1f
 import itertools
@@ -213,3 +213,24 @@ def empty_rows(
     return [dict(format=format_name(_format_of(r)), correct=int(r.correct), n=int(r.n), asked=i == 0, also=[format_name(f) for f in open_ if str(f) in r.also]) for i, (_, r) in enumerate(frame.iterrows())]
 
 def _format_of(row)->Format: return Format(*(row[c.name] for c in fields(Format)))
+
+# %% ../nbs/13_fingerprints.ipynb #c0b4d706
+def plot_formats(
+    frame,          # of `fingerprint`, or its rows: dtype, correct, n
+    want:int=None,  # the count that is looked for, drawn as a line
+    ax=None,
+):
+    "One dot a format at its number of right answers, stacked where several give the same; one colour a dtype."
+    import matplotlib.pyplot as plt
+    if ax is None: _, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
+    at, of = frame.correct.tolist(), frame.dtype.tolist()
+    height = [sum(c == x for c in at[:i]) + 1 for i, x in enumerate(at)]
+    for k, dtype in enumerate(dict.fromkeys(of)):
+        mine = [i for i, d in enumerate(of) if d == dtype]
+        ax.scatter([at[i] for i in mine], [height[i] for i in mine], s=28, color=f"C{k}", label=dtype)
+    if want is not None: ax.axvline(want, color="tab:red", lw=1, label=f"looked for: {want}")
+    ax.set(xlabel=f"right answers of {int(frame.n.iloc[0]):,} without a prompt", ylabel="formats", ylim=(0, max(height) + 1))
+    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return ax

@@ -93,8 +93,9 @@ def by_json(path, task, model):
     own = tok("a")["input_ids"][:-len(ids("a"))]
     bos = own if body.get("bos") is None else (own or [tok.bos_token_id]) if body["bos"] else []
     assert body["order"] == ["prompt", "text", "suffix", "label word"] and body["pieces_tokenised"] == "apart"
-    texts = [x.strip() if t["strip"] else x for x in task.validation.texts]
-    return [best(net, bos + ids(body["prompt"]) + ids(x)[:t["max_text_tokens"]] + ids(t["suffix"]), [ids(w)[0] for w in t["labels"]]) for x in texts]
+    texts, how = [x.strip() if t["strip"] else x for x in task.validation.texts], body.get("written", {"suffix": t["suffix"], "max_text_tokens_counts": "text"})
+    room = t["max_text_tokens"] - (0 if how["max_text_tokens_counts"] == "text" else len(bos + ids(how["suffix"])))
+    return [best(net, bos + ids(body["prompt"]) + ids(x)[:room] + ids(how["suffix"]), [ids(w)[0] for w in t["labels"]]) for x in texts]
 
 
 @torch.no_grad()
@@ -136,6 +137,18 @@ def test_the_settings_change_answers(saved, tmp_path_factory, arch):
     plain = tuned(tmp_path_factory.mktemp("p"), saved[arch])[1]
     turned = [name for name, how in SETTINGS.items() if "labels" not in how and tuned(tmp_path_factory.mktemp("s"), saved[arch], **how)[1] != plain]
     assert len(turned) >= 4 and {"bos yes", "bos no"} & set(turned), turned
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("how", [dict(), dict(max_text_tokens=12, bos=True)])
+def test_the_released_format_is_in_every_form_that_can_hold_it(saved, tmp_path, arch, how):
+    settings = {**how, "format": "released", "strip": False}
+    task, want, _ = tuned(tmp_path, saved[arch], **settings)
+    args = dict(task=str(tmp_path / "t.toml"), model=str(saved[arch]))
+    for form in ("python", "lm-eval", "json"):
+        export_prompt(tmp_path / "runs", form, tmp_path / OUT[form], **args)
+        assert RUN[form](tmp_path / OUT[form], task, saved[arch]) == want, form
+    with pytest.raises(InputError, match="the form peft does not carry the task's format = 'released'"): export_prompt(tmp_path / "runs", "peft", tmp_path / "adapter", **args)
 
 
 def test_a_model_in_another_format_is_used_in_the_one_it_was_scored_in(saved, tmp_path):

@@ -64,7 +64,7 @@ def test_the_advice_on_spaces_does_not_speak_of_the_released_format(capsys, suff
     lm = tiny_lm("gpt2", name=f"advice{len(suffix)}")
     label_ids(lm, task_of(format="released", suffix=suffix))
     assert capsys.readouterr().err == says
-    label_ids(lm, task_of(suffix=". It was "))
+    label_ids(lm, task_of(suffix=f". It was {len(suffix)} "))                                    # a remark is made once
     assert "ends in white space" in capsys.readouterr().err
     own = task_of(format="released", suffix=suffix)
     assert text_ids(lm, own, TEXTS) == text_ids(lm, task_of(format="released"), TEXTS)            # one space, not two

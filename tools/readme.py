@@ -16,7 +16,7 @@ SOURCE, README, JAPANESE, FIGURE = ROOT/"nbs/index.ipynb", ROOT/"README.md", ROO
 NOTE = "<!-- Made from nbs/index.ipynb by tools/readme.py; edit the notebook. -->\n"
 RESULTS = ("sst2-cpu", "small-cpu", "offline")                 # of one comparison, the first counts: sst2-cpu scores prompts of small-cpu on all texts
 SHOWN = "sst2-cpu", "sst2", "smollm2-135m"                     # the table: results of one method and budget, task, source
-RATES = 300e12, 40e12                                          # operations a second, tuning and scoring, that the cost is stated for
+RATES = 40e12, 40e12                                           # operations a second, tuning and scoring, that the cost is stated for
 
 # ---- what is computed ----
 
@@ -81,11 +81,11 @@ _SAID = {
     "en": ("![Ours less Baseline (PEZ) on each target, in points, with its 95 % interval over seeds]({figure})\n\nOurs less the paper's Baseline on the target model, in points, for every comparison in `results/`; bars are 95 % intervals over seeds (those of two seeds go on beyond the edge), filled dots are those where neither the interval over seeds nor that over texts spans zero. "
            "Of {n} comparisons Ours is above in {above}, below in {below} and level in {level}; the mean difference is {mean:+.1f} points, and {settled} are settled by both intervals.{still}\n\n{table}\n\nAccuracy in percent on {texts} SST-2 texts, mean ± standard deviation over {seeds} seeds: {variant} tuned on {source} (Original), then carried as text to the other model, "
            "which is the counterpart too. {steps} steps are far fewer than the paper's 5,000.",
-           "A full reproduction, `hpt run paper`, tunes {tuned} prompts and takes {scores:,} scores. At {a:.0f} TFLOP/s reached in tuning and {b:.0f} in scoring, about an H100's in this engine by estimate, not by measurement, that is **{hours:.0f} GPU-hours**; `hpt run paper --dry-run --rates {a:.0f},{b:.0f}` says it piece by piece, and without `--rates` for the machine that it runs on."),
+           "A full reproduction, `hpt run paper`, tunes {tuned} prompts and takes {scores:,} scores. It tunes in float32, as the released pipeline does. At {a:.0f} TFLOP/s reached in tuning and {b:.0f} in scoring, about an H100's in this engine by estimate, not by measurement, that is **{hours:.0f} GPU-hours**; `hpt run paper --dry-run --rates {a:.0f},{b:.0f}` says it piece by piece, and without `--rates` for the machine that it runs on. Before anything is tuned it holds the accuracy without a prompt against the paper's counts, and stops where its input format does not give them."),
     "ja": ("![各ターゲットでの Ours と Baseline (PEZ) の差（ポイント）とシードについての 95 % 区間]({figure})\n\n`results/` にあるすべての比較について、ターゲットモデルでの Ours と論文の Baseline の差（ポイント）。棒はシードについての 95 % 区間（シード二つのものは枠の外まで続く）、塗りつぶした点はシードの区間もテキストの区間も 0 を含まないもの。"
            "{n} 件のうち Ours が上回るのは {above} 件、下回るのは {below} 件、同点は {level} 件で、差の平均は {mean:+.1f} ポイント、両方の区間で決着がつくのは {settled} 件である。{still}\n\n{table}\n\nSST-2 の {texts} 文での正解率（%）、シード {seeds} 個の平均 ± 標準偏差。{variant} で {source} に対して最適化し（Original）、テキストとして他方のモデルへ移した。"
            "そのモデルは counterpart でもある。{steps} ステップは論文の 5,000 よりはるかに少ない。",
-           "完全な再現 `hpt run paper` は {tuned} 個のプロンプトを最適化し、{scores:,} 個の正解率を測る。最適化で {a:.0f} TFLOP/s、評価で {b:.0f} TFLOP/s（この実装での H100 の見積もりで、実測ではない）とすると **{hours:.0f} GPU 時間**である。`hpt run paper --dry-run --rates {a:.0f},{b:.0f}` が内訳を示し、`--rates` なしでは手元の機械での時間を示す。")}
+           "完全な再現 `hpt run paper` は {tuned} 個のプロンプトを最適化し、{scores:,} 個の正解率を測る。最適化は公開パイプラインと同じく float32 で行う。最適化で {a:.0f} TFLOP/s、評価で {b:.0f} TFLOP/s（この実装での H100 の見積もりで、実測ではない）とすると **{hours:.0f} GPU 時間**である。`hpt run paper --dry-run --rates {a:.0f},{b:.0f}` が内訳を示し、`--rates` なしでは手元の機械での時間を示す。最適化の前に、プロンプトなしの正解数を論文の値と比べ、入力形式がそれを与えなければそこで止まる。")}
 
 _STILL = {"en": " Of the level ones {n} compare prompts of which none has left the label words that it began with: [31_small](31_small.ipynb) counts them.", "ja": "同点のうち {n} 件では、どのプロンプトも出発点のラベル語から動いていない（数は [31_small](nbs/31_small.ipynb)）。"}
 
