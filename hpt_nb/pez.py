@@ -6,10 +6,10 @@
 __all__ = ['RAN_AWAY', 'INITS', 'BOUNDS', 'METHODS', 'PEZ_STARTS', 'COMPILE_STEPS', 'SearchSpace', 'check_start', 'facts',
            'PezConfig', 'RunSpec', 'Run', 'seeded', 'shuffled', 'piece', 'batch_at', 'balanced_batch_at', 'texts_at',
            'start_tokens', 'covers', 'held_accuracies', 'write_state', 'read_state', 'lm_facts', 'spec_facts',
-           'shown_tokens', 'run_pass', 'tune_runs', 'tune', 'fast_dtype']
+           'shown_tokens', 'Stopped', 'run_pass', 'tune_runs', 'tune', 'fast_dtype']
 
 # %% ../nbs/06_pez.ipynb #cbfb3d2f
-import json, math, time
+import json, math, signal, threading, time
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -367,6 +367,36 @@ def _finish(p:_Pass)->list:
 _Pass.finish = _finish
 
 # %% ../nbs/06_pez.ipynb #c3b4da49
+class Stopped(KeyboardInterrupt):
+    "A pass was asked to stop, and has written its checkpoint."
+    def __init__(self, signum:int, kept:str):
+        super().__init__(kept)
+        self.signum, self.kept = signum, kept   # `kept`: what is kept of the pass, in words
+
+class _Asked:
+    "While it is entered, Ctrl-C and SIGTERM are noted (`signum`) in place of what they do; where `at_once`, and the second time, they stop."
+    def __init__(self, p, watch:bool):
+        self.p, self.signum, self.at_once, self.kept, self.old = p, None, False, "the pass up to its last checkpoint", {}
+        self.watch = watch and threading.current_thread() is threading.main_thread()   # others get no signals
+    def __enter__(self):
+        for s in (signal.SIGINT, signal.SIGTERM) if self.watch else (): self.old[s] = signal.signal(s, self.note)
+        return self
+    def __exit__(self, *error):
+        for s, old in self.old.items(): signal.signal(s, old)
+    def note(self, signum, frame):
+        again, self.signum = self.signum is not None, signum
+        if again or self.at_once: raise Stopped(signum, self.kept)
+    def save(self, path):
+        "Write the pass's checkpoint, and stop if that was asked for."
+        self.p.save(path)
+        self.kept = f"the pass up to step {self.p.step} of {self.p.cfg.steps}"
+        if self.signum is not None: raise Stopped(self.signum, self.kept)
+
+def _due(p)->bool:
+    "Is the pass at a step at which its prompts are judged, and have they not been yet?"
+    if not p.step or p.step % p.cfg.eval_every and p.step < p.cfg.steps: return False
+    return not getattr(p, "curves", None) or p.curves[0]["step"][-1:] != [p.step]
+
 def run_pass(
     p,                          # a pass: `step`, `wall_s`, `cfg`, `best`; `advance()`, `judge()`, `finish()`, `save(path)`, `load(path)`
     progress=True,              # a progress bar on stderr, with the time left
@@ -377,24 +407,38 @@ def run_pass(
     budgets=(),                 # numbers of steps, multiples of `eval_every`: after each, on_budget(steps, Runs) gets what a pass of that many steps would have returned
     on_budget=None,
 )->list:                        # what `finish` returns: Runs
-    "Take a pass to its last step, or on from where it was stopped. `InputError` for a checkpoint of another pass, and for a budget at which nothing is judged."
+    "Take a pass to its last step, or on from where it was stopped. With a checkpoint, Ctrl-C and SIGTERM write it and raise `Stopped`. `InputError` for a checkpoint of another pass, and for a budget at which nothing is judged."
     cfg = p.cfg
     odd = [b for b in budgets if b % cfg.eval_every or not 0 < b <= cfg.steps]
     if odd: raise InputError(f"budget {odd[0]}; need a multiple of eval_every={cfg.eval_every}, at most {cfg.steps} steps")
     if checkpoint and Path(checkpoint).exists(): p.load(checkpoint)
-    began, saved = time.perf_counter() - p.wall_s, time.perf_counter()
-    with tqdm(total=cfg.steps, initial=p.step, desc=desc, unit="step", disable=not progress, dynamic_ncols=True) as bar:
-        while p.step < cfg.steps:
-            p.advance()
-            if p.step % cfg.eval_every == 0 or p.step == cfg.steps:
+    began, saved, light = time.perf_counter() - p.wall_s, time.perf_counter(), hasattr(p, "seen")   # light: its state is small
+    with tqdm(total=cfg.steps, initial=p.step, desc=desc, unit="step", disable=not progress, dynamic_ncols=True) as bar, _Asked(p, bool(checkpoint)) as asked:
+        def settle():
+            "What follows a step: judge where it is due, tell, keep."
+            nonlocal saved
+            p.wall_s, due = time.perf_counter() - began, _due(p)
+            if checkpoint and (asked.signum is not None or due and light):
+                asked.save(checkpoint)
+                saved = time.perf_counter()
+            if due:
+                asked.at_once = bool(checkpoint) and light
                 p.judge()
                 if not all(math.isfinite(c["loss"][-1]) for c in p.curves): raise InputError(f"the loss is no longer a finite number at step {p.step}: the tuning ran away; lower its learning rate")
+                asked.at_once = False
                 bar.set_postfix_str(f"holdout {min(b['holdout'] for b in p.best):.3f}-{max(b['holdout'] for b in p.best):.3f}", refresh=False)
-            bar.update()
             if on_step: on_step(p.step)
             p.wall_s = time.perf_counter() - began
-            if on_budget and p.step in budgets: on_budget(p.step, p.finish())
-            if checkpoint and (time.perf_counter() - saved > every_s or p.step == cfg.steps): p.save(checkpoint); saved = time.perf_counter()
+            if on_budget and due and p.step in budgets: on_budget(p.step, p.finish())
+            last = p.step == cfg.steps
+            if checkpoint and (time.perf_counter() - saved > every_s or last or asked.signum is not None):
+                asked.save(checkpoint)
+                saved = time.perf_counter()
+        if _due(p): settle()   # it was stopped between a step and its judgement
+        while p.step < cfg.steps:
+            p.advance()
+            bar.update()
+            settle()
     return p.finish()
 
 def tune_runs(

@@ -1213,7 +1213,7 @@ _READ_NOTE = ("Shares are of a prompt's tokens; a real word starts with a space 
               "Rank correlations are Spearman's, over all prompts of all rows; intervals draw whole rows again, and with so few rows they come out too narrow (chapter 12 counts how often they hold). Several are looked at, and none is corrected for that.")
 
 # %% ../nbs/16_report.ipynb #bd7395b8
-METHOD_COLORS = {"pez":"#0072B2", "pez-reprojected":"#56B4E9", "autoprompt":"#E69F00", "mixed":"#B8860B", "gcg":"#D55E00", "rlprompt":"#CC79A7", "soft":"#009E73", "optiprompt":"#6B8E23", "joint":"#7B3294", "joint-choice":"#C2A5CF"}
+METHOD_COLORS = {"pez":"#0072B2", "pez-reprojected":"#56B4E9", "autoprompt":"#E69F00", "mixed":"#B8860B", "gcg":"#D55E00", "rlprompt":"#CC79A7", "soft":"#009E73", "optiprompt":"#6B8E23", "joint":"#7B3294", "joint-choice":"#C2A5CF", "joint-swaps":"#4A1486"}
 VOCAB_MARKS = {"whole":"o", "random":"s", "common":"D", "stable":"^"}
 _WAY = ["method", "steps", "vocab", "counterpart", "read"]
 

@@ -302,3 +302,45 @@ def test_kill_9_in_the_middle_changes_nothing(tmp_path):
     again = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
     assert int(again[0]) >= 7                               # it went on, not anew
     assert again[-1] == f"END {want}"
+
+
+STOPPING = """
+import signal, sys, time; sys.path.insert(0, {tests!r})
+from test_pez import *
+from test_swaps import CFGS
+from hpt_nb import pez
+from hpt_nb.swaps import tune_swaps
+lm, where = tiny_lm("llama"), {where!r}
+def told(what): print(what, flush=True); time.sleep(.4)
+if where == "step":
+    own = pez._Pass.advance
+    pez._Pass.advance = lambda self: (told(f"in {{self.step}}") if self.step == 6 else None, own(self))[1]
+else:
+    judge = pez._Pass.accuracies
+    pez._Pass.accuracies = lambda self, prompts: (told(f"in {{self.step}}") if self.step == 8 else None, judge(self, prompts))[1]
+try:
+    runs = tune_runs(lm, toy_task(), [RunSpec(SearchSpace(lm, ALLOWED), "pez", s) for s in (0, 1)], CFG, progress=False, checkpoint={ckpt!r}, every_s=1e9, on_step=lambda step: print(step, flush=True))
+except pez.Stopped as e:
+    print("STOPPED", e.signum, e.kept, flush=True)
+    sys.exit(0)
+print("END", [(r.prompt_ids, r.curve, r.forward_tokens) for r in runs], flush=True)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where,step", [("step", 7), ("judge", 8)])
+def test_a_pass_that_is_told_to_stop_keeps_the_step_in_hand(sent, where, step, tmp_path):
+    "In the middle of a step: it is finished. In the middle of judging: it is left, and judged when the pass goes on."
+    lm, task = tiny_lm("llama"), toy_task()
+    want = [(r.prompt_ids, r.curve, r.forward_tokens) for r in tune_runs(lm, task, [RunSpec(SearchSpace(lm, ALLOWED), "pez", s) for s in (0, 1)], CFG, progress=False)]
+    ckpt = tmp_path / "pass.safetensors"
+    code = STOPPING.format(tests=str(Path(__file__).parent), ckpt=str(ckpt), where=where)
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    for line in first.stdout:
+        if line.startswith("in "): break
+    first.send_signal(sent)
+    rest = first.stdout.read().splitlines()
+    assert first.wait() == 0 and rest[-1] == f"STOPPED {int(sent)} the pass up to step {step} of 12" and ckpt.exists()
+    again = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    assert next(int(line) for line in again if line.isdigit()) == 8        # step 8 is what follows step 7, and what is told again once it is judged
+    assert again[-1] == f"END {want}"
