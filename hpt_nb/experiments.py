@@ -583,13 +583,13 @@ def scored_vocab(
 
 # %% ../nbs/14_experiments.ipynb #d6232ceb
 def check_words(preset:Preset, models:Models, source:Source):
-    "`InputError` where the words that a source shares with a counterpart are too few for the preset's s or k. Rows without a common vocabulary ask for none."
-    if preset.vocab.tokens == "any" or not any(preset.row_kind(r) in ("common", "stable") for r in preset.tuned_rows): return
-    for name in source.counterparts:
-        words = common_vocab([models(source.model), models(name)], preset.vocab.tokens)
-        for key in ("s", "k"):
-            asked = getattr(preset.vocab, key)
-            if asked > len(words): raise InputError(f"{preset.name}: {key} = {asked:,}, and {source.model} and {name} share {len(words):,} words; need a smaller {key}, or [vocab] tokens = \"any\"")
+    "`InputError` where the words that a source shares with a counterpart are too few for s or k of a row. Rows without a common vocabulary ask for none."
+    asking = [preset.vocab_for(r) for r in preset.tuned_rows if preset.row_kind(r) in ("common", "stable") and preset.vocab_for(r).tokens == "words"]
+    for name in source.counterparts if asking else ():
+        n = len(common_vocab([models(source.model), models(name)], "words"))
+        key, asked = max([(k, getattr(v, k)) for v in asking for k in ("s", "k")], key=lambda pair: pair[1])
+        if asked > n: raise InputError(f"{preset.name}: {key} = {asked:,}, and {source.model} and {name} share {n:,} words; need a smaller {key}, or [vocab] tokens = \"any\"")
+
 
 # %% ../nbs/14_experiments.ipynb #c32f4ff7
 def example_words(vocab:Vocab)->dict:

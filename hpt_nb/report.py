@@ -514,6 +514,7 @@ def settings_table(
            "Search":df.method, "Prompt tokens":[n if isinstance(ids, float) or ids is None else len(ids) for n, ids in zip(df.n_tokens, df.tuned_ids)], "Seeds":_of_tasks(df, lambda g: g.seed.nunique()), "Seed numbers":_of_tasks(df, lambda g: _values(g.seed)), "Vocabulary size s":df.vocab_s, "Tuned in":_of_tasks(df, lambda g: _values(g.tune_dtype)), "Scored in":df.dtype,
            "Kept prompt chosen every (steps)":_of_tasks(df, lambda g: _values(g.judged_every)), "Texts it is chosen on":_of_tasks(df, lambda g: _values(g.chosen_on)), "Texts scored":[f"{t}: {_values(g.n)}" for t, g in df.groupby("task")],
            "Nearest neighbours K":vocabs.k, "Sampled tokens h":vocabs.used_h, "Samples L":vocabs.used_repeats, "A token is its own neighbour":vocabs.include_self}
+    if "tokens" in vocabs and (vocabs.tokens != "any").any(): ran["Common vocabulary holds"] = vocabs.tokens
     return pd.DataFrame([{"Parameter":k, "This run":_values(v), "The paper":_PAPER.get(k, "")} for k, v in ran.items()])
 
 _TABLES = {"Table 6: tuning":["Learning rate", "Training steps", "Train batch size", "Optimizer", "Prompt tokens"], "Table 7: the stable vocabulary":["Sampled tokens h", "Nearest neighbours K", "Samples L", "Vocabulary size s"]}
@@ -530,10 +531,10 @@ _VOCAB = ("models", "k", "h", "repeats", "seed", "include_self")
 def vocab_frame(store:Store)->pd.DataFrame:
     "A row for each scored vocabulary: models, parameters, size `c`, artefact, seconds. `InputError` if one store holds the same models with different parameters."
     exact = lambda cfg: {**cfg, "h":"all (exact)" if cfg["h"] is None else cfg["h"]}
-    rows = [{**exact(_fields(c, "config", _VOCAB)), **_fields(c, "result", ("c", "file", "J_quantiles")), "wall_s":c["meta"].get("wall_s")} for c in store.cells("vocab")]
-    frame = pd.DataFrame(rows, columns=[*_VOCAB, "c", "file", "J_quantiles", "wall_s"])
+    rows = [{**exact(_fields(c, "config", _VOCAB)), **_fields(c, "result", ("c", "file", "J_quantiles")), "wall_s":c["meta"].get("wall_s"), "tokens":c["config"].get("tokens", "any")} for c in store.cells("vocab")]
+    frame = pd.DataFrame(rows, columns=[*_VOCAB, "c", "file", "J_quantiles", "wall_s", "tokens"])
     if mixed := _differing(frame, _VOCAB[1:]): raise InputError(f"{store.path} mixes vocabularies: {mixed}; keep each configuration in a folder of its own")
-    all_ = [h in ("exact", "all (exact)") or h>=c for h, c in zip(frame.h, frame.c)]   # a sample of as many as there are is no sample
+    all_ = pd.Series([h in ("exact", "all (exact)") or h>=c for h, c in zip(frame.h, frame.c)], dtype=bool)   # of no vocabulary too; a sample of as many as there are is no sample
     return frame.assign(used_h=["all (exact)" if a else str(h) for a, h in zip(all_, frame.h)], used_repeats=frame.repeats.mask(all_, None))
 
 def stability_frame(store:Store, file:str)->pd.DataFrame:

@@ -128,6 +128,8 @@ def test_a_format_that_gives_the_counts_goes_on_and_another_names_it(here, capsy
     assert code == 0 and len(re.findall(r"\* ours, no BOS, float32 +\d+ +872 +\d+ +yes", out)) == 2
     scores = {(c["config"]["target"], c["result"]["correct"]) for c in Store("o").cells("eval")}
     assert scores == set(right.items())                                                              # Empty as the table has it
+    for command in (("status", "o"), ("report", "o", "--out", "site"), ("pack", "o", "--out", "o.pack")):   # its cells are in nobody's way
+        assert hpt(capsys, *command)[0] == 0, command
 
 
 def test_a_task_that_cannot_be_had_does_not_hide_what_the_other_shows(here, capsys, monkeypatch):
