@@ -10,19 +10,20 @@ __all__ = ['FORMS', 'check_carried', 'bos_of', 'harness_ids', 'contexts', 'compa
 import json, re
 from pathlib import Path
 from .models import LM, SHIPPED, _find, load_lm
-from .tasks import TASKS, Split, load_task
+from .tasks import TASKS, Split, load_task, task_format
 from .scoring import label_ids, text_ids, prompt_to_ids
 from .soft import save_peft, vectors_from_text
 from .store import InputError, Store, check_writable, is_pack, remark, write_atomic
 from .transfer import certify
 
 # %% ../nbs/17_export.ipynb #17e00002
-_CARRIED = ("name", "suffix", "labels", "max_text_tokens", "strip", "train", "holdout", "validation")   # what an export carries of a task, or needs none of
+_CARRIED = ("name", "suffix", "labels", "max_text_tokens", "strip", "format", "train", "holdout", "validation")   # what an export carries of a task, or needs none of
 
 def check_carried(task, form:str):
     "`InputError` for a task with a setting that this form would lose."
-    lost = [k for k in task.config if k not in _CARRIED]
-    if lost: raise InputError(f"{task.name}: the form {form} does not carry the task's {lost[0]} = {task.config[lost[0]]!r}, and without it the prompt would give other answers; use the prompt in hpt_nb, or a task without it")
+    lost, how = [k for k in task.config if k not in _CARRIED], task_format(task)
+    if (how.before, how.join, how.end == "own") != ("", "apart", False): lost.append("format")   # a form writes text and template, apart, and nothing between
+    if lost: raise InputError(f"{task.name}: the form {form} does not carry the task's {lost[0]} = {task.config.get(lost[0], str(how))!r}, and without it the prompt would give other answers; use the prompt in hpt_nb, or a task without it")
 
 def bos_of(lm:LM)->bool|None:
     "Does BOS go before the prompt? None: as the tokenizer has it."
@@ -43,16 +44,17 @@ def harness_ids(
 # %% ../nbs/17_export.ipynb #f83685d5
 def contexts(
     prompt:str,
-    task,              # has `.suffix`, `.max_text_tokens`, `.strip`
+    task,              # has `.suffix`, `.max_text_tokens`, `.strip`, and `.format` if it is not "ours"
     texts,             # n strings
     lm:LM=None,        # cuts long texts at `max_text_tokens` of its tokens; None: nothing is cut
 )->list[str]:          # n strings: all that stands before the label word
     "[prompt; text; template] as one string a text."
+    form = task_format(task)
+    room = task.max_text_tokens - (len(lm.bos_ids) + len(lm.encode(form.tail)) if lm and form.limit == "whole" else 0)
     def cut(text):
-        text = text.strip() if task.strip else text
         ids = lm.encode(text) if lm else []
-        return lm.decode(ids[:task.max_text_tokens]) if len(ids) > task.max_text_tokens else text
-    return [prompt + cut(text) + task.suffix for text in texts]
+        return lm.decode(ids[:room]) if len(ids) > room else text
+    return [prompt + cut(form.write(text)) + form.tail for text in texts]
 
 # %% ../nbs/17_export.ipynb #4192b7a0
 def compare_ids(
@@ -94,7 +96,8 @@ def loglikelihood_apart(self, requests, disable_tqdm=False):
     bare, full = ids("a"), list(self.tokenizer("a")["input_ids"])
     own = full[:next((i for i in range(len(full)) if full[i:i+len(bare)] == bare), 0)]   # what the tokenizer puts before a text
     def bos(doc): return own if doc.get("bos") is None else (own or [self.tokenizer.bos_token_id]) if doc["bos"] else []   # or as the prompt was tuned
-    def context(doc): return bos(doc) + ids(doc["prompt"]) + ids(doc["text"])[:doc["cut"]] + ids(doc["suffix"])
+    def room(doc): return doc["cut"] - (len(bos(doc)) + len(ids(doc["suffix"])) if doc.get("whole") else 0)   # what the limit counts
+    def context(doc): return bos(doc) + ids(doc["prompt"]) + ids(doc["text"])[:room(doc)] + ids(doc["suffix"])
     return self._loglikelihood_tokens([(r.args, context(r.doc), ids(r.args[1])[:1]) for r in requests], disable_tqdm=disable_tqdm)
 
 TemplateLM.loglikelihood_apart = loglikelihood_apart
@@ -137,8 +140,9 @@ def to_lm_eval(
     rows = split if isinstance(split, Split) else getattr(task, split)
     check_carried(task, "lm-eval")
     bos = bos_of(lm) if bos is None and lm else bos
-    parts = dict(prompt=prompt, suffix=task.suffix, cut=task.max_text_tokens, **({} if bos is None else dict(bos=bos)))
-    lines = [json.dumps(dict(context=c, label=y, text=t.strip() if task.strip else t, **parts), ensure_ascii=False) for c, t, y in zip(contexts(prompt, task, rows.texts, lm), rows.texts, rows.labels)]
+    form = task_format(task)
+    parts = dict(prompt=prompt, suffix=form.tail, cut=task.max_text_tokens, **({} if bos is None else dict(bos=bos)), **(dict(whole=True) if form.limit == "whole" else {}))
+    lines = [json.dumps(dict(context=c, label=y, text=form.write(t), **parts), ensure_ascii=False) for c, t, y in zip(contexts(prompt, task, rows.texts, lm), rows.texts, rows.labels)]
     got = compare_ids(lm, prompt, task, rows.texts) if lm else dict(n=len(lines), differ=None, labels=None)
     write_atomic(f"{folder}/hpt_task.py", _MODULE)
     write_atomic(f"{folder}/{name}.jsonl", "\n".join(lines) + "\n")
@@ -197,7 +201,9 @@ def to_python(
     check_carried(task, "python")
     if not isinstance(prompt, str): raise InputError(f"prompt {prompt!r}: give the prompt's text (lm.decode of its ids)")
     name = re.sub(r"[^\w .-]", "_", task.name)
-    return _SNIPPET.format(name=name, bos=_STARTS[bos], model=ascii(str(model)), prompt=ascii(prompt), suffix=ascii(task.suffix), labels=ascii(list(task.labels)), cut=task.max_text_tokens, strip=".strip()" if task.strip else "")
+    form = task_format(task)
+    cut = f"{task.max_text_tokens} - len(BOS) - len(ids(SUFFIX))" if form.limit == "whole" else task.max_text_tokens
+    return _SNIPPET.format(name=name, bos=_STARTS[bos], model=ascii(str(model)), prompt=ascii(prompt), suffix=ascii(form.tail), labels=ascii(list(task.labels)), cut=cut, strip=".strip()" if form.text == "stripped" else "")
 
 # %% ../nbs/17_export.ipynb #5332d35e
 def _whole_prompt(body, where)->dict:
@@ -276,7 +282,9 @@ def _remark_text(it:dict, name:str|None):
 
 def _peft_use(name:str, out, it:dict, task)->str:
     "How an adapter is used, in one line."
-    after = f", cut to {task.max_text_tokens} tokens and followed by those of {task.suffix!r}; the label words are {', '.join(map(repr, task.labels))}" if task else " and followed by those of the task's template"
+    form = task and task_format(task)
+    less = f" less those of BOS and template" if task and form.limit == "whole" else ""
+    after = f", {'stripped, ' if form.text == 'stripped' else ''}cut to {task.max_text_tokens} tokens{less} and followed by those of {form.tail!r}; the label words are {', '.join(map(repr, task.labels))}" if task else " and followed by those of the task's template"
     return (f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({loadable(name)!r}, dtype=torch.float32), {str(out)!r}); give it a text's tokens without special ones{after}; "
             "one text at a time, or padded on the right: under left padding the prompt would stand before the padding")
 

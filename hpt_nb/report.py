@@ -576,7 +576,7 @@ def vocab_frame(store:Store)->pd.DataFrame:
     frame = pd.DataFrame(rows, columns=[*_VOCAB, "c", "file", "J_quantiles", "wall_s"])
     if mixed := _differing(frame, _VOCAB[1:]): raise InputError(f"{store.path} mixes vocabularies: {mixed}; keep each configuration in a folder of its own")
     all_ = [h in ("exact", "all (exact)") or h>=c for h, c in zip(frame.h, frame.c)]   # a sample of as many as there are is no sample
-    return frame.assign(used_h=["all (exact)" if a else str(h) for a, h in zip(all_, frame.h)], used_repeats=frame.repeats.mask(all_, None))
+    return frame.assign(used_h=["all (exact)" if a else str(h) for a, h in zip(all_, frame.h)], used_repeats=[None if a else r for a, r in zip(all_, frame.repeats)])
 
 def stability_frame(store:Store, file:str)->pd.DataFrame:
     "Token and J of one scored vocabulary, most stable first. `InputError` if its artefact is missing or damaged."
