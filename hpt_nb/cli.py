@@ -283,7 +283,7 @@ def cmd_run(a):
     if a.engine not in ("local", "ray"): raise InputError(f"--engine {a.engine!r}; known: local, ray")
     if a.cpus and a.engine != "ray": raise InputError("--cpus goes with --engine ray; leave it out, or set OMP_NUM_THREADS")
     from hpt_nb.experiments import dry_run, load_preset, variations
-    rates = a.rates and _rates(a.rates)
+    rates = None if a.rates is None else _rates(a.rates)
     if rates and not a.dry_run: raise InputError("--rates goes with --dry-run; a run takes the time that it takes")
     presets = variations(load_preset(a.preset))
     if a.dry_run: return _say("\n\n".join(dry_run(p, a.data, rates=rates, split=a.split) for p in presets.values()))

@@ -21,10 +21,10 @@ from hpt_nb.tasks import load_task
 from tiny import tiny_lm
 
 TEXTS = ["  the film was great and the story was good  ", "a bad plot", "x", "12 people left", "great", "caf\u00e9 \u6771\u4eac, so good!", "<s> the bos </s>", "The bad and the boring"]
-PLAIN = dict(suffix=". It was", labels=[" great", " bad"], max_text_tokens=128, strip=True)
+PLAIN = dict(suffix=". It was", labels=[" great", " bad"], max_text_tokens=128)
 SETTINGS = {   # name -> what is off its default: of the model, of the task, and the prompt
     "nothing": {}, "bos yes": dict(bos=True), "bos no": dict(bos=False), "template": dict(suffix=" => \u00bb{x}\u00ab\\n'"), "a template that ends in a space": dict(suffix=" It was "), "no template": dict(suffix=""), "text length": dict(max_text_tokens=2), "white space kept": dict(strip=False),
-    "label words": dict(labels=[" terrible", " great", " business", " the"]), "label words without a space": dict(labels=["the", "good"]), "a prompt of signs": dict(prompt=" {film} \"'\\\n\u6771"), "no prompt but BOS": dict(prompt="x", bos=True), "all at once": dict(bos=False, suffix="\nso:", max_text_tokens=3, strip=False, labels=[" bad", " film", " and"], prompt=" good\n")}
+    "label words": dict(labels=[" terrible", " great", " business", " the"]), "label words without a space": dict(labels=["the", "good"]), "a prompt of signs": dict(prompt=" {film} \"'\\\n\u6771"), "no prompt but BOS": dict(prompt="x", bos=True), "as released": dict(format="released", max_text_tokens=9), "as released, with BOS": dict(format="released", max_text_tokens=8, bos=True), "as released, without": dict(format="released", suffix=" It was ", bos=False), "all at once": dict(bos=False, suffix="\nso:", max_text_tokens=3, strip=False, labels=[" bad", " film", " and"], prompt=" good\n")}
 ARCHS = {"gpt2": 1, "llama": 1, "gemma3": 2}   # with seeds at which the settings turn answers. BOS is not put, and is put, by the tokenizer; Gemma scales its table
 FORMS = ("python", "lm-eval", "json", "peft")
 
@@ -102,13 +102,14 @@ def by_json(path, task, model):
 def by_peft(path, task, model):
     "As PEFT does it: the adapter's vectors before the embeddings of what the user gives, who follows the README."
     vectors, said = st.load_file(path / "adapter_model.safetensors")["prompt_embeddings"], (path / "README.md").read_text(encoding="utf-8")
-    cut, suffix = re.search(r"cut to (\d+) tokens and followed by those of (.+?); the label words are (.+?); one text", said, re.S).group(1, 2)
+    strip, cut, less, suffix = re.search(r"special ones, (stripped, )?cut to (\d+) tokens( less those of BOS and template)? and followed by those of (.+?); the label words are (.+?); one text", said, re.S).group(1, 2, 3, 4)
+    bos = int((re.search(r"(\d+) of them BOS's", said) or [0, 0])[1])
     assert "dtype=torch.float32" in said and "padded on the right" in said and all(repr(w) in said for w in task.labels)
     tok, net = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     def ids(text): return tok(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     out, words = [], torch.tensor([ids(w)[0] for w in task.labels])
     for text in task.validation.texts:
-        rows = net.get_input_embeddings()(torch.tensor([ids(text.strip() if task.strip else text)[:int(cut)] + ids(eval(suffix))], dtype=torch.long))
+        rows = net.get_input_embeddings()(torch.tensor([ids(text.strip() if strip else text)[:int(cut) - (bos + len(ids(eval(suffix))) if less else 0)] + ids(eval(suffix))], dtype=torch.long))
         out.append(net(inputs_embeds=torch.cat([vectors[None].to(rows), rows], 1)).logits[0, -1, words].argmax().item())
     return out
 
@@ -161,14 +162,25 @@ def test_a_model_in_another_format_is_used_in_the_one_it_was_scored_in(saved, tm
         assert RUN[form](tmp_path / OUT[form], task, tmp_path / "half") == want, form
 
 
-@pytest.mark.parametrize("setting", ["format", "chat", "prompt_at", "anything"])
+@pytest.mark.parametrize("setting", ["chat", "prompt_at", "anything"])
 def test_a_task_s_setting_that_a_form_does_not_know_is_refused(saved, tmp_path, setting):
-    "Before anything is written."
+    "Before anything is written. The JSON holds all of a task's settings, so it is none of those forms."
     task, _, lm = tuned(tmp_path, saved["gpt2"])
     task.config[setting] = "x"
-    for work in (lambda: to_python(" the", task, "m"), lambda: to_json(" the", task, [lm], tmp_path / "x.json"), lambda: to_lm_eval(" the", task, tmp_path / "x")):
+    for work in (lambda: to_python(" the", task, "m"), lambda: to_lm_eval(" the", task, tmp_path / "x")):
         with pytest.raises(InputError, match=f"does not carry the task's {setting} = 'x'"): work()
-    assert not (tmp_path / "x").exists() and not (tmp_path / "x.json").exists()
+    assert not (tmp_path / "x").exists() and json.loads(to_json(" the", task, [lm]))["task"][setting] == "x"
+
+
+@pytest.mark.parametrize("form", ["python", "lm-eval", "peft"])
+def test_a_format_that_a_form_cannot_write_is_refused(saved, tmp_path, monkeypatch, form):
+    "A text joined to its template, or a space as a token of its own."
+    from hpt_nb import tasks
+    task, _, _ = tuned(tmp_path, saved["gpt2"])
+    for how in (dict(join="whole"), dict(before=" "), dict(end="own")):
+        monkeypatch.setitem(tasks.FORMATS, "ours", {**tasks.FORMATS["ours"], **how})
+        with pytest.raises(InputError, match="does not carry the task's"): export_prompt(tmp_path / "runs", form, tmp_path / f"x{OUT[form]}", task=str(tmp_path / "t.toml"), model=str(saved["gpt2"]))
+    assert not list(tmp_path.glob("x*"))
 
 
 def test_the_functions_carry_bos_too(saved, tmp_path):

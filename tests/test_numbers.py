@@ -14,7 +14,7 @@ from hpt_nb.pez import RunSpec, SearchSpace
 from hpt_nb.practice import transferable, tuning_config
 from hpt_nb.readability import rank_correlation
 from hpt_nb.scoring import label_logprobs
-from hpt_nb.soft import transfer_soft
+from hpt_nb.soft import SOFT_METHODS, transfer_soft
 from hpt_nb.store import MOST, InputError
 from hpt_nb.tasks import Split, Task, hold_out, load_task
 from hpt_nb.vocab import common_vocab
@@ -31,14 +31,14 @@ SHARES = {"polyak", "reverse"}
 def one_line(e): return "\n" not in str(e) and len(str(e)) < 300
 
 
-def allowed(f, value, default):
-    "May this field hold this value? Said anew, from what the field is."
+def allowed(f, value, default, soft=False):
+    "May this field hold this value? Said anew, from what the field is. Of soft prompts, a bound of 0 on the gradient is none."
     if value is None: return "None" in str(f.type)
     if isinstance(default, bool): return isinstance(value, bool)
     if isinstance(default, int): return type(value) is int and 1 <= value <= MOST
     if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value) or value < 0: return False
     if value == INF: return f.name in BOUNDLESS
-    return (value > 0 or f.name in ZERO) and (value <= 1 or f.name not in SHARES) and (value <= 1e6 or f.name in BOUNDLESS)
+    return (value > 0 or f.name in ZERO or soft and f.name == "clip") and (value <= 1 or f.name not in SHARES) and (value <= 1e6 or f.name in BOUNDLESS)
 
 
 def numeric(config): return [f for f in fields(config) if isinstance(getattr(config, f.name), (int, float))]
@@ -50,14 +50,14 @@ METHODS = [pytest.param(name, f, id=f"{name}-{f.name}") for name, m in REGISTRY.
 @pytest.mark.parametrize("name, f", METHODS)
 def test_each_number_of_each_method(name, f):
     "In a program, and as text from the command line."
-    config = REGISTRY[name].config
+    config, soft = REGISTRY[name].config, name in SOFT_METHODS
     for value in ODD:
         if value is None: continue                       # there it means: as published
         for given in (value, str(value)) if isinstance(value, (int, float)) else (value,):
             try: got = getattr(method_config(name, **{f.name: given})[1], f.name)
             except InputError as e: assert one_line(e) and (f.name in str(e) or "prompts" in str(e)), (value, e)
-            else: assert allowed(f, got, getattr(config, f.name)) and (got == value or isinstance(given, str)), (name, f.name, given, got)
-            if isinstance(given, (int, float)) and not isinstance(given, bool) and not allowed(f, given, getattr(config, f.name)):
+            else: assert allowed(f, got, getattr(config, f.name), soft) and (got == value or isinstance(given, str)), (name, f.name, given, got)
+            if isinstance(given, (int, float)) and not isinstance(given, bool) and not allowed(f, given, getattr(config, f.name), soft):
                 with pytest.raises(InputError): replace(config, **{f.name: given})
 
 
