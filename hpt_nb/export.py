@@ -293,7 +293,7 @@ def _remark_text(it:dict, name:str|None):
 def _peft_use(name:str, out, it:dict, task)->str:
     "How an adapter is used, in one line."
     form = task and task_format(task)
-    less = f" less those of BOS and template" if task and form.limit == "whole" else ""
+    less = " less those of BOS and template" if task and form.limit == "whole" else ""
     after = f", {'stripped, ' if form.text == 'stripped' else ''}cut to {task.max_text_tokens} tokens{less} and followed by those of {form.tail!r}; the label words are {', '.join(map(repr, task.labels))}" if task else " and followed by those of the task's template"
     return (f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({loadable(name)!r}, dtype=torch.float32), {str(out)!r}); give it a text's tokens without special ones{after}; "
             "one text at a time, or padded on the right: under left padding the prompt would stand before the padding")
