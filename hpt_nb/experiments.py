@@ -183,7 +183,7 @@ class VocabConfig:
 
     def __post_init__(self):
         if self.tokens not in TOKENS: raise InputError(f"tokens = {self.tokens!r}; need one of {', '.join(TOKENS)}")
-        check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000))   # samples are drawn before the first is looked at
+        check_fields(self, s=dict(least=0), seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000))   # samples are drawn before the first is looked at
         if self.h == "exact": return
         try: whole("h", self.h)
         except InputError: raise InputError(f"h = {self.h!r}; need \"exact\" or a number of anchors, at least 1") from None
@@ -415,6 +415,7 @@ def parse_preset(
         if type(v) is not bool: raise InputError(f"{where}: [bos] {m} = {v!r}; need true or false")
     vocab = _typed(VocabConfig, doc.get("vocab", {}), f"{where}: [vocab]")
     _check_vocab(vocab, f"{where}: [vocab]")
+    if vocab.s < 1: raise InputError(f"{where}: [vocab] s={vocab.s}; need at least 1")
     tuning = dict(_only(doc.get("tuning", {}), {f.name for f in fields(PezConfig)} | {"dtype", "budgets", "compile", "moments"}, f"{where}: [tuning]"))
     budgets, compiled = tuning.pop("budgets", []), tuning.pop("compile", False)
     moments = _steps_of(tuning.pop("moments", []), f"{where}: [tuning] moments")

@@ -86,11 +86,11 @@ def test_a_vocabulary_that_three_models_agree_on_serves_every_method(place, caps
     J = np.mean([[len(a & b) / len(a | b) for a, b in zip(*pair)] for pair in combinations(near, 2)], axis=0)
     assert np.abs(J - table.J).max() < 1e-6 and table.J.nunique() > 3
     allowed = set(table.head(30)["id:one"])
-    own = {"soft": ["--init", "the film"], "optiprompt": ["--init", "the film"], "gcg": ["--set", "n_candidates=4", "topk=4", "drop_unstable=false"], "autoprompt": ["--set", "n_candidates=4", "topk=4", "drop_unstable=false"],
-           "mixed": ["--judge", "./two", "--set", "n_candidates=4", "topk=4", "drop_unstable=false"], "rlprompt": ["--set", "prompts=2", "shots=2"]} | {m: ["--also", "./two", tmp_path / "third"] for m in JOINT_METHODS}
+    own = {"joint-swaps": ["--also", "./two", tmp_path / "third", "--set", "gradient_n=4", "fresh_n=4", "n_candidates=4"], "soft": ["--init", "the film"], "optiprompt": ["--init", "the film"], "gcg": ["--set", "n_candidates=4", "topk=4", "drop_unstable=false"], "autoprompt": ["--set", "n_candidates=4", "topk=4", "drop_unstable=false"],
+           "mixed": ["--judge", "./two", "--set", "n_candidates=4", "topk=4", "drop_unstable=false"], "rlprompt": ["--set", "prompts=2", "shots=2"]} | {m: ["--also", "./two", tmp_path / "third"] for m in JOINT_METHODS if m != "joint-swaps"}
     for method in REGISTRY:
         code, out, err = hpt(capsys, "tune", "./one", "--task", "mine.toml", "--method", method, *own.get(method, []), "--vocab", v, "--top", "30", "--steps", "2", "--tokens", "3", "--eval-every", "1", "--holdout", "8",
-                             *([] if method == "rlprompt" else ["--batch", "4"]), "--quiet", "--out", tmp_path / method)
+                             *([] if method in ("rlprompt", "joint-swaps") else ["--batch", "4"]), "--quiet", "--out", tmp_path / method)
         assert code == 0, (method, err)
         cell, = Store(tmp_path / method).cells("tune")
         assert cell["config"]["vocab"]["s"] == 30 and set(cell["result"]["prompt_ids"]) <= allowed and len(cell["result"]["prompt_ids"]) == 3, method

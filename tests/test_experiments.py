@@ -224,7 +224,7 @@ def test_a_prompt_that_cannot_be_scored_fails_alone(ran, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("old, new, says", [
     ("[row.Ours-exact]\nlike = \"Ours\"", "[row.Ours-exact]\nlike = \"Hours\"", "like = 'Hours'; need the row that it resembles"),
-    ("h = \"exact\"\nseeds", "h = \"all\"\nseeds", "[row.Ours-exact] h = 'all'"),
+    ("h = \"exact\"\nseeds", "h = \"all\"\nseeds", "[row.Ours-exact]: h = 'all'"),
     ("seeds = [0]\n[row.\"Common", "seeds = [7]\n[row.\"Common", "seeds names 7"),
     ("add_labels = true", "add_labels = \"yes\"", "need true or false"),
     ("s = \"all\"", "s = -1", "s = -1; need a number of tokens"),
