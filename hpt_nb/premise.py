@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PARTS', 'FEW', 'SMALL', 'SPLITS', 'DRAWS', 'LEAST', 'BANDS', 'EXACT', 'PAIR_COLORS', 'Part', 'EffectsStudy',
            'rows_of', 'study_tokens', 'study_agreement', 'score_tokens', 'run_effects', 'Tokens', 'Measured',
-           'measured', 'read_tokens', 'read_effects', 'token_draws', 'covariance', 'ratio', 'correlation_of',
-           'own_variance', 'agreement_of', 'fifths', 'bands', 'agreement_table', 'contrast', 'answer', 'by_fifths',
-           'overall', 'within', 'by_variant', 'plot_fifths']
+           'measured', 'read_tokens', 'read_effects', 'token_draws', 'means_of', 'covariance', 'ratio',
+           'correlation_of', 'own_variance', 'agreement_of', 'fifths', 'bands', 'agreement_table', 'contrast', 'answer',
+           'by_fifths', 'overall', 'within', 'by_variant', 'plot_fifths']
 
 # %% ../nbs/14b_premise.ipynb #94e51003
 import time
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import combinations, product
 import numpy as np
 import torch
-from .store import SEEDS, InputError, Store, check_fields, config_hash, provenance
-from .arrays import decode_logp, encode_logp, kept_labels, label_numbers
+from .store import InputError, Store, config_hash, provenance
+from .arrays import decode_logp, encode_logp
 from .vocab import common_vocab, token_kind
 from .neighbors import check_k, stability, stable_vocab
 from .scoring import label_ids
@@ -34,8 +34,6 @@ class Part:
     tokens:int
     texts:int
 
-    def __post_init__(self): check_fields(self)
-
 PARTS = (Part("sst2", "shift", 2000, 24), Part("ag_news", "shift", 1000, 12), Part("sst2", "separation", 300, 200))
 FEW = (Part("sst2", "shift", 40, 8), Part("ag_news", "shift", 20, 8), Part("sst2", "separation", 20, 16))
 
@@ -51,8 +49,6 @@ class EffectsStudy:
     seed:int = 0
     split:str = "validation"
     dtype:str = "bfloat16"     # of the scoring; J is of the float32 embeddings
-
-    def __post_init__(self): check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000))
 
     @property
     def tokens(self)->int: return max(p.tokens for p in self.parts)
@@ -106,6 +102,8 @@ def study_agreement(store:Store, study:EffectsStudy, pair:list, tokens:list, pro
         if progress: progress(1)
 
 # %% ../nbs/14b_premise.ipynb #94e51009
+def _digits(labels)->str: return "".join("0123456789abcdefghijklmnopqrstuvwxyz"[y] for y in labels)
+
 def _effect_config(study:EffectsStudy, task, split, tokens:list, lm)->dict:
     return dict(study="effects", task=task.name, task_hash=task.hash, split=study.split, texts=len(split),
                 texts_hash=split.hash, tokens=len(tokens), tokens_hash=config_hash(dict(tokens=tokens)),
@@ -115,7 +113,7 @@ def score_tokens(lm, task, split, ids:list, on_pass=None)->dict:
     "Log-odds of every text under every token, and under none, as a cell keeps them."
     logp_mnc, empty_nc = token_logprobs(lm, task, split.texts, ids, on_pass=on_pass)
     def text_of(logp): return encode_logp(log_odds(logp.numpy()).reshape(-1, logp.shape[-1] - 1))
-    return dict(odds=text_of(logp_mnc), empty=text_of(empty_nc), labels=kept_labels(split.labels, empty_nc.shape[1]), ids=list(ids))
+    return dict(odds=text_of(logp_mnc), empty=text_of(empty_nc), labels=_digits(split.labels), ids=list(ids))
 
 def _texts_of(task, split:str, n:int):
     "The study's texts. `InputError` for more than there are, or a class with fewer than two."
@@ -224,7 +222,7 @@ def read_effects(store:Store, part:Part)->dict:
     for cell in store.cells("effect"):
         c, r = cell["config"], cell["result"]
         if (c["task"], c["tokens"], c["texts"]) != (part.task, part.tokens, part.texts): continue
-        m, y = c["tokens"], label_numbers(r["labels"])
+        m, y = c["tokens"], [int(d, 36) for d in r["labels"]]
         logp = from_log_odds(decode_logp(r["odds"], m*len(y))).reshape(m, len(y), -1)
         empty, rows = from_log_odds(decode_logp(r["empty"], len(y))), rows_of(len(tokens[0]["result"]["tokens"]), m)
         out[c["model"]] = measured(part.effect, logp, empty, y, rows)
@@ -237,39 +235,50 @@ def read_effects(store:Store, part:Part)->dict:
 DRAWS = 1000
 
 def token_draws(m:int, draws:int=DRAWS, seed:int=0)->np.ndarray:
-    "(1 + draws, m) float32 weights: row 0 once each, then draws with replacement."
+    "(1 + draws, m) weights: row 0 once each, then how often each token stands in a draw with replacement."
     rng = np.random.default_rng(seed)
-    return np.concatenate([np.ones((1, m)), rng.multinomial(m, np.full(m, 1/m), draws)]).astype(np.float32)
+    return np.concatenate([np.ones((1, m)), rng.multinomial(m, np.full(m, 1/m), draws)])
 
-def covariance(W, x_mc, y_mc)->np.ndarray:
-    "(draws,) covariance over tokens, summed over the c numbers of an effect, in each draw."
-    n = W.sum(1)
-    return W @ (x_mc*y_mc).sum(1)/n - ((W @ x_mc)*(W @ y_mc)).sum(1)/n**2
+def means_of(W, x)->np.ndarray:
+    "(draws, ...) weighted means over tokens of x (m, ...), all in one product."
+    return np.tensordot(W/W.sum(1, keepdims=True), x, 1)
+
+def covariance(W, x, y)->np.ndarray:
+    "(draws, ...) covariance over tokens of x and y (m, ..., c), summed over the c numbers of an effect."
+    return means_of(W, (x*y).sum(-1)) - (means_of(W, x)*means_of(W, y)).sum(-1)
 
 def ratio(over, under)->np.ndarray:
     "over/sqrt(under), NaN where `under` is not above 0."
-    return np.divide(over, np.sqrt(np.maximum(under, 0)), out=np.full(len(over), np.nan), where=under > 0)
+    over, under = np.broadcast_arrays(over, under)
+    return np.divide(over, np.sqrt(np.maximum(under, 0)), out=np.full(over.shape, np.nan), where=under > 0)
 
+def correlation_of(W, x, y)->np.ndarray:
+    "(draws, ...) correlation over tokens."
+    return ratio(covariance(W, x, y), covariance(W, x, x)*covariance(W, y, y))
+
+# %% ../nbs/14b_premise.ipynb #94e51025
 LEAST = .3   # reliability below which nothing is corrected (stats.LEAST_RELIABILITY)
 
-def correlation_of(W, x_mc, y_mc)->np.ndarray:
-    "(draws,) correlation over tokens, in each draw."
-    return ratio(covariance(W, x_mc, y_mc), covariance(W, x_mc, x_mc)*covariance(W, y_mc, y_mc))
+def own_variance(W, x_mr2c)->tuple:
+    "(reliability, variance of the effects without the texts' noise), each (draws,)."
+    first, second = x_mr2c[:,:,0], x_mr2c[:,:,1]
+    half_r = np.maximum(correlation_of(W, first, second), 0)
+    return (2*half_r/(1 + half_r)).mean(1), np.maximum(covariance(W, first, second).mean(1), 0)
 
-def own_variance(W, x:Measured)->tuple:
-    "(reliability, variance of the effects without the texts' noise), each (draws,), means over the ways of halving."
-    half_r = np.maximum([correlation_of(W, *half) for half in x.halves], 0)
-    return (2*half_r/(1 + half_r)).mean(0), np.maximum(np.mean([covariance(W, *half) for half in x.halves], axis=0), 0)
-
-def agreement_of(a:Measured, b:Measured, W:np.ndarray)->dict:
+def agreement_of(
+    a:Measured, b:Measured,
+    W:np.ndarray,    # (draws, m) weights; a token of weight 0 in row 0 is left out of every draw
+)->dict:
     "r, reliability_a, reliability_b, corrected, across, each (draws,): the estimate, then its bootstrap."
-    r = correlation_of(W, a.whole, b.whole)
-    (sure_a, own_a), (sure_b, own_b) = own_variance(W, a), own_variance(W, b)
+    at = np.flatnonzero(W[0])
+    W, (x, y) = W[:,at], [np.moveaxis(e.halves, 2, 0)[at] for e in (a, b)]       # (m, SPLITS, 2, c)
+    r = correlation_of(W, a.whole[at], b.whole[at])
+    (sure_a, own_a), (sure_b, own_b) = own_variance(W, x), own_variance(W, y)
+    crossed = covariance(W, x, y[:,:,::-1]).mean((1, 2))                         # one half against the other's other
     enough = np.minimum(sure_a, sure_b) >= LEAST
-    crossed = [covariance(W, x[0], y[1]) + covariance(W, x[1], y[0]) for x, y in zip(a.halves, b.halves)]
     return dict(r=r, reliability_a=sure_a, reliability_b=sure_b,
                 corrected=np.where(enough, ratio(r, sure_a*sure_b), np.nan),
-                across=np.where(enough, ratio(np.mean(crossed, axis=0)/2, own_a*own_b), np.nan))
+                across=np.where(enough, ratio(crossed, own_a*own_b), np.nan))
 
 # %% ../nbs/14b_premise.ipynb #94e51013
 def fifths(
