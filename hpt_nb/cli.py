@@ -140,7 +140,6 @@ def cmd_tune(a):
         fast = ready(lm)
         space = SearchSpace(fast, vocab)
         checkpoint = store.path/"checkpoints"/f"pass-{config_hash(dict(runs=todo))}.safetensors"
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
         runs = method.run(fast, task, [RunSpec(space, a.method, c["seed"]) for c in todo], cfg, progress=not a.quiet, desc=f"tuning {lm.name} on {task.name}",
                           checkpoint=checkpoint, **extra(list(map(ready, seconds))))
         for c, r in zip(todo, runs):

@@ -284,7 +284,7 @@ def library():
     cfg = dict(steps=2, batch=2, eval_every=1, n_tokens=2, holdout_n=4, progress=False)
     return [
         ("dtype", lambda lm, t: models.load_lm("one", dtype="int8"), "int8"), ("device", lambda lm, t: models.load_lm("one", device="tpu:x"), "tpu"), ("split", lambda lm, t: t.subset("test", 3), "test"), ("size", lambda lm, t: t.subset("train", 0), "0"),
-        ("held out", lambda lm, t: tasks.load_task("mine.toml", holdout=10**9), str(10**9)), ("prompt ids", lambda lm, t: scoring.label_logprobs(lm, t, ["a"], [10**6]), str(10**6)), ("prompt ids below 0", lambda lm, t: scoring.label_logprobs(lm, t, ["a"], [-1]), "-1"),
+        ("held out", lambda lm, t: tasks.load_task("mine.toml", holdout=10**9), str(10**9)), ("prompt ids", lambda lm, t: scoring.label_logprobs(lm, t, ["a"], [10**6]), str(10**6)), ("prompt ids below 0", lambda lm, t: scoring.label_logprobs(tiny_lm("gemma3"), t, ["a"], [-1]), "-1"),
         ("half a character", lambda lm, t: scoring.label_logprobs(lm, t, ["a"], "x\ud800"), "ud800"), ("half a character in a text", lambda lm, t: scoring.label_logprobs(lm, t, ["x\ud800"], None), "ud800"), ("a number as a text", lambda lm, t: scoring.label_logprobs(lm, t, [3.5], None), "3.5"),
         ("no model", lambda lm, t: vocab.common_vocab([]), "at least 2"), ("one model", lambda lm, t: vocab.common_vocab([lm]), "at least 2"), ("a vocabulary from nowhere", lambda lm, t: vocab.Vocab.load("none.parquet"), "none.parquet"),
         ("a model that a vocabulary lacks", lambda lm, t: vocab.whole_vocab(lm).ids_for("x"), "x"), ("a sample larger than all", lambda lm, t: vocab.whole_vocab(lm).sample(10**6, 0), str(10**6)), ("a best without scores", lambda lm, t: vocab.whole_vocab(lm).top(3), "no scores"),
