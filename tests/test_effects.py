@@ -126,7 +126,7 @@ BAD = {
     "fewer than 2": ["--texts", "3"],
     "no such vocabulary file": ["--vocab", "none.parquet"],
     "no task 'nope'": ["--task", "nope"],
-    "need whole numbers of at most 63 bits": ["--seed", str(2**70)],
+    "need a whole number of at most 63 bits": ["--seed", str(2**70)],
 }
 
 @pytest.mark.parametrize("says", BAD)
