@@ -131,7 +131,7 @@ def tasks_of(
     data=None,   # folder of task files (sst2.toml, ...) that stand in for the hub's tasks
 )->dict:         # name -> Task
     "The tasks of a study. `InputError` for a folder or a task that is not there."
-    return _load_tasks(SimpleNamespace(name="study", tasks=list(names), folder="."), data)
+    return _load_tasks(SimpleNamespace(name="study", tasks=list(names), folder=".", format=""), data)
 
 def _subset(task, split:str, n:int):
     whole = getattr(task, split)
