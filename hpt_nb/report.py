@@ -19,7 +19,7 @@ __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 'ALONE', 'STEPS', 'FEATURES'
            'complete_ways', 'methods_left', 'distinct', 'vectors_note', 'method_stats', 'method_table', 'part_note',
            'method_differences', 'method_differences_table', 'method_verdicts', 'method_sentences', 'methods_headline',
            'spent_frame', 'spent_table', 'compute_frame', 'plot_compute', 'compute_panels', 'soft_table',
-           'methods_section', 'write_report', 'levels_origins']
+           'methods_section', 'write_report', 'levels_origins', 'study_section']
 
 # %% ../nbs/16_report.ipynb #9380702f
 import io, math, unicodedata
@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 from .store import InputError, Store, check_writable, level_folders, status, write_atomic
 from .paper import paper_values, setting, short_name
+from .verdicts import stored_verdicts, verdict_table
 from .readability import PARTS, describe, rank_correlation
 
 # %% ../nbs/16_report.ipynb #bfcd80ea
@@ -1513,6 +1514,7 @@ def write_report(
     readings = readings_frame(store)
     if len(readings): sections.append(("What the prompts read like", _readings_html(df, readings, stability_maps(store, vocabs))))
     if len(vocabs): sections.append(("Stability of the common tokens", _stability_section(store, tunes, vocabs)))
+    sections.append(("What the study found", study_section()))
     settings = "\n".join(f"<h3>{_cell(title)}</h3>" + table_html(t, title) for title, t in settings_tables(df, vocabs).items())
     sections += [("Settings", settings), ("Time", table_html(time_table(df, tunes, vocabs), "Time")), ("Origin", table_html(provenance_table(origins_frame(store)), "Origin"))]
     lead = f"<p>{_cell(_READ)} {_cell(_ran(df))}</p><p>{_cell(headline(df))}</p>"
@@ -1534,6 +1536,15 @@ def _readings_html(df, readings, maps)->str:
     return note + _reading_section(features_frame(df, readings, maps), unread(df, readings))
 
 _NO_WORDS = "The package wordfreq is not installed, so nothing is said of words here: pip install 'hpt_nb[readability]', and make the page again."
+
+def study_section()->str:
+    "The verdicts of the stored study, to be read beside what a run found."
+    table, left = stored_verdicts()
+    note = f" {sum(n for _, _, n in left)} of its scores are still missing; a claim without a number waits for them." if left else ""
+    return f"<p>{_cell(_STUDY + note)}</p>" + table_html(verdict_table(table), "The study's claims and verdicts")
+
+_STUDY = ("The run on this page is small. The stored study asked the same of three models (SmolLM2-135M, Gemma-3-270M, and Qwen2.5-Coder-0.5B, which took no part in tuning), with up to 32 seeds. "
+          "In brackets: the 95 % interval over seeds and texts at once. Its chapter is nbs/35_study.ipynb.")
 
 _TRIPS = "Each different prompt once, over all tables: how many of a row's prompts have other ids when their text is encoded again on their own model, with Wilson's 95 % interval."
 _READ = "All numbers on this page are computed from the results folder that it was made from. Ours tunes over the common tokens whose neighbours agree most between source and counterpart; the other rows are its controls."
