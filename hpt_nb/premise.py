@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 import numpy as np
 import torch
-from .store import InputError, Store, config_hash, provenance
+from .store import SEEDS, InputError, Store, check_fields, config_hash, provenance
 from .arrays import decode_logp, encode_logp
 from .vocab import common_vocab, token_kind
 from .neighbors import check_k, stability, stable_vocab
@@ -34,6 +34,8 @@ class Part:
     tokens:int
     texts:int
 
+    def __post_init__(self): check_fields(self)
+
 PARTS = (Part("sst2", "shift", 2000, 24), Part("ag_news", "shift", 1000, 12), Part("sst2", "separation", 300, 200))
 FEW = (Part("sst2", "shift", 40, 8), Part("ag_news", "shift", 20, 8), Part("sst2", "separation", 20, 16))
 
@@ -49,6 +51,8 @@ class EffectsStudy:
     seed:int = 0
     split:str = "validation"
     dtype:str = "bfloat16"     # of the scoring; J is of the float32 embeddings
+
+    def __post_init__(self): check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000))
 
     @property
     def tokens(self)->int: return max(p.tokens for p in self.parts)

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'DTYPE', 'MEASURES', 'WHOSE', 'KEPT', 'is_untuned', 'joined', 'balanced', 'study_table', 'agreement',
-           'with_words', 'verdicts', 'said', 'deciding', 'verdict_table', 'plot_verdicts', 'cells_of', 'keep_verdicts',
-           'stored_verdicts']
+           'with_words', 'verdicts', 'said', 'deciding', 'verdict_table', 'plot_verdicts', 'row_means', 'cells_of',
+           'keep_verdicts', 'stored_means', 'stored_verdicts']
 
 # %% ../nbs/15c_verdicts.ipynb #e7349b9c
 import json
 from pathlib import Path
 import pandas as pd
 from .store import Store, InputError, config_hash, keep, recall
+from .calibration import auc, calibrated_accuracy
 from .analysis import AGREEMENT_WEIGHTS, MEASURE_NAMES, Scores, claims_table, plot_forest, prompt_scores
 from .frames import frame
 
@@ -126,6 +127,26 @@ def plot_verdicts(
     return plot_forest(names, d.estimate, d.low, d.high, colors, within=2, unit="points, with the 95 % interval over seeds and texts", ax=ax)
 
 # %% ../nbs/15c_verdicts.ipynb #3922a16c
+def _left_start(g)->float|None:
+    "The share of prompts that differ from the prompt they were tuned from."
+    if g.start_ids.isna().any(): return None
+    return sum(list(a) != list(b) for a, b in zip(g.prompt_ids, g.start_ids))/len(g)
+
+def row_means(
+    df,              # as `frame` gives it, with log-probabilities
+)->pd.DataFrame:     # task, source, target, role, row, prompts, raw, sd, calibrated, auc (percent; sd None for one prompt), left (share, None without a start)
+    "Every row on every model: mean over its prompts of the three measures. On its source a prompt is read by its ids."
+    out = []
+    for (task, source, target, role, mode, row), g in df.groupby(["task", "source", "target", "role", "mode", "row"], sort=True):
+        if role == "original" and mode != "ids": continue
+        raw = 100*g.correct/g.n
+        mean = lambda of: 100*sum(of)/len(g)
+        out.append(dict(task=task, source=source, target=target, role=role, row=row, prompts=len(g), raw=float(raw.mean()), sd=float(raw.std()) if len(g) > 1 else None,
+                        calibrated=mean(calibrated_accuracy(q.logp, q.labels, q.holdout_logp) for q in g.itertuples()), auc=mean(auc(q.logp, q.labels) for q in g.itertuples()),
+                        left=_left_start(g)))
+    return pd.DataFrame(out)
+
+# %% ../nbs/15c_verdicts.ipynb #b0ebff68
 KEPT = Path(__file__).with_name("study.json") if "__file__" in globals() else Path("../hpt_nb/study.json")
 _SHOWN = ["claim", "text", "whose", "task", "scope", "measure", "unit", "estimate", "low", "high", "p_holm", "verdict", "could_see", "seeds", "texts"]
 
@@ -136,18 +157,26 @@ def cells_of(folder)->str:
 
 def keep_verdicts(
     table, left,     # as `verdicts` gives them
+    means,           # `row_means` of the study's table
     cells:str,       # `cells_of` the folder
     path=None, wall_s:float=0.,
 )->Path:
     "Keep the pooled rows of the claims."
     rows = table[table.scope == "pooled"][_SHOWN].astype(object)
-    result = dict(claims=rows.where(rows.notna(), None).to_dict("records"), left=[list(one) for one in left])
+    shown = means.astype(object)
+    result = dict(claims=rows.where(rows.notna(), None).to_dict("records"), left=[list(one) for one in left], rows=shown.where(shown.notna(), None).to_dict("records"))
     return keep(path or KEPT, dict(cells=cells), result, wall_s=wall_s)
+
+def _kept(path)->dict:
+    path = Path(path or KEPT)
+    if not path.is_file(): raise InputError(f"{path}: no stored verdicts; install the package anew")
+    return recall(path, json.loads(path.read_text(encoding="utf-8"))["config"], "35_study")
+
+def stored_means(path=None)->pd.DataFrame:
+    "`row_means` of the study, as they are kept with the package."
+    return pd.DataFrame(_kept(path)["rows"])
 
 def stored_verdicts(path=None)->tuple:   # (claims, left) as `verdicts` gives them, pooled rows only
     "The verdicts that are kept with the package. `InputError` where the file is missing or damaged."
-    path = Path(path or KEPT)
-    if not path.is_file(): raise InputError(f"{path}: no stored verdicts; install the package anew")
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    result = recall(path, stored["config"], "35_study")
+    result = _kept(path)
     return pd.DataFrame(result["claims"]).astype({k: float for k in ("estimate", "low", "high", "p_holm", "could_see")}), [tuple(one) for one in result["left"]]
