@@ -159,7 +159,7 @@ def wheel(tmp_path_factory):
         return {n: z.read(n).decode("utf-8") for n in z.namelist()}
 
 def test_wheel_holds_the_library(wheel):
-    want = {f"hpt_nb/{p.relative_to(LIB).as_posix()}" for p in LIB.rglob("*") if p.suffix in (".py", ".toml")}
+    want = {f"hpt_nb/{p.relative_to(LIB).as_posix()}" for p in LIB.rglob("*") if p.suffix in (".py", ".toml", ".json")}
     assert {n for n in wheel if n.startswith("hpt_nb/")} == want
     assert any(n.endswith("LICENSE") for n in wheel)
 
