@@ -339,7 +339,10 @@ def check_causal(lm:LM):
     try: by_id = lm.model(input_ids=ids_bp, use_cache=False).logits.float()
     except torch.cuda.OutOfMemoryError: raise
     except _CANNOT as e: raise InputError(f"{lm.name}: does not read plain text ({_why(e)}); name a causal language model") from e
-    try: by_row = lm.model(inputs_embeds=lm.model.get_input_embeddings()(ids_bp), use_cache=False).logits.float()
+    rows = lm.model.get_input_embeddings()(ids_bp)
+    try:
+        by_row = lm.model(inputs_embeds=rows, use_cache=False).logits.float()
+        lm.model(inputs_embeds=(rows + rows.flip(-2))/2, use_cache=False)   # vectors of no token, for models that look the token up
     except torch.cuda.OutOfMemoryError: raise
     except _CANNOT as e: raise InputError(f"{lm.name}: does not take embeddings in place of token ids ({_why(e)}); name another model") from e
     if not by_id.isfinite().all(): raise InputError(f"{lm.name}: its outputs are not finite in {lm.dtype}; the weights are damaged, or another dtype is needed")
@@ -582,6 +585,8 @@ def mend_tokenizer(
         if arch.startswith("qwen"): backend.normalizer = normalizers.NFC()   # Qwen's own tokenizer composes letters and accents
         if first is None and pre in BOS_FIRST and tokenizer.bos_token_id is not None: tokenizer.add_bos_token = True
         if not pre: remarks.append("it names no rule for cutting text (tokenizer.ggml.pre); read by llama.cpp's default rule, which may not be the model's")
+    if kind not in ("gpt2", "llama"):
+        remarks.append(f"its kind of tokenizer (tokenizer.ggml.model = {kind!r}) is read by transformers' rules alone, which may not be the file's")
     if kind == "llama":
         _spaced(backend, meta.get("tokenizer.ggml.add_space_prefix", not arch.startswith("gemma")))
         if any(s["type"] == "Metaspace" for s in _parts(backend.pre_tokenizer)):

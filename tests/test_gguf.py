@@ -248,6 +248,20 @@ def by_pre(tmp_path_factory):
         return made[pre]
     return get
 
+KNOWN = """default minicpm5 llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano deepseek-llm deepseek-coder deepseek-v3 spark2_5
+    youtu falcon mpt starcoder gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert jais-2 gemma4 granite-embed-multi-311m
+    sarvam-moe jina-v1-en jina-v2-code roberta-bpe whitespace refact command-r qwen2 deepseek-r1-qwen kormo f2llmv2 qwen35 stablelm2 olmo dbrx smaug-bpe
+    poro-chat glm4 chatglm-bpe viking jais tekken smollm codeshell bloom gpt3-finnish exaone exaone4 exaone-moe chameleon minerva-7b megrez gpt-4o llama4
+    kanana2 talkie granite-embed-multi-97m tiny_aya cohere2moe superbpe trillion granite-docling bailingmoe bailingmoe2 llada-moe seed-coder hunyuan
+    hunyuan-dense hy_v4 joyai-llm kimi-k2 ufakzeka grok-2 afmoe laguna minimax-m2 solar-open mellum2""".split()   # llama.cpp's names, in its order
+
+@pytest.mark.parametrize("pre", KNOWN)
+def test_every_name_has_its_rule_or_a_reason(pre):
+    if pre in RULE_OF: assert cuts(pre) == RULES[RULE_OF[pre]]
+    else:
+        with pytest.raises(InputError, match="spelled in characters, which is not read here; take the model in safetensors"): cuts(pre)
+
+
 @pytest.mark.parametrize("pre", sorted(RULE_OF))
 def test_ids_by_every_rule_that_a_file_may_name(pre, by_pre):
     lm = by_pre(pre)
@@ -290,6 +304,19 @@ def test_a_file_that_names_no_rule_or_an_unknown_one(tmp_path, capsys):
 def test_what_goes_before_a_text(pre, stated, tmp_path):
     lm = load_lm(write(tmp_path/"x.gguf", tiny("llama", **_LLAMA), "llama", facts("llama"), tokenizer_meta(pre=pre, add_bos_token=stated)))
     assert lm.bos_ids == ([0] if stated or (stated is None and pre in BOS_FIRST) else [])
+
+
+@pytest.mark.parametrize("stated", [None, True, False])
+def test_what_goes_before_a_text_of_sentencepiece(stated, tmp_path):
+    "llama.cpp puts BOS there unless the file says otherwise."
+    model = tiny("llama", **dict(_LLAMA, vocab_size=len(spelled("sentencepiece")[0])))
+    lm = load_lm(write(tmp_path/"x.gguf", model, "llama", facts("llama"), tokenizer_meta("sentencepiece", pre="default", add_bos_token=stated)))
+    assert lm.bos_ids == ([] if stated is False else [spelled("sentencepiece")[0].index("<s>")])
+
+
+def test_another_kind_of_tokenizer_is_named():
+    remarks = models.mend_tokenizer(tiny_tokenizer("unigram"), {"tokenizer.ggml.model": "t5"})
+    assert len(remarks) == 1 and remarks[0].startswith("its kind of tokenizer (tokenizer.ggml.model = 't5') is read by transformers' rules alone")
 
 
 def test_tokens_that_are_found_whole(tmp_path, capsys):

@@ -2,6 +2,7 @@
 import json
 import os
 import struct
+from collections import Counter
 from functools import lru_cache
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer, models as tok_models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
+import archs
 import hpt_nb.models as models
 from hpt_nb.models import SHIPPED, convert_gguf, fetch_shipped, gguf_header, load_lm, name_tokens
 from hpt_nb.store import InputError, sha256_file
@@ -404,3 +406,13 @@ def test_a_token_without_a_row_is_named(text, names):
     with pytest.raises(InputError) as e: lm.encode(text)
     assert "zebra" in str(e.value).split("'s tokenizer")[0]                    # the text is shown where the token stands
     assert lm.encode("the film") and b"zebra" not in lm.token_bytes.values()
+
+
+# --- architectures at large: tests/test_archs.py runs them, which takes minutes
+
+def test_the_list_of_architectures():
+    "All that transformers has, nothing wrong, and at least 150 that are scored as the plain pass."
+    assert set(archs.LISTED) == set(archs.NAMES)
+    kinds = Counter(archs.kind(line).partition(":")[0] for line in archs.LISTED.values())
+    assert set(kinds) <= {"packed", "padded", "plain", "refused", "not built"}, kinds
+    assert kinds["packed"] + kinds["padded"] + kinds["plain"] >= 150 and kinds["not built"] <= 12, kinds
