@@ -17,14 +17,16 @@ from .store import InputError, Store, check_writable, is_pack, remark, write_ato
 from .transfer import certify
 
 # %% ../nbs/17_export.ipynb #17e00002
-_CARRIED = ("name", "suffix", "labels", "max_text_tokens", "strip", "train", "holdout", "validation")   # what an export carries of a task, or needs none of
-
-_WRITES = ("lm-eval", "python", "json")   # forms that write the input themselves, so its format too
+_CARRIED = ("name", "suffix", "labels", "max_text_tokens", "strip", "format", "train", "holdout", "validation")   # what an export carries of a task, or needs none of
 
 def check_carried(task, form:str):
     "`InputError` for a task with a setting that this form would lose."
-    lost = [k for k, v in task.config.items() if k not in _CARRIED and not (k == "format" and v in FORMATS and form in _WRITES)]
-    if lost: raise InputError(f"{task.name}: the form {form} does not carry the task's {lost[0]} = {task.config[lost[0]]!r}, and without it the prompt would give other answers; use the prompt in hpt_nb, or a task without it")
+    lost, how = [k for k in task.config if k not in _CARRIED], task_format(task)
+    if (how.before, how.join, how.end == "own") != ("", "apart", False):   # a form writes text and template, apart, and nothing between
+        lost.append("format")
+    if lost:
+        raise InputError(f"{task.name}: the form {form} does not carry the task's {lost[0]} = {task.config.get(lost[0], str(how))!r}, "
+                         "and without it the prompt would give other answers; use the prompt in hpt_nb, or a task without it")
 
 def bos_of(lm:LM)->bool|None:
     "Does BOS go before the prompt? None: as the tokenizer has it."
@@ -168,7 +170,6 @@ def to_json(
 )->str:            # JSON
     "A prompt with its task and one certificate a model, as plain JSON; `bos` stands there where the first model was read with or without BOS against its tokenizer's way. `InputError` for a fact that JSON cannot hold."
     if not lms: raise InputError("no model given; a prompt is certified on at least one")
-    check_carried(task, "json")
     text = certify(lms[0], prompt)["text"]
     certs = [dict(model=lm.info, **certify(lm, text if i else prompt)) for i, lm in enumerate(lms)]
     bos = bos_of(lms[0])
