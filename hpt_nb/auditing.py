@@ -23,10 +23,9 @@ from .scoring import check_lengths, label_ids, label_logprobs_many, prefix_embed
 from .transfer import certify
 from .calibration import CONTENT_FREE, accuracy, calibrated, centre_means, class_shares, content_free, guesses, measures
 from .stats import crossed_contrast, decide, holm, over_targets, text_values
-from .experiments import Models
 from .report import _page, table_html
 from .export import read_prompt
-from .prompts import Prompt, constants
+from .prompts import Prompt, constants, named_models
 
 # %% ../nbs/17b_auditing.ipynb #49568343
 NONE = "no prompt"
@@ -206,7 +205,7 @@ def nothing_won(scores, found, model:str)->str|None:
     if not rows or any(g["verdict"] == "above" for g in over): return None
     best = max(rows, key=lambda s: max(s["accuracy"], s["calibrated"]))
     return (f"on {model} no prompt, calibrated, finds {_pct(base['calibrated'])}, and no prompt here is shown to beat it; the best, {_quoted(best['prompt'])}, "
-            f"has {_pct(best['accuracy'])} raw and {_pct(best['calibrated'])} calibrated: calibrate, and leave the prompt away")
+            f"has {_pct(best['accuracy'])} raw and {_pct(best['calibrated'])} calibrated: calibrate, and do without a prompt")
 
 def sentences(
     found:dict,       # of `audit`, but for these
@@ -240,14 +239,10 @@ def sentences(
 # %% ../nbs/17b_auditing.ipynb #6618a4dd
 def _loaded(models)->tuple:
     "(names as they will be shown, name -> loaded model) of names and loaded models. `InputError` for one that is named twice."
-    models = [models] if isinstance(models, (str, Path, LM)) else list(models)
-    if not models: raise InputError("no model given; need at least one")
-    load, given = Models(), {}
-    for m in models:
-        name = m.name if isinstance(m, LM) else load(str(m)).name
-        if name in given: raise InputError(f"{name} is named twice; each model once")
-        given[name] = m if isinstance(m, LM) else str(m)
-    return list(given), lambda name: given[name] if isinstance(given[name], LM) else load(given[name])
+    asked, load = named_models(models)
+    shown = {load(n).name: n for n in asked}
+    if len(shown) < len(asked): raise InputError(f"{next(load(n).name for n in asked if shown[load(n).name] != n)} is named twice; each model once")
+    return list(shown), lambda name: load(shown[name])
 
 def _check(lm:LM, task, texts, prompts):
     "`InputError` for label words or lengths that a model cannot take."
