@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NONE', 'NEARLY_ALL', 'MEASURED', 'ALL', 'FEW', 'named_prompts', 'read_prompts', 'leans_to', 'confusion', 'worth',
-           'arm_values', 'gains', 'choose', 'nothing_won', 'sentences', 'audit', 'scores_table', 'gains_table',
-           'audit_text', 'audit_page', 'write_audit']
+           'arm_values', 'gains', 'choose', 'nothing_won', 'sentences', 'check_prompts', 'audit', 'scores_table',
+           'gains_table', 'audit_text', 'audit_page', 'write_audit']
 
 # %% ../nbs/17b_auditing.ipynb #9c5faf1c
 import json, sys, time
@@ -236,15 +236,18 @@ def sentences(
     care += [f"on {m}, {c} of {found['n']} texts are longer than {found['task']['max_text_tokens']} tokens and cut" for m, c in found["cut"].items() if c]
     return todo, care
 
-# %% ../nbs/17b_auditing.ipynb #6618a4dd
-def _loaded(models)->tuple:
+# %% ../nbs/17b_auditing.ipynb #c401e843
+def _loaded(models, loader=None)->tuple:
     "(names as they will be shown, name -> loaded model) of names and loaded models. `InputError` for one that is named twice."
-    asked, load = named_models(models)
+    asked, load = (list(models), loader) if loader else named_models(models)
     shown = {load(n).name: n for n in asked}
     if len(shown) < len(asked): raise InputError(f"{next(load(n).name for n in asked if shown[load(n).name] != n)} is named twice; each model once")
     return list(shown), lambda name: load(shown[name])
 
-def _check(lm:LM, task, texts, prompts):
+def check_prompts(
+    lm:LM, task, texts,
+    prompts,     # texts; None: no prompt
+):
     "`InputError` for label words or lengths that a model cannot take."
     label_ids(lm, task)
     seqs = text_ids(lm, task, texts)
@@ -290,6 +293,8 @@ def audit(
     split:str="validation",
     unlabelled:int=200,    # holdout texts whose label log-probabilities calibrate; their labels are not looked at
     progress:bool=False,   # a bar on stderr
+    loader=None,           # a `Models` that gives the models by name; None: they are loaded here
+    on_score=None,         # called with the number of texts done after each pass
 )->dict:                   # JSON values: task, models, prompts, true_shares, scores, gains, choice, advice, warnings, ...
     "What any prompts are worth on each model, beside no prompt at all. `InputError` for what cannot work, before anything is scored."
     task = load_task(task) if isinstance(task, (str, Path)) else task
@@ -300,15 +305,15 @@ def audit(
     held = task.subset("holdout", min(whole("unlabelled", unlabelled), len(task.holdout)))
     if len(set(part.labels)) < 2: raise InputError(f"all {len(part)} texts of {split} that are scored are of one class; give a larger limit")
     texts, every = (*part.texts, *held.texts, *CONTENT_FREE), [p for of in rows.values() for p in of]
-    names, load = _loaded(models)
-    for name in names: _check(load(name), task, texts, every)
+    names, load = _loaded(models, loader)
+    for name in names: check_prompts(load(name), task, texts, every)
     say_remarks()
     scores, values, info, cut, began, spent = [], {}, {}, {}, time.perf_counter(), 0.
     from tqdm.auto import tqdm
     with tqdm(total=len(names)*len(every)*len(texts), unit="text", desc=f"{task.name}: {len(every)} prompts", disable=not progress, file=sys.stderr) as bar:
         for name in reversed(names):      # the last to be checked is still loaded
             lm, start = load(name), time.perf_counter()
-            one, values[name] = _audit_one(lm, task, part, held, rows, bar.update)
+            one, values[name] = _audit_one(lm, task, part, held, rows, on_score or bar.update)
             spent += time.perf_counter() - start
             scores, info[name], cut[name] = one + scores, lm.info | dict(dtype=str(lm.dtype).removeprefix("torch.")), texts_cut(lm, task, part.texts)
     values = {n: values[n] for n in names}
@@ -405,6 +410,7 @@ def _model_section(found:dict, model:str)->str:
 
 def audit_page(
     found:dict,   # of `audit`
+    more=(),      # further sections: (heading, HTML)
 )->str:           # HTML
     "An audit as one page that fetches nothing."
     sections = [("What to do", _list(found["advice"]) if found["advice"] else "<p>There is no prompt to choose from.</p>")]
@@ -413,6 +419,7 @@ def audit_page(
     together = gains_table(found, ALL)
     if len(together): sections.append(("All models together", "<p>The mean over the models for each text, then the difference.</p>" + table_html(together, "gains over all models")))
     if any(s["reads"] for s in found["scores"]): sections.append(("What each model reads", table_html(_reads_table(found), "what each model reads")))
+    sections += more
     made = found["provenance"]
     sections.append(("How it was made", f"<p>{_escaped(', '.join(f'{k} {v}' for k, v in made.items() if isinstance(v, (str, int, float))))}</p>"))
     return _page(f"Audit: {found['task']['name']}", f"<p>{_escaped(_basis(found))}.</p>", sections)

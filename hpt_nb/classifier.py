@@ -147,8 +147,9 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X)->np.ndarray:
         "(n,) labels."
-        place = {str(c): i for i, c in enumerate(self.classes_)} if hasattr(self, "classes_") else {}
-        return self.classes_[[place[name] for name in self._answers(X)["class"]]] if len(as_texts(X)) else self.classes_[:0]
+        names = self._answers(X)["class"].tolist()
+        place = {str(c): i for i, c in enumerate(self.classes_)}
+        return self.classes_[np.array([place[name] for name in names], dtype=int)]
 
     def predict_proba(self, X)->np.ndarray:
         "(n, C) probabilities, in the order of `classes_`."
