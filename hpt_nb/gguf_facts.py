@@ -84,8 +84,8 @@ RULES = {   # rule -> patterns, one after another
 
 # %% ../nbs/00b_gguf_facts.ipynb #9f0b000b
 _NAMES = dict(   # rule -> the names of it that llama.cpp knows
-    gpt2="gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert jina-v1-en jina-v2-code roberta-bpe mpt olmo jais "
-         "trillion granite-docling exaone4",
+    gpt2="gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert jina-v1-en jina-v2-code "
+         "roberta-bpe mpt olmo jais trillion granite-docling exaone4",
     digits="starcoder refact command-r smollm codeshell exaone minerva-7b mellum2",
     llama3="llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe glm4 chatglm-bpe",
     qwen2="qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2",
@@ -94,9 +94,9 @@ _NAMES = dict(   # rule -> the names of it that llama.cpp knows
        "deepseek-v3": "deepseek-v3 hunyuan-dense joyai-llm hy_v4", "jais2": "jais-2"})
 RULE_OF = {name: rule for rule, names in _NAMES.items() for name in names.split()} | {rule: rule for rule in RULES if rule not in _NAMES}
 _NO_BYTES = {"gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace"}   # their tokens are spelled in characters, not in bytes
-WHOLE_PIECES = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken", "minicpm5",
-                "youtu", "granite-embed-multi-97m"}   # a piece that is a token needs no merges
-BOS_FIRST = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken", "chameleon"}   # where the file does not say
+_LLAMA3 = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"}
+WHOLE_PIECES = {*_LLAMA3, "tekken", "minicpm5", "youtu", "granite-embed-multi-97m"}   # a piece that is a token needs no merges
+BOS_FIRST = {*_LLAMA3, "tekken", "chameleon"}   # where the file does not say
 
 def cuts(
     pre:str|None,  # a file's tokenizer.ggml.pre
@@ -104,7 +104,8 @@ def cuts(
     "The rule by which a byte-level tokenizer cuts text. `InputError` for a name that stands for none."
     rule = RULE_OF.get(pre or "default")
     if rule: return RULES[rule]
-    why = "cuts text that is spelled in characters, which is not read here" if pre in _NO_BYTES else "is no rule that is known here, so its ids would be wrong"
+    why = "is no rule that is known here, so its ids would be wrong"
+    if pre in _NO_BYTES: why = "cuts text that is spelled in characters, which is not read here"
     raise InputError(f"tokenizer.ggml.pre = {pre!r} {why}; take the model in safetensors, or a .gguf file that another converter wrote")
 
 # %% ../nbs/00b_gguf_facts.ipynb #9f0b000d
@@ -129,23 +130,28 @@ def rope_scaling(
         raise InputError(f"{arch}.rope.scaling.type = {kind!r}; need none, linear, yarn or longrope, or take the model in safetensors")
     if kind == "none": factor = 1.
     if "rope_freqs" in divisors:
-        if kind == "yarn": raise InputError("yarn beside rope_freqs.weight, which transformers cannot turn by; take the model in safetensors")
+        if kind == "yarn":
+            raise InputError("yarn beside rope_freqs.weight, which transformers cannot turn by; take the model in safetensors")
         both = [factor*d for d in divisors["rope_freqs"]]
         if all(d == 1 for d in both): return {}
-        return dict(rope_type="longrope", short_factor=both, long_factor=both, factor=1., attention_factor=1., original_max_position_embeddings=context)
+        return dict(rope_type="longrope", short_factor=both, long_factor=both, factor=1., attention_factor=1.,
+                    original_max_position_embeddings=context)
     if "rope_factors_long" in divisors and "rope_factors_short" in divisors:
         long, short = divisors["rope_factors_long"], divisors["rope_factors_short"]
         stretch = context/before if before else 1.
         attention = key("scaling.attn_factor") or (math.sqrt(1 + math.log(stretch)/math.log(before)) if stretch > 1 else 1.)
         return dict(rope_type="longrope", short_factor=short, long_factor=long, factor=stretch, attention_factor=attention,
                     original_max_position_embeddings=before or context)
-    if kind in ("longrope", "su"): raise InputError(f"{arch}.rope.scaling.type = {kind!r}, but the file has no rope_factors_long and rope_factors_short; take the model in safetensors")
+    if kind in ("longrope", "su"):
+        raise InputError(f"{arch}.rope.scaling.type = {kind!r}, but the file has no rope_factors_long and rope_factors_short; "
+                         "take the model in safetensors")
     if factor == 1.: return {}
     if kind == "linear": return dict(rope_type="linear", factor=factor)
-    if key("scaling.yarn_ext_factor", 1.) not in (1., -1.): raise InputError(f"{arch}.rope.scaling.yarn_ext_factor = {key('scaling.yarn_ext_factor')}; only 1 can be read")
+    if (mix := key("scaling.yarn_ext_factor", 1.)) not in (1., -1.):
+        raise InputError(f"{arch}.rope.scaling.yarn_ext_factor = {mix}; only 1 can be read")
     scale = key("scaling.attn_factor", 1.)*key("scaling.yarn_attn_factor", 1.)
-    return dict(rope_type="yarn", factor=factor, original_max_position_embeddings=before or context, attention_factor=scale*(1 + .1*math.log(factor)),
-                beta_fast=key("scaling.yarn_beta_fast", 32.), beta_slow=key("scaling.yarn_beta_slow", 1.))
+    return dict(rope_type="yarn", factor=factor, original_max_position_embeddings=before or context,
+                attention_factor=scale*(1 + .1*math.log(factor)), beta_fast=key("scaling.yarn_beta_fast", 32.), beta_slow=key("scaling.yarn_beta_slow", 1.))
 
 # %% ../nbs/00b_gguf_facts.ipynb #9f0b0013
 _READ_BESIDES = {"context_length", "block_count", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count", "attention.head_count_kv",

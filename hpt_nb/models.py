@@ -452,26 +452,30 @@ def check_causal(lm:LM):
 def _why(e:Exception)->str: return " ".join(str(e).split())[:200] or type(e).__name__
 
 # %% ../nbs/01_models.ipynb #5c0b1004
-_PROBES = ("It's 1980 or 12345, DON'T  stop\n\nnow", "A naïve café in Zürich; cafe\u0301.", "x=1;\n\t\tfoo_bar(2.5)  # 100%", "東京は 2024年、Москва", "I'm  here   (3rd): e.g. 7,000,000")
+_PROBES = ("It's 1980 or 12345, DON'T  stop\n\nnow", "A naïve café in Zürich; cafe\u0301.", "x=1;\n\t\tfoo_bar(2.5)  # 100%",
+           "東京は 2024年、Москва", "I'm  here   (3rd): e.g. 7,000,000")
 
 def _filed(source):
     "The tokenizer as its own file has it, or None where there is no such file."
     from tokenizers import Tokenizer
     from transformers.utils import cached_file
-    try: path = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    quiet = dict(_raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    try: path = cached_file(source, "tokenizer.json", **quiet)
     except OSError: return None
     return Tokenizer.from_file(path) if path else None
 
 def _as_filed(tokenizer, source)->list:
-    "Make a tokenizer read text as its tokenizer.json has it, where transformers' class has rules of its own. Remarks on what cannot be told."
+    "Make a tokenizer read text as its tokenizer.json has it, where transformers' class has rules of its own. Remarks."
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if "__init__" not in type(tokenizer).__dict__: return []   # a class without rules of its own: it has read the file
     if backend is None or (filed := _filed(source)) is None: return []
-    def differ(texts): return any(backend.encode(t, add_special_tokens=False).ids != filed.encode(t, add_special_tokens=False).ids for t in texts)
+    def ids(tok, text): return tok.encode(text, add_special_tokens=False).ids
+    def differ(texts): return any(ids(backend, t) != ids(filed, t) for t in texts)
     if differ(_PROBES):
         backend.model, backend.normalizer = filed.model, filed.normalizer
         backend.pre_tokenizer, backend.decoder = filed.pre_tokenizer, filed.decoder
-        if differ(_PROBES): return ["its tokenizer's class and its tokenizer.json disagree, and the ids are those of the class; see which is right"]
+        if differ(_PROBES):
+            return ["its tokenizer's class and its tokenizer.json disagree, and the ids are those of the class; see which is right"]
     if differ(" " + t for t in _PROBES):   # SentencePiece's kind, which has two readings of it
         return ["its tokenizer's class and its tokenizer.json disagree on texts that begin with a space; the ids are those of the class"]
     return []
@@ -535,8 +539,9 @@ def _remarks(heard:list)->list:
     return [text[:300] for text in dict.fromkeys(plain) if not any(p.search(text) for p in _HARMLESS)]
 
 def _unused(keys)->str|None:
-    "A sentence on weights that stand in a model's files and that the model does not take. None for what is known to do no harm."
-    odd = sorted(k for k in keys if not re.search(r"(inv_freq|position_ids|num_batches_tracked|attn\.(masked_)?bias|attention\.(masked_)?bias|rotary_emb\.\w+_cached)$", k))
+    "A sentence on weights in a model's files that the model does not take. None for what is known to do no harm."
+    made = r"(inv_freq|position_ids|num_batches_tracked|att(n|ention)\.(masked_)?bias|rotary_emb\.\w+_cached)$"   # by the model itself
+    odd = sorted(k for k in keys if not re.search(made, k))
     if not odd: return None
     more = f" and {len(odd) - 2} more" if len(odd) > 2 else ""
     return (f"{len(odd)} weights in its files are not used ({', '.join(odd[:2])}{more}): another configuration, an adapter, or "
@@ -550,7 +555,7 @@ def _tokenizer(source, **kw):
     return auto.from_pretrained(source, trust_remote_code=False, **kw)
 
 def _pretrained(source, name:str, dtype, place, **kw):
-    "(model, tokenizer, remarks on what may change its numbers) from a folder, a .gguf file or the hub. `InputError` if that fails or weights are missing."
+    "(model, tokenizer, remarks on its numbers) from a folder, a .gguf file or the hub. `InputError` if weights are missing."
     from huggingface_hub.utils import enable_progress_bars
     from transformers import AutoModelForCausalLM
     what, gguf = "tokenizer", {k:v for k,v in kw.items() if k == "gguf_file"}
@@ -663,7 +668,8 @@ def _held_whole(tokenizer, tokens:list)->list:
         pair = merge if isinstance(merge, list) else merge.split(" ")
         if {*pair, "".join(pair)} & spelled.keys(): spec["model"]["merges"].remove(merge)
     spec["model"]["vocab"] = {spelled.get(t, t): i for t, i in vocab.items()}
-    extra = [dict(id=vocab[s], content=t, single_word=False, lstrip=False, rstrip=False, normalized=False, special=False) for s, t in spelled.items()]
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    extra = [dict(plain, id=vocab[s], content=t) for s, t in spelled.items()]
     spec["added_tokens"] = sorted([*spec["added_tokens"], *extra], key=lambda t: t["id"])
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(spec))
     return []
@@ -683,9 +689,12 @@ def mend_tokenizer(
         if pre in WHOLE_PIECES: backend.model.ignore_merges = True
         if arch.startswith("qwen"): backend.normalizer = normalizers.NFC()   # Qwen's own tokenizer composes letters and accents
         if first is None and pre in BOS_FIRST and tokenizer.bos_token_id is not None: tokenizer.add_bos_token = True
-        if not pre: remarks.append("it names no rule for cutting text (tokenizer.ggml.pre); read by llama.cpp's default rule, which may not be the model's")
+        if not pre:
+            remarks.append("it names no rule for cutting text (tokenizer.ggml.pre); read by llama.cpp's default rule, "
+                           "which may not be the model's")
     if kind not in ("gpt2", "llama"):
-        remarks.append(f"its kind of tokenizer (tokenizer.ggml.model = {kind!r}) is read by transformers' rules alone, which may not be the file's")
+        remarks.append(f"its kind of tokenizer (tokenizer.ggml.model = {kind!r}) is read by transformers' rules alone, "
+                       "which may not be the file's")
     if kind == "llama":
         _spaced(backend, meta.get("tokenizer.ggml.add_space_prefix", not arch.startswith("gemma")))
         if any(s["type"] == "Metaspace" for s in _parts(backend.pre_tokenizer)):
@@ -695,7 +704,7 @@ def mend_tokenizer(
     return remarks
 
 # %% ../nbs/01_models.ipynb #5c0b1006
-_AMENDED = {"llama", "mistral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "phi3", "gemma", "gemma2", "gemma3", "nemotron", "stablelm", "starcoder2"}
+_AMENDED = set("llama mistral qwen2 qwen2moe qwen3 qwen3moe phi3 gemma gemma2 gemma3 nemotron stablelm starcoder2".split())
 _PARTLY_ROTARY = {"phi3", "nemotron", "stablelm"}   # architectures whose class can turn a part of each head
 
 def _set_rope(cfg, meta:dict, divisors:dict, head_dim:int)->list:
@@ -707,12 +716,22 @@ def _set_rope(cfg, meta:dict, divisors:dict, head_dim:int)->list:
     if base := meta.get(f"{arch}.rope.freq_base"): own["rope_theta"] = base
     part = meta.get(f"{arch}.rope.dimension_count", head_dim)/head_dim
     if arch in _PARTLY_ROTARY: own["partial_rotary_factor"] = part
-    elif part != 1: remarks.append(f"{arch}.rope.dimension_count is {part:.0%} of a head, and the class turns all of it; its numbers are those of another model")
+    elif part != 1:
+        remarks.append(f"{arch}.rope.dimension_count is {part:.0%} of a head, and the class turns all of it; "
+                       "its numbers are those of another model")
     own.update(scaling)
     if "original_max_position_embeddings" in scaling and hasattr(cfg, "original_max_position_embeddings"):   # Phi-3 reads it there
         cfg.original_max_position_embeddings = scaling["original_max_position_embeddings"]
     cfg.rope_parameters = rope
     return remarks
+
+def _unscaled(cfg, meta:dict, divisors:dict)->list:
+    "A remark where a file's position scaling is not in the configuration that transformers made of it."
+    scaling, rope = rope_scaling(meta, divisors), getattr(cfg, "rope_parameters", None) or {}
+    own = rope.get("full_attention", rope)
+    if all(own.get(k) == scaling[k] for k in ("rope_type", "factor") if k in scaling): return []
+    return [f"its position scaling ({scaling['rope_type']}) is not read for {meta['general.architecture']}; "
+            "its numbers are those of a model without it"]
 
 def _set_special(cfg, meta:dict):
     "Give a configuration the ids of its file's special tokens; a class' defaults are those of some other vocabulary."
@@ -726,12 +745,15 @@ def _amend(cfg, meta:dict, names:set, divisors:dict)->list:
     heads, width = key("attention.head_count"), key("embedding_length")
     _set_special(cfg, meta)
     if arch == "gpt2": cfg.n_positions, cfg.n_inner = key("context_length", cfg.n_positions), key("feed_forward_length", cfg.n_inner)
-    if arch not in _AMENDED or not isinstance(heads, int) or not width: return _set_rope(cfg, meta, divisors, 1) if divisors else []
+    if arch not in _AMENDED or not isinstance(heads, int) or not width: return _unscaled(cfg, meta, divisors)
     head_dim = key("attention.key_length", width//heads)
     if hasattr(cfg, "head_dim"): cfg.head_dim = head_dim
-    if key("attention.value_length", head_dim) != head_dim: return [f"{arch}.attention.value_length differs from key_length, which is not read"]
-    for name, to in (("expert_feed_forward_length", "moe_intermediate_size"), ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
-                     ("attn_logit_softcapping", "attn_logit_softcapping"), ("final_logit_softcapping", "final_logit_softcapping")):
+    if key("attention.value_length", head_dim) != head_dim:
+        return [f"{arch}.attention.value_length differs from key_length, which is not read"]
+    for name, to in (("expert_feed_forward_length", "moe_intermediate_size"),
+                     ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+                     ("attn_logit_softcapping", "attn_logit_softcapping"),
+                     ("final_logit_softcapping", "final_logit_softcapping")):
         if key(name) is not None: setattr(cfg, to, key(name))
     if arch in ("gemma2", "gemma3"):   # the largest of each divides by the width of a head as the embedding has it
         cfg.query_pre_attn_scalar = width//heads if (arch, key("block_count")) in (("gemma2", 46), ("gemma3", 62)) else head_dim
@@ -760,9 +782,11 @@ def _gguf_tensors(path)->tuple:
     from gguf import GGUFReader
     reader = GGUFReader(path)
     names = {t.name for t in reader.tensors}
-    divisors = {t.name.removesuffix(".weight"): [float(x) for x in t.data] for t in reader.tensors if t.name.removesuffix(".weight") in _DIVISORS}
+    tensors = {t.name.removesuffix(".weight"): t.data for t in reader.tensors}
+    divisors = {k: [float(x) for x in tensors[k]] for k in _DIVISORS if k in tensors}
     types, tokens = (reader.fields.get(f"tokenizer.ggml.{k}") for k in ("token_type", "tokens"))
-    whole = [] if types is None or tokens is None else [i for i, at in enumerate(types.data) if types.parts[at][0] == 4]   # 4: user defined
+    if types is None or tokens is None: return names, divisors, []
+    whole = [i for i, at in enumerate(types.data) if types.parts[at][0] == 4]   # 4: user defined
     return names, divisors, [bytes(tokens.parts[tokens.data[i]]).decode() for i in whole]
 
 # %% ../nbs/01_models.ipynb #c96f463a
@@ -792,18 +816,20 @@ def _read_gguf(path:Path, meta:dict)->tuple:
     "(model, tokenizer, remarks) of a .gguf file, with plain float32 weights. `InputError` for what would be read wrongly."
     from transformers import AutoConfig, GgufConfig
     try: names, divisors, whole = _gguf_tensors(path)
-    except (ValueError, KeyError, IndexError, OSError) as e: raise InputError(f"{path.name}: cannot be read ({_why(e)}); fetch it again") from e
+    except (ValueError, KeyError, IndexError, OSError) as e:
+        raise InputError(f"{path.name}: cannot be read ({_why(e)}); fetch it again") from e
     with redirect_stderr(io.StringIO()):   # a progress bar that transformers' settings do not reach
         try:
             with _listening(): cfg = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
         except Exception as e: raise InputError(f"{path.name}: cannot be loaded as a causal language model: {_why(e)}") from e
         remarks = _of(path, lambda: _amend(cfg, meta, names, divisors))
-        model, tokenizer, more = _pretrained(str(path.parent), path.name, torch.float32, None, gguf_file=path.name, config=cfg,
+        model, tokenizer, heard = _pretrained(str(path.parent), path.name, torch.float32, None, gguf_file=path.name, config=cfg,
                                              quantization_config=GgufConfig(dequantize=True))
     if untaken := _unused(_untaken(names, model, meta["general.architecture"])): remarks.append(untaken)
     if odd := unread_keys(meta, _keys_read(meta["general.architecture"])):
-        remarks.append(f"{len(odd)} of its settings are not read ({', '.join(odd[:3])}{', ...' if odd[3:] else ''}); the scores may not be the model's")
-    return model, tokenizer, [*remarks, *more, *_of(path, lambda: mend_tokenizer(tokenizer, meta, whole))]
+        more = ", ..." if odd[3:] else ""
+        remarks.append(f"{len(odd)} of its settings are not read ({', '.join(odd[:3])}{more}); the scores may not be the model's")
+    return model, tokenizer, [*remarks, *heard, *_of(path, lambda: mend_tokenizer(tokenizer, meta, whole))]
 
 def _of(path, read):
     "`read()`; an `InputError` begins with the file's name."
@@ -826,7 +852,8 @@ def _put(model, tokenizer, out:Path, note:dict):
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         stated = json.loads((new/"tokenizer_config.json").read_text())
-        (new/"tokenizer_config.json").write_text(json.dumps({**stated, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2))   # no class' own rules
+        stated["tokenizer_class"] = "PreTrainedTokenizerFast"   # no class' own rules
+        (new/"tokenizer_config.json").write_text(json.dumps(stated, indent=2))
         (new/"conversion.json").write_text(json.dumps(dict(note, sizes=_sizes(new))))
         if out.exists() and not _whole(out): shutil.rmtree(out)
         try: os.replace(new, out)

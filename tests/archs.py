@@ -1,7 +1,8 @@
 """Every causal architecture of transformers, tiny and random: its scores beside those of the plain pass, or the line that refuses it.
 
-`python tests/archs.py [NAME ...]` prints what happens to each; with `--write`, and no name, that becomes the list that test_archs.py holds to."""
+`python tests/archs.py [NAME ...]` prints what happens to each (all, without a name); with `--write` it goes into the list that test_archs.py holds to."""
 import copy
+import gc
 import json
 import sys
 import warnings
@@ -48,7 +49,7 @@ SIZES = {   # a configuration's fields, by whatever name an architecture has for
     **_each(0, "pad_token_id bos_token_id eos_token_id decoder_start_token_id moe_layer_start_index num_kv_shared_layers"),
     **_each(.2, "initializer_range init_std"),
     **_each(330, "image_token_id image_token_index"), **_each(331, "audio_token_id"), **_each(332, "video_token_id"),
-    "qk_head_dim": 16, "mamba_d_ssm": 64, "dropout": 0., "is_decoder": True,
+    "qk_head_dim": 16, "mamba_d_ssm": 64, "linear_head_dim": 8, "linear_num_heads": 4, "dropout": 0., "is_decoder": True,
 }
 _MAY_BE_NONE = {"sliding_window", "q_lora_rank", "head_dim", "rotary_dim", "n_inner", "num_kv_shared_layers", "moe_num_experts"}
 OWN = {   # what one architecture needs besides; None: leave that field alone
@@ -136,10 +137,11 @@ def main(names):
     torch.set_num_threads(1)
     write = "--write" in names
     names = [n for n in names if n != "--write"] or sorted(NAMES)
-    found = {}
+    found = {k: v for k, v in LISTED.items() if k in NAMES}
     for name in names:
         found[name] = outcome(name)
         print(f"{name:28}{found[name]}", flush=True)
-    if write: LIST.write_text(json.dumps(dict(transformers=transformers.__version__, types=found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        gc.collect()
+        if write: LIST.write_text(json.dumps(dict(transformers=transformers.__version__, types=dict(sorted(found.items()))), indent=1) + "\n", encoding="utf-8")
 
 if __name__ == "__main__": main(sys.argv[1:])

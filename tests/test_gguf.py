@@ -200,6 +200,40 @@ def test_position_scalings_that_cannot_be_read(meta, extra, says, tmp_path):
     assert not list((models.cache_dir()/"models").glob("*")) if (models.cache_dir()/"models").exists() else True
 
 
+# llama.cpp's architectures that transformers reads, by its own names for them
+TYPES = {a: a for a in "llama mistral qwen2 qwen3 phi3 gemma gemma2 nemotron stablelm starcoder2 falcon lfm2 bloom gpt2 mamba".split()} | {
+    "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gemma3": "gemma3_text", "gemma4": "gemma4_text", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2", "deci": "llama"}
+SCALINGS = {   # what a file says -> the type that transformers turns by
+    "linear": ({"type": "linear", "factor": 4.}, {}, "linear"),
+    "a factor alone": ({"factor": 4.}, {}, "linear"),
+    "yarn": ({"type": "yarn", "factor": 4., "original_context_length": 64}, {}, "yarn"),
+    "longrope": ({"original_context_length": 64}, {"rope_factors_short": [1., 2.], "rope_factors_long": [1., 8.]}, "longrope"),
+    "divisors": ({}, {"rope_freqs": [1., 8.]}, "longrope"),
+}
+
+@pytest.mark.parametrize("what", SCALINGS)
+@pytest.mark.parametrize("arch", TYPES)
+def test_no_scaling_is_lost_on_any_architecture(arch, what):
+    "It stands in the configuration, or a remark says that it is not read; without it nothing is said."
+    stated, divisors, wanted = SCALINGS[what]
+    plain = {"general.architecture": arch, **facts(arch)}
+    rope = AutoConfig.for_model(TYPES[arch]).get_text_config()
+    assert not any("scaling" in r for r in models._amend(rope, plain, set(), {}))
+    remarks = models._amend(rope, plain | {f"{arch}.rope.scaling.{k}": v for k, v in stated.items()}, set(), divisors)
+    own = getattr(rope, "rope_parameters", None) or {}
+    own = own.get("full_attention", own)
+    assert own.get("rope_type") == wanted or any("scaling" in r for r in remarks), (own, remarks)
+    if arch in models._AMENDED: assert own.get("rope_type") == wanted and remarks == []
+
+
+def test_the_architectures_above_are_all_of_them():
+    from transformers.integrations import GGUF_CONFIG_MAPPING
+    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+    known = {*GGUF_CONFIG_MAPPING, *GGUF_CONFIG_ARCHS} - {"general", "tokenizer", "t5", "umt5"}
+    named = {*TYPES, *TYPES.values()}
+    assert known - named <= {"qwen35", "qwen35moe"}, known - named   # whose positions are read by code of their own
+
+
 # --- the tokenizer: the obvious way, written from llama.cpp's description
 
 def pieces(text, rules):
