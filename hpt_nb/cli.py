@@ -45,6 +45,12 @@ def _out_file(path:str, suffix:str)->Path:
     if p.suffix != suffix: raise InputError(f"--out {path}: need a file name that ends in {suffix}")
     return check_writable(p)
 
+def _select(vocab, a, task=None):
+    "A vocabulary by --allow, --deny, --ascii, --words-only and --no-label-words."
+    from hpt_nb.selection import select, token_rules
+    no_labels = getattr(a, "no_label_words", False)
+    return select(vocab, token_rules(a.allow, a.deny, a.ascii, a.words_only, task.labels if no_labels and task else ()))
+
 def _load_models(names, least:int=2, **how):
     from hpt_nb.models import load_lm
     if len(names) < least: raise InputError(f"{len(names)} model given; need at least {least}")
@@ -59,7 +65,7 @@ def cmd_vocab(a):
     "hpt vocab"
     out = _out_file(a.out, ".parquet")
     from hpt_nb.vocab import common_vocab
-    vocab = common_vocab(_load_models(a.models), a.tokens)
+    vocab = _select(common_vocab(_load_models(a.models), a.tokens), a)
     vocab.save(out)
     _say(f"{len(vocab):,} {'tokens' if a.tokens == 'any' else a.tokens} are common to {', '.join(vocab.models)}: {out}")
 
@@ -72,6 +78,7 @@ def cmd_stability(a):
     lms = _load_models(a.models)
     if twice := one_under_two_names(lms): remark(f"{twice[0].name} and {twice[1].name} are one model under two names: that it agrees with itself says nothing")
     vocab = stable_vocab(lms, k=a.k, h=a.sample, repeats=a.repeats, seed=a.seed, tokens=a.tokens)
+    vocab = _select(vocab, a)   # after the scores: a token's neighbours are what they are
     vocab.save(out)
     _say(f"{len(vocab):,} tokens, J from {vocab.J.max():.3f} to {vocab.J.min():.3f}; most stable: {' '.join(repr(t) for t in vocab.tokens[:6])}: {out}")
 
@@ -123,12 +130,13 @@ def cmd_tune(a):
     store = _tune_folder(Store(to_go_on(a.out, _say)))
     task = load_task(a.task, format=a.format)
     vocab = Vocab.load(a.vocab) if a.vocab else None
+    if vocab is not None: vocab = _select(vocab, a, task)
     if a.top: vocab = vocab.top(a.top)
     lm = load_lm(a.model, bos=_BOS[a.bos])
     check_known(known_models(store.cells("tune")), lm.name, identity(lm.info))
     seconds = [load_lm(name) for name in names]
     kind = "file" if a.vocab else "common" if method.shares else "whole"
-    if vocab is None: vocab = common_vocab([lm, *seconds]) if method.shares else whole_vocab(lm)
+    if vocab is None: vocab = _select(common_vocab([lm, *seconds]) if method.shares else whole_vocab(lm), a, task)
     space = SearchSpace(lm, vocab)
     dtype = str(fast_dtype(lm.device)).removeprefix("torch.") if a.dtype == "auto" else a.dtype
     compiled = a.compile and cfg.steps >= COMPILE_STEPS
@@ -338,13 +346,18 @@ def cmd_study(a):
     _say(f"{', '.join(f'{len(store.cells(k))} {k}' for k in kinds)} in {a.out}{'; the same without --prepare measures' if a.prepare else ''}")
 
 # %% ../nbs/21_cli.ipynb #35b28fc7
+def _rules(a):
+    "The token rules of hpt transferable; label words are known when the task is."
+    from hpt_nb.selection import token_rules
+    return token_rules(a.allow, a.deny, a.ascii, a.words_only), a.no_label_words
+
 def cmd_transferable(a):
     "hpt transferable"
     seeds = _seeds(a.seeds)
     from hpt_nb.practice import summary, transferable
     from hpt_nb.store import to_go_on
     if a.out: a.out = to_go_on(a.out, _say)
-    got = transferable(a.task, a.models, a.target or (), a.out, a.method, seeds, a.top, a.k, a.limit, a.dtype, not a.quiet, against=a.against or (), start=a.start, steps=a.steps, batch=a.batch, n_tokens=a.tokens, holdout_n=a.holdout, **_settings(a.set))
+    got = transferable(a.task, a.models, a.target or (), a.out, a.method, seeds, a.top, a.k, a.limit, a.dtype, not a.quiet, against=a.against or (), start=a.start, rules=_rules(a), steps=a.steps, batch=a.batch, n_tokens=a.tokens, holdout_n=a.holdout, **_settings(a.set))
     _say(summary(got))
     _say(f"written: {Path(got['out'])/'prompt.json'}; hpt export {got['out']} --to lm-eval, json, python or peft --out ... takes it away")
 
@@ -462,10 +475,18 @@ def parser()->argparse.ArgumentParser:
         c.set_defaults(run=run)
         c.add_argument("--quiet", action="store_true", help="no progress bars")
         return c
+    def selecting(c, labels:bool=True):
+        "Options that say which tokens may be used."
+        c.add_argument("--allow", action="append", metavar="FILE_OR_PATTERN", help="only these tokens: a file with one per line, or a regular expression of a whole token; again for more")
+        c.add_argument("--deny", action="append", metavar="FILE_OR_PATTERN", help="none of these tokens")
+        c.add_argument("--ascii", action="store_true", help="only tokens of ASCII characters")
+        c.add_argument("--words-only", action="store_true", help="only a space and letters")
+        if labels: c.add_argument("--no-label-words", action="store_true", help="none of the task's label words")
     tokens = dict(default="any", choices=["any", "words"], help="any: every text that is one token in each model; words: a space and a word, as Wu et al. have it (any)")
     c = command("vocab", cmd_vocab, "tokens that all models share (Eq. 2)")
     c.add_argument("--tokens", **tokens)
     c.add_argument("models", nargs="+", metavar="MODEL", help=models); c.add_argument("--out", required=True, help="parquet file")
+    selecting(c, labels=False)
     c = command("stability", cmd_stability, "common tokens scored by the agreement of their neighbourhoods (Eqs. 3-7)")
     c.add_argument("models", nargs="+", metavar="MODEL", help=models); c.add_argument("--out", required=True, help="parquet file")
     c.add_argument("--tokens", **tokens)
@@ -473,6 +494,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--sample", type=_positive(), metavar="H", help="anchors a sample, as in the paper (8192)")
     c.add_argument("--repeats", type=_positive(1000), default=5, metavar="L", help="samples (5)")
     c.add_argument("--k", type=_positive(), default=64, help="neighbours a token (64)"); c.add_argument("--seed", type=_seed, default=0)
+    selecting(c, labels=False)
     form = dict(choices=["ours", "released"], help="how inputs are written; released: as PEZ's released pipeline does, the label read at a space (as the task says; ours, where it says nothing)")
     c = command("tune", cmd_tune, "tune hard prompts on one model")
     c.add_argument("--format", **form)
@@ -492,6 +514,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--compile", action="store_true", help="compile the model's layers first: faster steps, which round otherwise, after seconds to a minute of compiling; only where the steps pay for it")
     bos = dict(default="auto", choices=["auto", "yes", "no"], help="does BOS go before the prompt? auto: as the tokenizer has it (OPT's does; PEZ as released leaves it out)")
     c.add_argument("--bos", **bos)
+    selecting(c)
     c = command("eval", cmd_eval, "accuracy of a prompt on a task")
     c.add_argument("--format", **form)
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--prompt", default="", help="text before each input; none: the template alone")
@@ -582,6 +605,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--top", type=_positive(), default=8192, metavar="S", help="tokens that may be chosen, the most stable (8192)"); c.add_argument("--k", type=_positive(), default=64, help="neighbours a token (64)")
     c.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other settings of the method")
     c.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the tuning; auto: bfloat16 where the processor has it")
+    selecting(c)
     c = command("export", cmd_export, "write a tuned prompt for lm-eval, as JSON, as Python, or for PEFT")
     c.add_argument("prompt", metavar="DIR_OR_JSON", help="folder of hpt transferable or hpt tune, or a prompt's JSON file")
     c.add_argument("--to", required=True, metavar="FORM", help="lm-eval, json, python or peft"); c.add_argument("--out", required=True, help="folder (lm-eval, peft) or file (.json, .py)")

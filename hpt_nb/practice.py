@@ -10,7 +10,7 @@ __all__ = ['DEFAULTS', 'CONTROLS', 'FEW', 'gain', 'is_real', 'reads_as_tuned', '
 
 # %% ../nbs/18_practice.ipynb #32aa93b4
 import math, sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from .store import SEEDS, InputError, Store, check_writable, config_hash, proven
 from .models import LM, same_model
 from .tasks import load_task
 from .vocab import Vocab, ids_of
+from .selection import TokenRules, select
 from .scoring import check_lengths, evaluate, label_ids, text_ids
 from .pez import RunSpec, SearchSpace, fast_dtype
 from .soft import SOFT_METHODS
@@ -261,6 +262,7 @@ def transferable(
     progress:bool=True,    # a bar, and what is going on, on stderr
     loader=None,           # a `Models`; None: load them as they are named
     against=(),            # hand-written prompts that are shown beside the tuned one, as of `named_prompts`
+    rules=None,            # which tokens may be used: `TokenRules`, or those and whether the label words are left out
     start:str=None,        # one's own prompt, which the search begins at, and which stays unless something better is found
     **settings,            # steps, batch, n_tokens, holdout_n and others of the method
 )->dict:                   # what prompt.json in `out` holds beside the prompt: scores, candidates, warnings, ...
@@ -290,6 +292,7 @@ def transferable(
     parts = work_of(task, load, names, targets, method, cfg, seeds, len(split), len(written))
     _tell(progress, f"{task.name}: {len(task.train):,} texts to tune on, {min(cfg.holdout_n, len(task.holdout)):,} to choose on, {len(split):,} of {len(task.validation):,} to score on; {estimate(parts, dtype, load(source).device)}")
     common = stored_vocab(store, [load(n) for n in names], VocabConfig(k=k, s=s))
+    common = _by_rules(common, rules, task)
     vocab = common.top(min(s, len(common)))
     with _PartsBar(parts, progress) as bar: done = _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar, start, against)
     chosen, candidates, scores, reads, found = done
@@ -349,6 +352,13 @@ def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, 
     found = stored_audit(store, task, [n for n, _ in places], load, rows, len(split), on_audit)
     bar.end()
     return prompts[best], candidates, scores, reads, found
+
+def _by_rules(vocab:Vocab, rules, task)->Vocab:
+    "The tokens that may be used. `InputError` if none is left."
+    rules, no_labels = rules if isinstance(rules, tuple) else (rules, False)
+    words = tuple(w.strip().casefold() for w in task.labels) if no_labels else ()
+    rules = rules or TokenRules()
+    return select(vocab, replace(rules, without=(*rules.without, *words)))
 
 def _names_of(models, targets)->tuple:
     "(names, a `Models`) of names and loaded models; a name that stands there twice is left to `check_models`."
