@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ADDED', 'SHIPPED', 'byte_alphabet', 'walk', 'is_control', 'TokenNames', 'name_tokens', 'token_text', 'as_dtype',
-           'as_device', 'input_embeddings', 'LM', 'pad_row', 'check_causal', 'folder_sha256', 'gguf_header',
+           'as_device', 'input_embeddings', 'memory_hash', 'kin_hash', 'identity', 'same_model', 'known_by',
+           'one_under_two_names', 'check_apart', 'LM', 'pad_row', 'check_causal', 'folder_sha256', 'gguf_header',
            'mend_tokenizer', 'convert_gguf', 'Shipped', 'fetch_shipped', 'load_lm']
 
 # %% ../nbs/01_models.ipynb #b954b16a
@@ -196,6 +197,90 @@ def _rowless(lm, text:str, token:int)->InputError:
     return InputError(f"text {text[at:at+60]!r}: {lm.name}'s tokenizer reads {name!r} in it as token {token}, and the model has {lm.n_rows} rows; "
                       "take the added token out of the tokenizer, or give the model a row for it (resize_token_embeddings)")
 
+# %% ../nbs/01_models.ipynb #58b05443
+_PASSING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "output_attentions", "output_hidden_states")
+
+def _settings_text(model, tokenizer)->str:
+    "A model's configuration and its tokenizer as text, without what changes no result."
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _PASSING}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    spec = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
+    if backend is not None: spec.update(truncation=None, padding=None)   # a call's, not the tokenizer's
+    return json.dumps([config, spec, tokenizer.special_tokens_map], sort_keys=True, default=str)
+
+def _tensors(model)->list:
+    "(name, tensor) of a model's weights and of the buffers that are saved with it, by name."
+    saved = model.state_dict(keep_vars=True)
+    buffers = {k: b for k, b in model.named_buffers() if k in saved}
+    return sorted((dict(model.named_parameters()) | buffers).items())
+
+def _bytes(t:Tensor): return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+def memory_hash(model, tokenizer)->str|None:
+    "SHA-256 of a model's weights, configuration and tokenizer; None where the weights are not at hand (offloaded)."
+    tensors, h = _tensors(model), hashlib.sha256(_settings_text(model, tokenizer).encode())
+    if any(t.device.type == "meta" for _, t in tensors): return None
+    for name, t in tensors:
+        h.update(f"{name} {t.dtype} {list(t.shape)}\n".encode())
+        h.update(_bytes(t))
+    return h.hexdigest()
+
+# %% ../nbs/01_models.ipynb #9b16e188
+_LOOKS = 4096   # numbers of a tensor that are looked at
+
+def kin_hash(model)->str|None:
+    "12 hexadecimal digits that copies of a model share, however they were saved and in whatever folder; None where its weights are not at hand."
+    h, seen = hashlib.sha256(), 0
+    for name, t in sorted(model.named_parameters()):
+        if t.device.type == "meta": continue
+        flat = t.detach().reshape(-1)
+        some = flat[::max(1, len(flat)//_LOOKS)]
+        h.update(f"{name} {list(t.shape)}\n".encode())
+        h.update(_bytes(some.to(torch.bfloat16) if some.is_floating_point() else some))
+        seen += 1
+    return h.hexdigest()[:12] if seen else None
+
+def identity(
+    info:dict,   # as `LM.info`
+)->str|None:     # None: not known
+    "The hash that a model is known by: of its files, its revision on a hub, or of what is in memory."
+    return info.get("sha256") or info.get("revision") or info.get("memory")
+
+def same_model(
+    a:dict, b:dict,   # as `LM.info`, with `kin` where it is known
+)->bool|None:         # None: what is known of them cannot be compared
+    "Are two models one?"
+    for key in ("sha256", "revision", "memory"):
+        if a.get(key) and b.get(key): return a[key] == b[key]
+    return a["kin"] == b["kin"] if a.get("kin") and b.get("kin") else None
+
+def known_by(lm)->dict:
+    "What a model can be known by, as files keep it: its hash and its kin's."
+    kept = {k: v for k, v in lm.info.items() if k in ("sha256", "revision", "memory") and v}
+    return kept | (dict(kin=lm.kin) if lm.kin else {})
+
+def one_under_two_names(
+    lms,       # in the order in which they should be named
+)->tuple|None: # the first two of them
+    "Of several models two that are one, under different names."
+    kin = [getattr(lm, "kin", None) for lm in lms]
+    for j, lm in enumerate(lms):
+        first = kin.index(kin[j]) if kin[j] else j
+        if lms[first].name != lm.name: return lms[first], lm
+    return None
+
+def check_apart(
+    lms,
+):
+    "`InputError` unless the models are different ones, each with a name of its own."
+    names = [lm.name for lm in lms]
+    again = next((j for j, name in enumerate(names) if name in names[:j]), None)
+    if again is not None:
+        first = lms[names.index(names[again])]
+        if first is lms[again] or first.kin == lms[again].kin: raise InputError(f"{first.name} is named twice; name each model once")
+        raise InputError(f"two different models are both called {first.name!r}; rename the folder or file of one")
+    if twice := one_under_two_names(lms): raise InputError(f"{twice[0].name} and {twice[1].name} are one model under two names (their weights are the same); name each model once")
+
 # %% ../nbs/01_models.ipynb #e2a2f93c
 class LM:
     "A frozen causal language model with its tokenizer: what it reads (`embeddings`), what its tokens say (`token_bytes`), and how text becomes ids."
@@ -220,8 +305,20 @@ class LM:
     def dtype(self)->torch.dtype: return self._table.dtype
     @property
     def info(self)->dict:
-        "Where the model came from: name, kind, sha256 or revision, licence where known, dtype; `compiled` where it is; `bos`, the ids that go before a text, where they are not the tokenizer's own."
-        return dict(name=self.name, **self._info, dtype=str(self.dtype).removeprefix("torch."), **({"compiled":True} if self.uncompiled else {}))
+        "Where the model came from: name, kind, sha256 or revision, or `memory`, a hash of the weights; licence where known, dtype; `compiled` where it is; `bos`, the ids that go before a text, where they are not the tokenizer's own."
+        memory = {} if identity(self._info) else dict(memory=self._in_memory())
+        return dict(name=self.name, **self._info, **memory, dtype=str(self.dtype).removeprefix("torch."), **({"compiled":True} if self.uncompiled else {}))
+
+    def _in_memory(self)->str|None:
+        "`memory_hash`, computed again only where a weight has been written to since."
+        model = (self.uncompiled or self).model
+        key = len(self.tokenizer), tuple((id(p), None if p.is_inference() else p._version) for p in model.parameters())
+        if self.__dict__.get("_memory", (None,))[0] != key: self._memory = key, memory_hash(model, self.tokenizer)
+        return self._memory[1]
+    @cached_property
+    def kin(self)->str|None:
+        "`kin_hash`: what copies of a model under other names share."
+        return kin_hash((self.uncompiled or self).model)
 
     @cached_property
     def embeddings(self)->Tensor:
@@ -270,6 +367,8 @@ class LM:
     def cast(self, dtype)->"LM":
         "A copy in another dtype, equal to loading the model in that dtype; not compiled."
         lm = copy.copy(self.uncompiled or self)
+        lm._info = {k: v for k, v in lm.info.items() if k not in ("name", "dtype", "compiled")}   # a copy is the same model: its hash is not taken anew
+        lm.kin   # nor this one
         lm.model = _cast(lm.model, as_dtype(dtype, self.device))
         lm.__dict__.pop("embeddings", None)
         return lm

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'CONTROLS', 'FEW', 'gain', 'is_real', 'reads_as_tuned', 'tuning_config', 'check_models', 'work_of',
-           'estimate', 'tuned_prompts', 'holdout_accuracy', 'untuned_prompts', 'worth_on', 'warnings_of',
-           'check_own_folder', 'transferable', 'summary']
+           'estimate', 'tuned_prompts', 'holdout_accuracy', 'untuned_prompts', 'calibrated_holdout', 'start_prompt',
+           'rivals_of', 'stored_audit', 'kept_calibration', 'worth_on', 'warnings_of', 'check_own_folder',
+           'transferable', 'summary']
 
 # %% ../nbs/18_practice.ipynb #32aa93b4
 import math, sys
@@ -14,16 +15,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .store import SEEDS, InputError, Store, check_writable, config_hash, provenance, say_remarks, visible, whole
-from .models import LM
+from .store import SEEDS, InputError, Store, check_writable, config_hash, provenance, say_remarks, visible, whole, write_atomic
+from .models import LM, same_model
 from .tasks import load_task
-from .vocab import Vocab
+from .vocab import Vocab, ids_of
 from .scoring import check_lengths, evaluate, label_ids, text_ids
 from .pez import RunSpec, SearchSpace, fast_dtype
 from .soft import SOFT_METHODS
-from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, lm_id, method_config, product_rate, score_facts, score_prompt, stored_vocab, tune_config, tune_facts
+from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, known_models, lm_id, method_config, product_rate, score_facts, score_prompt, stored_vocab, tune_config, tune_facts
 from .report import spans_zero, text_interval
 from .export import read_prompt, to_json
+from .prompts import named_models
+from .auditing import NONE, audit, audit_page, check_prompts, named_prompts, scores_table
+from .improving import calibrated_on, path_html, path_table, path_worth, swap_path
 
 # %% ../nbs/18_practice.ipynb #39068ad8
 def gain(
@@ -46,7 +50,7 @@ def reads_as_tuned(
 )->bool:
     "Does `lm`, given the prompt's text, read the tokens that were tuned?"
     here = lm.encode(source.decode(ids))
-    if lm is source or lm.name == source.name: return here == [int(i) for i in ids]
+    if lm is source or lm_id(lm) == lm_id(source): return here == [int(i) for i in ids]
     read, tuned = [lm.token_bytes.get(i) for i in here], [source.token_bytes.get(int(i)) for i in ids]
     return None not in read and read == tuned   # two special tokens are alike in having no bytes, and in nothing else
 
@@ -79,7 +83,7 @@ def check_models(task, models:Models, names, targets, texts, n_tokens:int):
         check_lengths(lm, lm.embeddings[:1].expand(n_tokens + len(lm.bos_ids), -1)[None], text_ids(lm, task, texts))
 
 # %% ../nbs/18_practice.ipynb #08d19bea
-def work_of(task, models:Models, names, targets, method, cfg, seeds, n:int)->dict:
+def work_of(task, models:Models, names, targets, method, cfg, seeds, n:int, rivals:int=0)->dict:
     "part of the work -> floating-point operations."
     def tokens(texts): return sum(min(task.max_text_tokens, len(t)/4) + 5 for t in texts[:500])/len(texts[:500])   # four characters a token, roughly
     size = {name: 2*count_weights(models(name).model)[0] for name in (*targets, *names)}
@@ -89,6 +93,7 @@ def work_of(task, models:Models, names, targets, method, cfg, seeds, n:int)->dic
     parts = {("tune", source): size[source]*len(seeds)*(forward + back + judged)}
     for name in names: parts["choose", name] = size[name]*len(seeds)*held*train
     for name in (*names, *targets): parts["score", name] = size[name]*n*text*(2 + CONTROLS)*(2 if name == source else 1)
+    parts["audit", source] = sum(size.values())*(n*text + min(200, len(task.holdout))*train)*(2 + rivals)
     return parts
 
 def _minutes(s:float)->str: return f"{s:.0f} s" if s < 100 else f"{s/60:.0f} min" if s < 6000 else f"{s/3600:.1f} h"
@@ -140,11 +145,50 @@ def untuned_prompts(
     n:int=CONTROLS,
 )->list:             # dicts as of `tuned_prompts`
     "Random prompts of the same vocabulary and length; number i is the same for every call."
-    ids, out = vocab.ids_for(source.name), []
+    ids, out = ids_of(vocab, source), []
     for seed in range(n):
         pick = ids[torch.randint(len(ids), (n_tokens,), generator=torch.Generator().manual_seed(seed))].tolist()
         out.append(dict(source=source.name, counterpart=None, row="Untuned", seed=seed, steps=None, method=None, prompt_ids=pick, prompt_text=source.decode(pick)))
     return out
+
+# %% ../nbs/18_practice.ipynb #95ada2df
+def calibrated_holdout(store:Store, task, lm:LM, text:str, n:int)->float:
+    "Calibrated accuracy of a prompt's text on the first `n` holdout texts (stratified), 0..1; kept in the store."
+    split, ids = task.subset("holdout", min(n, len(task.holdout))), lm.encode(text)
+    config = dict(task=task.name, task_hash=task.hash, split="holdout", n=len(split), target=lm.name, target_id=lm_id(lm),
+                  prompt_ids=ids, dtype=str(lm.dtype).removeprefix("torch."), measure="calibrated")
+    have = store.get("choice", config)
+    if have is None:
+        have = dict(accuracy=calibrated_on(lm, task, [text], split)[0])
+        store.put("choice", config, have, provenance(lm.device, lm.dtype))
+    return have["accuracy"]
+
+def start_prompt(source:LM, start:str)->dict:
+    "One's own prompt as a candidate beside the tuned ones."
+    ids = source.encode(start)
+    return dict(source=source.name, counterpart=None, row="Start", seed=None, steps=0, method=None, prompt_ids=ids, prompt_text=start,
+                tokens=[source.decode([i]) for i in ids], best_holdout=None, best_step=0)
+
+def rivals_of(chosen:str, start:str|None, against)->dict:
+    "The rows of the audit: the chosen prompt, the start where another was taken, and the hand-written ones."
+    rows = {"tuned" if chosen != start else "start, kept": chosen}
+    if start and chosen != start: rows["start"] = start
+    return rows | {name: of[0] for name, of in named_prompts(against).items() if of[0] not in rows.values()}
+
+_KEPT = ("task", "prompts", "n", "of", "true_shares", "floor", "unlabelled", "scores", "gains", "choice", "advice", "warnings")   # of an audit, in prompt.json
+
+def stored_audit(store:Store, task, names, load:Models, prompts:dict, n:int, on_score=None)->dict:
+    "The audit of some prompts on some models; from the store where it has been made."
+    config = dict(task=task.name, task_hash=task.hash, n=n, models={load(m).name: lm_id(load(m)) for m in names}, prompts=prompts)
+    found = store.get("audit", config)
+    if found is None:
+        found = audit(task, names, prompts, n, loader=load, on_score=on_score)
+        store.put("audit", config, found, found["provenance"])
+    return found
+
+def kept_calibration(found:dict, name:str)->dict:
+    "The calibration constants of one row of an audit, as a prompt keeps them: model -> constants."
+    return {s["model"]: s["constants"][0] | dict(sha256=found["models"][s["model"]].get("sha256")) for s in found["scores"] if s["prompt"] == name}
 
 # %% ../nbs/18_practice.ipynb #5c8ad474
 _ROLES = {"source": "tuned on", "model": "took part", "target": "not seen"}
@@ -200,14 +244,15 @@ def check_own_folder(store:Store, task, source:LM):
     if any("model_ids" not in c["config"] for c in store.cells("tune")): raise InputError(f"{store.path} holds results of hpt run or hpt tune; name another folder for this prompt")
     if (store.path/"prompt.json").exists():
         there = read_prompt(store.path)
-        if (there["task_hash"], there["source"]) != (task.hash, source.name): raise InputError(f"{store.path} holds the prompt of another task or model, tuned on {there['source']}; name another folder for this one")
+        same = same_model(there["facts"], source.info | dict(kin=source.kin))
+        if there["task_hash"] != task.hash or (there["source"] != source.name if same is None else not same): raise InputError(f"{store.path} holds the prompt of another task or model, tuned on {there['source']}; name another folder for this one")
 
 def transferable(
     task,                  # a task's name or file, or a `Task`
     models,                # two or more models that you may use; the prompt is tuned on the first
     targets=(),            # models that take no part: what the prompt is worth where it was not made
     out=None,              # results folder; None: runs/transferable-<task>
-    method:str="pez",      # one of the registry that searches tokens
+    method:str=None,       # one of the registry that searches tokens; None: pez, or joint-swaps from a start
     seeds=(0, 1, 2),       # one run each, side by side
     s:int=8192,            # tokens of the vocabulary, the most stable; all if fewer are common
     k:int=64,              # neighbours a token (Eq. 5)
@@ -215,32 +260,47 @@ def transferable(
     dtype:str="auto",      # of the tuning; "auto": bfloat16 where the processor has it. Scores are float32
     progress:bool=True,    # a bar, and what is going on, on stderr
     loader=None,           # a `Models`; None: load them as they are named
+    against=(),            # hand-written prompts that are shown beside the tuned one, as of `named_prompts`
+    start:str=None,        # one's own prompt, which the search begins at, and which stays unless something better is found
     **settings,            # steps, batch, n_tokens, holdout_n and others of the method
 )->dict:                   # what prompt.json in `out` holds beside the prompt: scores, candidates, warnings, ...
     "From a labelled file to a prompt and what it is worth on each model. Call it again with the same folder to go on. `InputError` for what cannot work, before anything is tuned."
+    if start is not None and not start: raise InputError("start is empty; give the prompt to begin at, or leave it out")
+    method = method or ("joint-swaps" if start else "pez")
+    if start: settings = dict(objective="centred", start=start) | settings     # what is looked for is skill, not a lean
     how, cfg = tuning_config(method, **settings)
+    named_prompts(against)
     seeds = [whole("seed", x, *SEEDS) for x in seeds]
     if not seeds or len(set(seeds)) < len(seeds): raise InputError(f"seeds {list(seeds)}; need one or more, all different")
     whole("s", s), whole("k", k), whole("limit", limit)
-    given, names, targets = dict(task=str(task) if isinstance(task, (str, Path)) else None, models=[str(m) for m in models], targets=[str(t) for t in targets]), list(map(str, models)), list(map(str, targets))
+    models, targets = list(models), list(targets)
+    names, loader = (list(map(str, [*models, *targets])), loader) if loader else _names_of(models, targets)
+    names, targets = names[:len(models)], names[len(models):]
+    given = dict(task=str(task) if isinstance(task, (str, Path)) else None, models=names, targets=targets)
     task = load_task(task) if isinstance(task, (str, Path)) else task
     store, load = Store(out or f"runs/transferable-{''.join(c if c.isalnum() else '_' for c in task.name)}"), loader or Models(keep=len(names) + 1)
     split, source = task.subset("validation", min(limit, len(task.validation))), names[0]
+    load.known = known_models(store.cells())
     check_models(task, load, names, targets, split.texts, cfg.n_tokens)
+    written = [of[0] for of in named_prompts(against).values()] + [start]*bool(start)
+    for name in (*targets, *names) if written else (): check_prompts(load(name), task, split.texts, written)
     check_own_folder(store, task, load(source))
     say_remarks()
     if dtype == "auto": dtype = str(fast_dtype(load(source).device)).removeprefix("torch.")
-    parts = work_of(task, load, names, targets, method, cfg, seeds, len(split))
+    parts = work_of(task, load, names, targets, method, cfg, seeds, len(split), len(written))
     _tell(progress, f"{task.name}: {len(task.train):,} texts to tune on, {min(cfg.holdout_n, len(task.holdout)):,} to choose on, {len(split):,} of {len(task.validation):,} to score on; {estimate(parts, dtype, load(source).device)}")
     common = stored_vocab(store, [load(n) for n in names], VocabConfig(k=k, s=s))
     vocab = common.top(min(s, len(common)))
-    with _PartsBar(parts, progress) as bar: done = _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar)
-    chosen, candidates, scores, reads = done
+    with _PartsBar(parts, progress) as bar: done = _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar, start, against)
+    chosen, candidates, scores, reads, found = done
     first = load(source)
     facts = dict(given=given, method=method, settings=asdict(cfg), seed=chosen["seed"], seeds=list(seeds), tuning_dtype=dtype, tokens=chosen["tokens"],
                  vocabulary=dict(models=vocab.models, common=len(common), used=len(vocab), k=k, hash=vocab.hash), scored_on=dict(split="validation", n=len(split), of=len(task.validation), dtype="float32", cut={lm.name: score_facts(lm, task, split)["cut"] for lm in map(load, (*names, *targets))}, max_text_tokens=task.max_text_tokens),
                  chosen_on=min(cfg.holdout_n, len(task.holdout)), dropped=task.info.get("dropped", {}),
-                 candidates=candidates, scores=scores, reads_as_tuned=reads, warnings=warnings_of(scores, reads, min(cfg.holdout_n, len(task.holdout)), first.name), provenance=provenance(first.device, "float32", seeds))
+                 candidates=candidates, scores=scores, reads_as_tuned=reads, warnings=warnings_of(scores, reads, min(cfg.holdout_n, len(task.holdout)), first.name), provenance=provenance(first.device, "float32", seeds),
+                 calibration=kept_calibration(found, next(n for n in found["prompts"] if n != NONE)), audit={k: found[k] for k in _KEPT})
+    if start: facts["path"] = _path(store, task, load, names, first, start, chosen, cfg)
+    _write_page(store, found, facts)
     to_json(chosen["prompt_ids"], task, [first, *(load(n) for n in names[1:]), *(load(t) for t in targets)], store.path/"prompt.json", **facts)
     return dict(prompt=chosen["prompt_text"], out=str(store.path), **facts)
 
@@ -252,8 +312,8 @@ class _PartsBar(Bar):
     def fill(self, share): self.at(self.part, share)
     def end(self): self.fill(1)
 
-def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar)->tuple:
-    "(chosen prompt, candidates, scores, model -> reads it as tuned)"
+def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar, start=None, against=())->tuple:
+    "(chosen prompt, candidates, scores, model -> reads it as tuned, the audit)"
     source, base = load(names[0]), dict(task=task.name, source=load(names[0]).name)
     places = [(n, "source" if n == names[0] else "model") for n in names] + [(t, "target") for t in targets]
     modes = {n: ("ids", "text") if role == "source" else ("text",) for n, role in places}
@@ -263,10 +323,11 @@ def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, 
     bar.begin(("tune", names[0]), f"tuning {source.name}")
     with store.working(tuning): prompts = tuned_prompts(store, load, names, task, vocab, method, cfg, seeds, dtype, lambda i: bar.fill(i/cfg.steps))
     bar.end()
-    votes = {}
+    if start: prompts = [start_prompt(source, start), *prompts]     # first: of equal ones it stays
+    votes, vote = {}, calibrated_holdout if start else holdout_accuracy
     for n in names:
         bar.begin(("choose", n), f"choosing on {load(n).name}")
-        votes[load(n).name] = [holdout_accuracy(store, task, load(n), p["prompt_text"], cfg.holdout_n) for p in prompts]
+        votes[load(n).name] = [vote(store, task, load(n), p["prompt_text"], cfg.holdout_n) for p in prompts]
         bar.end()
     mean = [float(np.mean(v)) for v in zip(*votes.values())]
     best = max(range(len(prompts)), key=mean.__getitem__)
@@ -280,7 +341,35 @@ def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, 
         with store.working(pieces[n]): scores += [worth_on(store, task, split, every, lm, role, mode, on_score) for mode in modes[n]]
         reads[lm.name] = reads_as_tuned(source, prompts[best]["prompt_ids"], lm)
         bar.end()
-    return prompts[best], candidates, scores, reads
+    bar.begin(("audit", names[0]), "beside no prompt")
+    rows, done = rivals_of(prompts[best]["prompt_text"], start, against), [0]
+    def on_audit(k):
+        done[0] += k
+        bar.fill(min(1, done[0]/((len(rows) + 1)*len(places)*(len(split) + min(200, len(task.holdout)) + 3))))
+    found = stored_audit(store, task, [n for n, _ in places], load, rows, len(split), on_audit)
+    bar.end()
+    return prompts[best], candidates, scores, reads, found
+
+def _names_of(models, targets)->tuple:
+    "(names, a `Models`) of names and loaded models; a name that stands there twice is left to `check_models`."
+    every = [*models, *targets]
+    if not any(isinstance(m, LM) for m in every): return list(map(str, every)), None
+    return named_models(every)
+
+def _path(store, task, load, names, source, start:str, chosen:dict, cfg)->dict:
+    "What each change from the start to the chosen prompt bought on the models that may be used; from the store where it was measured."
+    path, held = swap_path(source, source.encode(start), chosen["prompt_ids"]), task.subset("holdout", min(cfg.holdout_n, len(task.holdout)))
+    config = dict(task=task.name, task_hash=task.hash, texts=[p["text"] for p in path], n=len(held), models={load(n).name: lm_id(load(n)) for n in names})
+    have = store.get("path", config)
+    if have is None:
+        have = dict(path=path_worth(path, task, [load(n) for n in names], held), n=len(held))
+        store.put("path", config, have, provenance(source.device, source.dtype))
+    return have
+
+def _write_page(store, found:dict, facts:dict):
+    "The audit as a page beside the prompt, with the path from the start where there is one."
+    more = [("From the start to the end", path_html(facts["path"]["path"], facts["path"]["n"]))] if facts.get("path") else []
+    write_atomic(store.path/"worth.html", audit_page(found, more))
 
 # %% ../nbs/18_practice.ipynb #ad3a6d6e
 def summary(
@@ -292,8 +381,13 @@ def summary(
               **{f"gain over {name}": f"{g['points']:+.1f}" + ("" if g["low"] is None else f" ({g['low']:+.1f} to {g['high']:+.1f})") for name, g in (("none", s["over_none"]), ("untuned", s["over_untuned"]))}} for s in got["scores"]]
     v, best = got["vocabulary"], next(c for c in got["candidates"] if c["chosen"])
     said = [f"prompt: {got['prompt']!r}",
-            f"tuned by {got['method']} over {v['used']:,} of {v['common']:,} tokens that {', '.join(v['models'])} share; seed {got['seed']} of {', '.join(map(str, got['seeds']))} was chosen: holdout " + ", ".join(f"{pct(a)} on {m}" for m, a in best["holdout"].items()),
+            f"tuned by {got['method']} over {v['used']:,} of {v['common']:,} tokens that {', '.join(v['models'])} share; {'the start was kept, better than every seed' if got['seed'] is None else 'seed ' + str(got['seed'])} of {', '.join(map(str, got['seeds']))} was chosen: holdout " + ", ".join(f"{pct(a)} on {m}" for m, a in best["holdout"].items()),
             f"accuracy in percent on {got['scored_on']['n']} of {got['scored_on']['of']} validation texts; gains in points with 95 % intervals over texts", "", pd.DataFrame(lines).to_string(index=False), ""]
     if cut := {m: n for m, n in got["scored_on"].get("cut", {}).items() if n}: said.insert(-3, f"texts longer than {got['scored_on']['max_text_tokens']} tokens were cut: " + ", ".join(f"{n} of {got['scored_on']['n']} on {m}" for m, n in cut.items()))
+    for m in {s["model"]: 0 for s in got["scores"]} if "audit" in got else ():
+        table = scores_table(got["audit"], m)[["prompt", "accuracy", "calibrated", "AUC", "names most often"]]
+        said += [f"beside no prompt, raw and calibrated, on {m}", table.to_string(index=False), ""]
+    if got.get("path"): said += [f"from the start, calibrated accuracy on {got['path']['n']} holdout texts", path_table(got["path"]["path"]).to_string(index=False), ""]
+    said += [f"advice: {line}" for line in got.get("audit", {}).get("advice", ())]
     said += [f"warning: {w}" for w in got["warnings"]] or ["no warning: every gain above is real by its interval"]
     return "\n".join(said)

@@ -114,11 +114,12 @@ def read_text(
 
 def prompt_to_ids(
     lm:LM,
-    prompt,       # str, ids (list or 1-D tensor) or None
+    prompt,       # str, ids (list or 1-D tensor), a `Prompt` (its text) or None
 )->list[int]:     # ids of the prompt alone; [] for None
-    "Ids of a prompt given as text, as ids, or not at all."
+    "Ids of a prompt given as text, as ids, as an object with a text, or not at all."
     if prompt is None: return []
     if isinstance(prompt, str): return read_text(lm, prompt)["ids"]
+    if isinstance(getattr(prompt, "text", None), str): return read_text(lm, prompt.text)["ids"]
     ids = [int(i) for i in prompt]
     bad = next((i for i in ids if not (0 <= i < len(lm.embeddings) or i < 0 and lm.takes_pad)), None)   # below 0: an added <pad> row
     if bad is not None: raise InputError(f"prompt id {bad} is outside {lm.name}'s {len(lm.embeddings)} embedding rows; give ids of that model")

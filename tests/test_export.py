@@ -119,16 +119,16 @@ def test_python_needs_transformers_alone(arch, tmp_path):
     lm.tokenizer.save_pretrained(tmp_path)
     prompt, there = " the 'good'\n\\ \u6771 {film}", {}
     source = to_python(prompt, task, tmp_path)
-    assert "hpt_nb" not in source.replace(str(tmp_path), "")
+    assert "hpt_nb" not in source
     exec(source, there)
-    assert there["BOS"] == lm.bos_ids
-    assert [task.labels.index(there["classify"](t)) for t in task.validation.texts] == [int(d) for d in evaluate(lm, task, task.validation, prompt)["predictions"]]
+    assert there["start"](lm.tokenizer) == lm.bos_ids and str(tmp_path) not in source
+    assert [task.labels.index(" " + row["class"]) for row in there["classify"](task.validation.texts, tmp_path)] == [int(d) for d in evaluate(lm, task, task.validation, prompt)["predictions"]]
 
 def test_python_runs_as_a_file(tmp_path):
     lm = tiny_lm("gpt2")
     lm.model.save_pretrained(tmp_path/"m")
     lm.tokenizer.save_pretrained(tmp_path/"m")
-    (tmp_path/"snippet.py").write_text(to_python(" good", task_of(), tmp_path/"m") + '\nimport sys\nprint(classify("a film"), "hpt_nb" in sys.modules)\n', encoding="utf-8")
+    (tmp_path/"snippet.py").write_text(to_python(" good", task_of(), tmp_path/"m") + '\nimport sys\nprint(classify("a film", "m")[0]["class"], "hpt_nb" in sys.modules)\n', encoding="utf-8")
     done = subprocess.run([sys.executable, "snippet.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] in ("great", "bad") and done.stdout.split()[1] == "False"
@@ -170,7 +170,7 @@ def test_every_form_by_command(place, capsys):
     task, body = load_task("mine.toml"), json.loads(Path("p.json").read_text(encoding="utf-8"))
     lm = load_lm("./two")
     want = evaluate(lm, task, task.validation, body["prompt"])["predictions"]
-    assert "".join(str(task.labels.index(there["classify"](t))) for t in task.validation.texts) == want
+    assert "".join(str(task.labels.index(" " + row["class"])) for row in there["classify"](task.validation.texts, "two")) == want
 
 def test_adapter_gives_the_same_logits(place):
     "On Gemma, whose model scales its table: PEFT's logits are those of the tuned ids."

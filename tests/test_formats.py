@@ -128,16 +128,18 @@ def test_a_preset_s_format_is_what_its_cells_were_made_with(here, capsys):
 @pytest.mark.parametrize("name", FORMATS)
 def test_exported_python_reads_what_the_task_does(name):
     lm, task = tiny_lm("llama3"), task_of(format=name)
-    code = to_python(" good", task, "x")
-    scope = {}
-    body = code.split("tokenizer, model = ")[0] + "\n" + code.split("\n", code.count("\n"))[0]
+    code, scope, asked = to_python(" good", task, "x"), {}, []
     assert repr(". It was " if name == "released" else ". It was") in code
-    start = code.index("MODEL, PROMPT"); end = code.index("tokenizer, model")
-    exec(code[start:end], scope)
-    asked = []
-    scope |= dict(tokenizer=lambda text, **kw: lm.tokenizer(text, **kw), torch=__import__("torch"),
-                  model=lambda ids: (asked.append(ids[0].tolist()), type("Out", (), dict(logits=lm.model(ids).logits)))[1])
-    exec(code[code.index("def ids"):], scope)
-    found = [scope["classify"](t) for t in TEXTS]
-    assert asked == [list(lm.bos_ids) + lm.encode(" good") + ids for ids in text_ids(lm, task, TEXTS)]
-    assert "".join(str(task.labels.index(w)) for w in found) == evaluate(lm, task, task.validation, " good")["predictions"]
+    exec(code, scope)
+    class Asked:
+        "The model, and what it was asked."
+        device = lm.model.device
+        def eval(self): return self
+        def forward(self, input_ids): "Its signature is looked at."
+        def __call__(self, ids, **kw):
+            asked.extend(ids.tolist())
+            return lm.model(ids, **kw)
+    found = scope["classify"](TEXTS, Asked(), tokenizer=lm.tokenizer)
+    assert sorted(asked) == sorted(list(lm.bos_ids) + lm.encode(" good") + ids for ids in text_ids(lm, task, TEXTS))
+    names = [w.strip() for w in task.labels]
+    assert "".join(str(names.index(row["class"])) for row in found) == evaluate(lm, task, task.validation, " good")["predictions"]
