@@ -175,6 +175,59 @@ def test_joint_tunes_on_several_models(place, capsys, tmp_path):
     refused(capsys, "--judge does not go with method joint", *joint, "--judge", "./two")
 
 
+def test_swaps_on_several_models_and_starts_of_ones_own(place, capsys, tmp_path):
+    "What both models have in common is found where no vocabulary is given; a written start is in the results."
+    tune = ("tune", "./one", "--task", "mine.toml", "--steps", "2", "--eval-every", "1", "--holdout", "8", "--quiet")
+    few = ("--set", "gradient_n=4", "fresh_n=6", "n_candidates=3", "topk=4", "objective=centred")
+    code, out, err = hpt(capsys, *tune, "--method", "joint-swaps", "--also", "./two", "--start", "The film was great", *few, "--seeds", "0,1", "--out", tmp_path / "swaps")
+    assert code == 0 and out.count("seed ") == 2, err
+    for c in Store(tmp_path / "swaps").cells("tune"):
+        assert c["config"]["vocab"]["kind"] == "common" and c["config"]["start"] == c["result"]["start_text"] == "The film was great" and len(c["result"]["curve"]["ids"]) == 2
+    code, out, err = hpt(capsys, *tune, "--batch", "4", "--start", "The film was great", "--set", "objective=centred", "--out", tmp_path / "pez")
+    config, result = (Store(tmp_path / "pez").cells("tune")[0][k] for k in ("config", "result"))
+    assert code == 0 and (config["start"], config["objective"]) == (result["start_text"], "centred") == ("The film was great", "centred"), err
+    assert "pad_row" not in config                                         # what stands as it always did is not named
+    for init in ("labels", "names"): assert hpt(capsys, *tune, "--batch", "4", "--method", "pez-reprojected", *([] if init == "names" else ["--init", init]), "--out", tmp_path / init)[0] == 0
+    assert [Store(tmp_path / k).cells("tune")[0]["config"]["init"] for k in ("labels", "names")] == ["labels", "names"]
+    assert not list((tmp_path / "pez").rglob("*.safetensors"))             # a finished pass leaves no checkpoint
+    refused(capsys, "--start is empty", *tune, "--start", "", "--out", "x")
+    refused(capsys, "init='Review:'; need 'labels', 'names' or 'random'", *tune, "--init", "Review:", "--out", "x")
+    refused(capsys, "objective='bias'; need 'labels' or 'centred'", *tune, "--set", "objective=bias", "--out", "x")
+    refused(capsys, "set loss=labels too", *tune, "--method", "gcg", "--set", "objective=centred", "--out", "x")
+    refused(capsys, "loss='margin'; need 'vocabulary' or 'labels'", *tune, "--method", "autoprompt", "--set", "loss=margin", "--out", "x")
+    refused(capsys, "method rlprompt has no setting 'start'", *tune, "--method", "rlprompt", "--start", "A film", "--out", "x")
+    refused(capsys, "method joint-swaps needs --also MODEL", *tune, "--method", "joint-swaps", "--out", "x")
+    refused(capsys, "texts a round, and there are", *tune, "--method", "joint-swaps", "--also", "./two", "--start", "The film was great", "--out", "x")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_tune_that_is_told_to_stop_goes_on_where_it_was(place, name, tmp_path):
+    "Exit code and message say what is kept; the same command ends as if nothing had happened."
+    code = """
+import signal, sys, os
+from hpt_nb import pez
+from hpt_nb.cli import main
+own = pez._Pass.advance
+def advance(self):
+    if self.step == 3 and not os.path.exists("again"): os.kill(os.getpid(), signal.%s)
+    own(self)
+pez._Pass.advance = advance
+raise SystemExit(main(sys.argv[1:]))
+""" % name
+    tune = [sys.executable, "-c", code, "tune", "./one", "--task", "mine.toml", "--steps", "6", "--batch", "4", "--tokens", "3", "--eval-every", "2", "--holdout", "8", "--quiet", "--out", str(tmp_path / "out")]
+    (place / "again").unlink(missing_ok=True)
+    first = subprocess.run(tune, capture_output=True, text=True, cwd=place)
+    assert first.returncode == 128 + getattr(signal, name)
+    assert first.stderr.strip().splitlines()[-1] == "hpt: stopped; finished cells and the pass up to step 4 of 6 are kept, run the same command to go on"
+    assert not Store(tmp_path / "out").cells("tune") and len(list((tmp_path / "out").rglob("*.safetensors"))) == 1
+    (place / "again").touch()
+    subprocess.run(tune, check=True, capture_output=True, cwd=place)
+    subprocess.run([*tune[:-1], str(tmp_path / "whole")], check=True, capture_output=True, cwd=place)
+    (place / "again").unlink()
+    kept = lambda folder: {k: v for k, v in Store(tmp_path / folder).cells("tune")[0]["result"].items() if k != "wall_s"}
+    assert kept("out") == kept("whole") and not list((tmp_path / "out").rglob("*.safetensors"))
+
+
 def test_readme_names_every_method():
     from hpt_nb.experiments import REGISTRY
     said = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").split("`--method` takes")[1].split("The presets")[0]
