@@ -1,6 +1,5 @@
 # make report   the main job on the embedded default: two small models, two tasks -> report/index.html
 # make test     everything that must hold; .ci/run calls it
-# make test-all every test file; make test leaves out those that are not in tests/settled.txt
 # make setup    .venv alone (the others call it); made again only when settings.ini, setup.py or constraints.txt change
 # make docs     the book: all notebooks as one web site in _docs, readable without network
 
@@ -13,9 +12,7 @@ WORKERS ?= 2
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-SETTLED := $(shell sed -n 's|^test_.*|tests/&.py|p' tests/settled.txt)
-
-.PHONY: setup report test test-all readme docs clean
+.PHONY: setup report test readme docs clean
 .DEFAULT_GOAL := report
 
 setup: $(VENV)/.ready
@@ -35,9 +32,6 @@ report: setup
 test: setup
 	$(BIN)/python -m pytest -q tests/test_project.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(SETTLED)
-
-test-all: test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/test_project.py tests
 
 readme: setup

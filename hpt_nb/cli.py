@@ -73,8 +73,11 @@ def cmd_stability(a):
     "hpt stability"
     out = _out_file(a.out, ".parquet")
     if a.exact and a.sample: raise InputError("--exact and --sample exclude each other; give one")
+    from hpt_nb.models import one_under_two_names
     from hpt_nb.neighbors import stable_vocab
-    vocab = stable_vocab(_load_models(a.models), k=a.k, h=a.sample, repeats=a.repeats, seed=a.seed, tokens=a.tokens)
+    lms = _load_models(a.models)
+    if twice := one_under_two_names(lms): remark(f"{twice[0].name} and {twice[1].name} are one model under two names: that it agrees with itself says nothing")
+    vocab = stable_vocab(lms, k=a.k, h=a.sample, repeats=a.repeats, seed=a.seed, tokens=a.tokens)
     vocab = _select(vocab, a)   # after the scores: a token's neighbours are what they are
     vocab.save(out)
     _say(f"{len(vocab):,} tokens, J from {vocab.J.max():.3f} to {vocab.J.min():.3f}; most stable: {' '.join(repr(t) for t in vocab.tokens[:6])}: {out}")
@@ -107,7 +110,7 @@ def _remark_used(lm, task, cfg):
 def cmd_tune(a):
     "hpt tune"
     seeds = _seeds(a.seeds)
-    from hpt_nb.experiments import lm_id, method_config, tune_facts
+    from hpt_nb.experiments import check_known, known_models, lm_id, method_config, tune_facts
     given = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, lr=a.lr, init=a.init, eval_every=a.eval_every, holdout_n=a.holdout, start=a.start) | _settings(a.set)
     if a.start == "": raise InputError("--start is empty; give the text that the prompt starts from, or leave it out")
     method, cfg = method_config(a.method, **given)
@@ -118,7 +121,7 @@ def cmd_tune(a):
     names = others.get(method.extra) or []
     if method.needed and not names: raise InputError(f"method {a.method} needs --{method.extra} MODEL")
     if "whole" not in method.kinds and not a.vocab and not method.shares: raise InputError(f"method {a.method} needs --vocab, tokens that all its models share; make them with hpt vocab or hpt stability {a.model} {' '.join(names)}")
-    from hpt_nb.models import load_lm
+    from hpt_nb.models import identity, load_lm
     from hpt_nb.pez import COMPILE_STEPS, RunSpec, SearchSpace, facts, fast_dtype
     from hpt_nb.scoring import compile_layers
     from hpt_nb.store import Store, config_hash, provenance, to_go_on
@@ -130,6 +133,7 @@ def cmd_tune(a):
     if vocab is not None: vocab = _select(vocab, a, task)
     if a.top: vocab = vocab.top(a.top)
     lm = load_lm(a.model, bos=_BOS[a.bos])
+    check_known(known_models(store.cells("tune")), lm.name, identity(lm.info))
     seconds = [load_lm(name) for name in names]
     kind = "file" if a.vocab else "common" if method.shares else "whole"
     if vocab is None: vocab = _select(common_vocab([lm, *seconds]) if method.shares else whole_vocab(lm), a, task)
@@ -268,12 +272,21 @@ def _split_of(task, name:str, n:int):
 def _tokens_for(a, models)->list:
     "(vocabulary of the tokens to measure, their ids in each model). `InputError` before anything is computed."
     from hpt_nb.effects import ids_in, spread
+    from hpt_nb.models import check_apart
     from hpt_nb.vocab import Vocab, common_vocab
     if not a.vocab and len(models) < 2: raise InputError("1 model given; need at least 2, or --vocab, the tokens to measure")
     tokens = spread(Vocab.load(a.vocab), a.tokens, a.seed) if a.vocab else None   # a damaged file, before minutes of loading
     lms = _load_models(models, dtype=a.dtype, least=1)
+    check_apart(lms)
     if tokens is None: tokens = spread(common_vocab(lms), a.tokens, a.seed)
-    return tokens, {lm: ids_in(tokens, lm) for lm in lms}
+    ids = {lm: ids_in(tokens, lm) for lm in lms}
+    return _named_as(tokens, ids), ids
+
+def _named_as(vocab, ids:dict):
+    "The vocabulary under the names that its models have now, where a folder was renamed since."
+    import torch
+    if all(lm.name in vocab.models for lm in ids): return vocab
+    return type(vocab)(vocab.tokens, torch.stack(list(ids.values())), [lm.name for lm in ids], vocab.J, vocab.config)
 
 def _check_inputs(lm, task, split):
     "`InputError` for label words that begin alike, or texts that are too long for a model."

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from .store import InputError, write_atomic
 from .models import LM, token_text
-from .vocab import Vocab
+from .vocab import Vocab, ids_of
 from .scoring import label_logprobs_many
 
 # %% ../nbs/05a_effects.ipynb #a0e5f006
@@ -138,7 +138,7 @@ def ids_in(
     lm:LM,
 )->Tensor:        # (c,) int64
     "The vocabulary's ids in a model. `InputError` if it is not of this model, or the model reads other tokens there."
-    ids = vocab.ids_for(lm.name)
+    ids = ids_of(vocab, lm)
     for token, i in zip(vocab.tokens, ids.tolist()):
         said = lm.token_bytes.get(i)
         if said is None or token_text(said) != token:

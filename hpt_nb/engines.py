@@ -257,7 +257,8 @@ def run_on_ray(
     "Run a preset on Ray: as `run_preset`, with the same results. Stop it at any time; the same call goes on where it was."
     import_ray()
     if preset.step0: check_step0(preset, Store(out), None, data, anyway, partial(_step0_on_ray, cpus))
-    (store, tasks), preset_models = begin(preset, out, data), Models(bos=preset.bos)
+    preset_models = Models(bos=preset.bos)
+    store, tasks = begin(preset, out, data, preset_models)
     units = plan_units(preset, tasks, preset_models, split)
     with ray_cluster() as ray:
         largest = {}

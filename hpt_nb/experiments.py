@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ROWS', 'REGISTRY', 'MANUAL', 'MOMENT', 'SHARED_TOKENS', 'CARRY_TEXTS', 'CARRY_LOOKS', 'SIZES', 'CLASSES', 'TEXTS',
            'SHARE', 'OVERHEAD', 'row_vocab', 'Method', 'method_config', 'Arm', 'Source', 'VocabConfig', 'Preset',
-           'presets', 'variations', 'parse_preset', 'load_preset', 'lm_id', 'tune_config', 'eval_config', 'tune_facts',
-           'score_facts', 'Models', 'models_to_keep', 'vocab_config', 'stored_vocab', 'scored_vocab', 'check_words',
-           'example_words', 'near_tokens', 'keep_examples', 'passes', 'run_rows', 'label_tokens', 'pass_vocabs',
-           'tuning_dtypes', 'moment_prompts', 'tune_pass', 'task_key', 'start_prompts', 'random_ids', 'untuned',
-           'untuned_rows', 'Scoring', 'score_prompt', 'carried_config', 'score_vectors', 'reading_config',
-           'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar', 'step0', 'step0_text',
-           'step0_refusal', 'check_step0', 'begin', 'announce', 'run_preset', 'count_weights', 'model_size',
-           'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
+           'presets', 'variations', 'parse_preset', 'load_preset', 'lm_id', 'tune_config', 'eval_config',
+           'known_models', 'check_known', 'tune_facts', 'score_facts', 'Models', 'models_to_keep', 'vocab_config',
+           'stored_vocab', 'scored_vocab', 'check_words', 'example_words', 'near_tokens', 'keep_examples', 'passes',
+           'run_rows', 'label_tokens', 'pass_vocabs', 'tuning_dtypes', 'moment_prompts', 'tune_pass', 'task_key',
+           'start_prompts', 'random_ids', 'untuned', 'untuned_rows', 'Scoring', 'score_prompt', 'carried_config',
+           'score_vectors', 'reading_config', 'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed',
+           'weight', 'Bar', 'step0', 'step0_text', 'step0_refusal', 'check_step0', 'begin', 'announce', 'run_preset',
+           'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
 import gc, heapq, re, time
@@ -27,7 +27,7 @@ try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
 from .store import SEEDS, InputError, Store, WriteError, _finder, check_fields, config_hash, provenance, whole
 from .arrays import encode_logp, kept_labels
-from .models import LM, gguf_header, _find, as_device, load_lm
+from .models import LM, gguf_header, _find, as_device, identity, load_lm
 from .tasks import FORMATS, load_task, task_format
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
@@ -479,8 +479,8 @@ def load_preset(
 
 # %% ../nbs/14_experiments.ipynb #8209c82e
 def lm_id(lm:LM)->str:
-    "What identifies a model: a hash of its file or its revision, and the ids before a text where they are not its tokenizer's own."
-    return str(lm.info.get("sha256") or lm.info.get("revision") or "unknown")[:12] + ("-bos" + ".".join(map(str, lm.bos_ids)) if "bos" in lm.info else "")
+    "What identifies a model: a hash of its file, its revision or a hash of what is in memory, and the ids before a text where they are not its tokenizer's own."
+    return str(identity(lm.info) or "unknown")[:12] + ("-bos" + ".".join(map(str, lm.bos_ids)) if "bos" in lm.info else "")
 
 def tune_config(method, task, source:LM, counterpart, row, seed, vocab:Vocab, cfg, dtype, second:LM=None, compiled:bool=False, arm:Arm=None)->dict:
     "Identity of one tuning run; `second`, the model that takes part beside the source. Compiled layers round differently, so they are named where they are used; so is what makes a row an arm."
@@ -500,6 +500,27 @@ def eval_config(preset, task, split_n, prompt:dict, target:LM, role, mode, ids)-
                 target=target.name, target_id=lm_id(target), role=role, mode=mode, prompt_ids=list(ids), dtype=preset.scoring_dtype,
                 **({"holdout": preset.holdout} if preset.holdout else {}))
 
+# %% ../nbs/14_experiments.ipynb #b65b5770
+def known_models(cells)->dict:
+    "Name -> beginnings of the hashes of the models that stand under it in results. Older results do not say for all."
+    known = {}
+    def note(name, lm_id):
+        begin = str(lm_id or "unknown").split("-bos")[0]
+        if name and begin != "unknown": known.setdefault(name, set()).add(begin)
+    for c in (cell["config"] for cell in cells):
+        note(c.get("source"), c.get("source_id"))
+        note(c.get("target"), c.get("target_id"))
+        if isinstance(c.get("models"), (list, tuple)):
+            for name, lm_id in zip(c["models"], c.get("ids") or ()): note(name, lm_id)
+    return known
+
+def check_known(known:dict, name:str, of:str|None):
+    "`InputError` where a model's name is another model's in results (`known_models`)."
+    theirs = known.get(name)
+    if of and theirs and not any(of.startswith(begin) for begin in theirs):
+        raise InputError(f"{name} is another model in the results of this folder (its hash begins with {sorted(theirs)[0]}, this one's with {of[:12]}); "
+                         "name another folder for the results, or rename the model's")
+
 # %% ../nbs/14_experiments.ipynb #a17c3002
 def tune_facts(task, cfg)->dict:
     "What a tuning run really used, for its cell's provenance."
@@ -514,9 +535,10 @@ def score_facts(lm:LM, task, split)->dict:
 
 # %% ../nbs/14_experiments.ipynb #a5658aa6
 class Models:
-    "Loaded models by name and dtype; keeps the last `keep` of them. `InputError` if two would stand in the results under one name."
+    "Loaded models by name and dtype; keeps the last `keep` of them. `InputError` if two would stand in the results under one name, or one under two."
     def __init__(self, keep:int=3, load=None, device="auto", bos=None):   # load: None is `load_lm` onto `device`; bos: model -> True or False, as in a preset
         self.keep, self.own, self.load, self.bos, self.held, self.names = keep, load is None, load or partial(load_lm, device=device), bos or {}, {}, {}
+        self.met, self.known = {}, {}   # hash -> name; name in results -> hashes that it has there (`known_models`)
         self.spread = as_device(device)[1] == device   # over devices by accelerate, whose hooks a cast copy would share
     def __call__(self, name:str, dtype:str="float32")->LM:
         key = name, dtype
@@ -525,6 +547,7 @@ class Models:
             while len(self.held) >= self.keep: self.held.pop(next(iter(self.held))); gc.collect()
             near = self.held.get((name, "float32"))
             lm = self.load(name, dtype=dtype, **({"bos": self.bos[name]} if name in self.bos else {})) if near is None or self.spread else near.cast(getattr(torch, dtype))
+            if near is None: self._meet(name, getattr(lm, "info", {}) | dict(name=lm.name, kin=getattr(lm, "kin", None)))
         self.held[key] = lm   # the latest stands last
         self._named(lm.name, name)
         return lm
@@ -532,10 +555,21 @@ class Models:
         other = self.names.setdefault(lm_name, name)
         if other != name: raise InputError(f"models {other!r} and {name!r} are both called {lm_name!r}; rename the folder or file of one")
         return lm_name
+    def _meet(self, name:str, info:dict):
+        "Note what a model is known by. `InputError` where it is here under another name, or where its name is another model's in the results."
+        for key in ("sha256", "memory", "kin"):
+            other = self.met.setdefault((key, info[key]), name) if info.get(key) else name
+            if other != name: raise InputError(f"{other} and {name} are one model under two names (their {'files' if key == 'sha256' else 'weights'} are the same); name it once: what took part under one name cannot stand under the other as a model that did not")
+        check_known(self.known, info["name"], identity(info))
     def name_of(self, name:str)->str:
         "The name that a model has in results; it is loaded only if that cannot be known otherwise."
         known = {v: k for k, v in self.names.items()}
-        return known[name] if name in known else self._named(_find(name)[1] if self.own else self(name).name, name)
+        if name in known: return known[name]
+        if not self.own: return self._named(self(name).name, name)
+        _, lm_name, info = _find(name)
+        self._named(lm_name, name)
+        self._meet(name, info | dict(name=lm_name))
+        return lm_name
 
 def models_to_keep(
     preset:Preset,
@@ -829,7 +863,7 @@ def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo
     else: memo.setdefault(key, {k: v for k, v in stored.items() if k != "prompt_text"} | dict(wall_s=0.))
     return stored
 
-def _memo_key(preset, task, split, target, ids)->tuple: return target.name, task.hash, len(split), preset.holdout, preset.scoring_dtype, tuple(ids)
+def _memo_key(preset, task, split, target, ids)->tuple: return target.name, lm_id(target), task.hash, len(split), preset.holdout, preset.scoring_dtype, tuple(ids)
 
 # %% ../nbs/14_experiments.ipynb #5338321f
 CARRY_TEXTS, CARRY_LOOKS = 200, 40   # holdout texts of the target on which candidates for it are judged, and how often: every 50 of 2,000 steps
@@ -1194,16 +1228,18 @@ def check_step0(preset:Preset, store:Store, models:Models, data=None, anyway:boo
     if (why := step0_refusal(preset, found)) and not anyway: raise InputError(why)
 
 # %% ../nbs/14_experiments.ipynb #d2c8f560
-def begin(preset:Preset, out, data=None)->tuple:
-    "(results folder, tasks by their names in the preset) of a run. `InputError` for a damaged file in the folder: known before anything is spent."
+def begin(preset:Preset, out, data=None, models:Models=None)->tuple:
+    "(results folder, tasks by their names in the preset) of a run. `InputError` for a damaged file in the folder: known before anything is spent. `models` learn for which models their names stand there."
     store, tasks = Store(out), _load_tasks(preset, data)
-    store.cells()
+    cells = store.cells()
+    if models is not None: models.known = known_models(cells)
     return store, tasks
 
 def announce(preset:Preset, out, data=None, split:int=0):
     "Write the plan of a run into its folder before anything is done: whoever looks there knows what is to come."
-    (store, tasks) = begin(preset, out, data)
-    store.plan([p for u in plan_units(preset, tasks, Models(bos=preset.bos), split) for p in u.pieces], preset.name)
+    models = Models(bos=preset.bos)
+    (store, tasks) = begin(preset, out, data, models)
+    store.plan([p for u in plan_units(preset, tasks, models, split) for p in u.pieces], preset.name)
 
 def run_preset(
     preset:Preset,
@@ -1218,7 +1254,8 @@ def run_preset(
     "Run a preset, one unit after another. Stop it at any time; the same call goes on where it was."
     models = models or Models(keep=models_to_keep(preset, free_bytes("cpu")), bos=preset.bos)
     check_step0(preset, Store(out), models, data, anyway)
-    store, tasks = begin(preset, out, data)
+    store, tasks = begin(preset, out, data, models)
+    for name in dict.fromkeys(m for s in preset.sources for m in (s.model, *s.counterparts, *s.targets)): models.name_of(name)   # a name that is wrong, or stands for another model
     for name in (preset.sources[0].model, *preset.sources[0].counterparts):   # fetched, converted and checked before the clock of the bar starts
         for task in tasks.values(): label_ids(models(name), task)
     check_words(preset, models, preset.sources[0])

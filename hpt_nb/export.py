@@ -9,7 +9,7 @@ __all__ = ['CALIBRATE_ON', 'FORMS', 'check_carried', 'bos_of', 'harness_ids', 'c
 # %% ../nbs/17_export.ipynb #cec3e162
 import json, re
 from pathlib import Path
-from .models import LM, SHIPPED, _find, load_lm
+from .models import LM, SHIPPED, _find, identity, known_by, load_lm, memory_hash, same_model
 from .tasks import FORMATS, TASKS, Split, class_names, load_task, task_format
 from .scoring import label_ids, label_logprobs, text_ids, prompt_to_ids
 from .soft import save_peft, vectors_from_text
@@ -18,14 +18,16 @@ from .calibration import centre_means
 from .transfer import certify
 
 # %% ../nbs/17_export.ipynb #17e00002
-_CARRIED = ("name", "suffix", "labels", "max_text_tokens", "strip", "train", "holdout", "validation")   # what an export carries of a task, or needs none of
-
-_WRITES = ("lm-eval", "python", "json")   # forms that write the input themselves, so its format too
+_CARRIED = ("name", "suffix", "labels", "max_text_tokens", "strip", "format", "train", "holdout", "validation")   # what an export carries of a task, or needs none of
 
 def check_carried(task, form:str):
     "`InputError` for a task with a setting that this form would lose."
-    lost = [k for k, v in task.config.items() if k not in _CARRIED and not (k == "format" and v in FORMATS and form in _WRITES)]
-    if lost: raise InputError(f"{task.name}: the form {form} does not carry the task's {lost[0]} = {task.config[lost[0]]!r}, and without it the prompt would give other answers; use the prompt in hpt_nb, or a task without it")
+    lost, how = [k for k in task.config if k not in _CARRIED], task_format(task)
+    if (how.before, how.join, how.end == "own") != ("", "apart", False):   # a form writes text and template, apart, and nothing between
+        lost.append("format")
+    if lost:
+        raise InputError(f"{task.name}: the form {form} does not carry the task's {lost[0]} = {task.config.get(lost[0], str(how))!r}, "
+                         "and without it the prompt would give other answers; use the prompt in hpt_nb, or a task without it")
 
 def bos_of(lm:LM)->bool|None:
     "Does BOS go before the prompt? None: as the tokenizer has it."
@@ -169,9 +171,8 @@ def to_json(
 )->str:            # JSON
     "A prompt with its task and one certificate a model, as plain JSON; `bos` stands there where the first model was read with or without BOS against its tokenizer's way. `InputError` for a fact that JSON cannot hold."
     if not lms: raise InputError("no model given; a prompt is certified on at least one")
-    check_carried(task, "json")
     text = certify(lms[0], prompt)["text"]
-    certs = [dict(model=lm.info, **certify(lm, text if i else prompt)) for i, lm in enumerate(lms)]
+    certs = [dict(model=lm.info | known_by(lm), **certify(lm, text if i else prompt)) for i, lm in enumerate(lms)]
     bos = bos_of(lms[0])
     body = dict(schema=1, prompt=text, order=["prompt", "text", "suffix", "label word"], pieces_tokenised="apart", **({} if bos is None else dict(bos=bos)), task={**task.config, "hash": task.hash}, **_written(task), certificates=certs, **facts)
     try: out = json.dumps(body, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
@@ -285,7 +286,7 @@ def _whole_prompt(body, where)->dict:
     try:
         cert, given = body["certificates"][0], body.get("given") or {}
         bos = cert["model"].get("bos")
-        out = dict(text=body["prompt"], ids=cert["ids"], vectors=None, bos=None if bos is None else bool(bos), survives=cert.get("agrees"), source=cert["model"]["name"], sha256=cert["model"].get("sha256"), model=(given.get("models") or [None])[0], task=given.get("task"), task_hash=body["task"]["hash"], body=body)
+        out = dict(text=body["prompt"], ids=cert["ids"], vectors=None, bos=None if bos is None else bool(bos), survives=cert.get("agrees"), source=cert["model"]["name"], sha256=cert["model"].get("sha256"), facts=cert["model"], model=(given.get("models") or [None])[0], task=given.get("task"), task_hash=body["task"]["hash"], body=body)
     except (KeyError, IndexError, TypeError, AttributeError) as e: raise InputError(f"{where}: not a prompt that hpt wrote ({type(e).__name__}: {e}); need the JSON of hpt transferable or hpt export") from None
     ids_ok = isinstance(out["ids"], list) and (out["ids"] or out["text"] == "") and all(type(i) is int for i in out["ids"])
     if not ids_ok or not all(isinstance(out[k], str) for k in ("text", "source", "task_hash")) or not all(isinstance(out[k], str|None) for k in ("sha256", "model", "task")):
@@ -297,17 +298,19 @@ def _best_run(store, where, seed)->dict:
     cells = [c for c in store.cells("tune") if seed is None or c["config"]["seed"] == seed]
     if not cells: raise InputError(f"{where}: no tuned prompt{f' of seed {seed}' if seed is not None else ''} in it; need the folder of hpt transferable or hpt tune, or a prompt's JSON file")
     kinds = sorted({" ".join(str(c["config"][k]) for k in ("task", "source", "row", "method")) for c in cells})
+    ids = sorted({str(c["config"].get("source_id") or "unknown") for c in cells})
+    if len(kinds) == 1 and len(ids) > 1: raise InputError(f"{where}: prompts of {len(ids)} models that are all called {cells[0]['config']['source']} (their hashes: {', '.join(ids)}); give --seed of a run of one, or tune them into folders of their own")
     if len(kinds) > 1: raise InputError(f"{where}: prompts of several kinds ({'; '.join(kinds[:3])}{'; ...' if len(kinds) > 3 else ''}); an export takes one: write it from a folder of hpt tune")
     best = max(cells, key=lambda c: c["result"]["best_holdout"])
     cfg, res = best["config"], best["result"]
     known = re.fullmatch(r"([0-9a-f]{12}|unknown)[0-9a-f]*(?:-bos([\d.]*))?", cfg.get("source_id") or "unknown")   # `experiments.lm_id`
     sha, bos = known.groups() if known else (None, None)
-    return dict(text=res["prompt_text"], ids=res["prompt_ids"], vectors=res.get("vectors"), bos=None if bos is None else bool(bos), survives=None, source=cfg["source"], sha256=None if sha == "unknown" else sha, model=None, task=None, task_hash=cfg["task_hash"], body=None)
+    return dict(text=res["prompt_text"], ids=res["prompt_ids"], vectors=res.get("vectors"), bos=None if bos is None else bool(bos), survives=None, source=cfg["source"], sha256=None if sha == "unknown" else sha, facts=dict(begin=None if sha == "unknown" else sha), model=None, task=None, task_hash=cfg["task_hash"], body=None)
 
 def read_prompt(
     path,            # a JSON file, or a folder of hpt transferable or hpt tune, or its pack
     seed:int=None,   # which run of a tuning folder; None: the best on its holdout
-)->dict:             # {"text", "ids", "vectors": of a soft prompt, "bos": set by hand?, "survives": do the ids come back from the text? (None: not known), "source": its model's name, "sha256", "model", "task": as they were given, "task_hash", "body": the whole JSON, if it was one}
+)->dict:             # {"text", "ids", "vectors": of a soft prompt, "bos": set by hand?, "survives": do the ids come back from the text? (None: not known), "source": its model's name, "sha256", "facts": what its model is known by, "model", "task": as they were given, "task_hash", "body": the whole JSON, if it was one}
     "A tuned prompt, read back. `InputError` for what is none."
     p = Path(path)
     store = Store(p) if p.is_dir() or is_pack(p) else None
@@ -334,12 +337,22 @@ def _its_task(it:dict, task:str|None):
     if found.hash != it["task_hash"]: raise InputError(f"task {name} is not the one that the prompt was tuned for: its texts, labels or template differ; give the unchanged task file with --task")
     return found
 
+def _is_its_model(it:dict, lm:LM)->bool|None:
+    "Is a model the one that a prompt was tuned on? None: not known."
+    if "begin" not in it["facts"]: return same_model(it["facts"], known_by(lm))
+    begin = it["facts"]["begin"]   # of a tuning folder: the beginning of a hash, of files or of what was in memory
+    if begin is None: return None
+    return str(identity(lm.info)).startswith(begin) or str(memory_hash(lm.model, lm.tokenizer)).startswith(begin)
+
 def _its_model(it:dict, model:str|None)->LM:
     "The model that a prompt was tuned on."
     name = model or it["model"]
     if not name: raise InputError(f"the prompt was tuned on {it['source']!r}, and does not say where that model is; give --model")
     lm = load_lm(name, dtype="float32", **({} if it["bos"] is None else dict(bos=it["bos"])))
-    same = lm.info["sha256"].startswith(it["sha256"]) if it["sha256"] and lm.info.get("sha256") else lm.name == it["source"]
+    same = _is_its_model(it, lm)
+    if same is None:
+        remark(f"the prompt does not say which model {it['source']} was; {name} is taken for it by its name alone")
+        same = lm.name == it["source"]
     if not same: raise InputError(f"the prompt was tuned on {it['source']}, and {name} is another model; its ids mean something else there: give that model with --model")
     return lm
 
@@ -349,15 +362,28 @@ def _called(name:str)->str:
     path = Path(name).expanduser()
     return path.resolve().name if path.is_dir() else path.stem if path.suffix.lower() == ".gguf" else name.lower() if name.lower() in SHIPPED else name
 
+def _found(name:str)->dict:
+    "What a model on this machine is known by, without loading it; {} for one of a hub."
+    path = Path(name).expanduser()
+    return _find(name)[2] if name.lower() in SHIPPED or path.is_dir() or path.is_file() else {}
+
+def _is_found(it:dict, name:str)->bool|None:
+    "Is the model of this name the one that a prompt was tuned on? None: not known."
+    facts, found = it["facts"], _found(name)
+    if "begin" not in facts: return same_model(facts, found)
+    return found["sha256"].startswith(facts["begin"]) if facts["begin"] and found.get("sha256") else None
+
 def _calibration(it:dict)->dict:
     "The calibration constants that a prompt was read with: model -> {\"means\": ...}; {} if there are none."
     kept = (it["body"] or {}).get("calibration") or {}
     return {m: c for m, c in kept.items() if isinstance(c, dict) and c.get("means")} if isinstance(kept, dict) else {}
 
 def _remark_text(it:dict, name:str|None):
-    "Say where a prompt's text is not the prompt that was tuned."
+    "Say where a prompt's text is not the prompt that was tuned. `InputError` for a namesake of the model that it was tuned on."
     if it["survives"] is False: remark(f"the prompt's text {it['text']!r} is read as other tokens than those that were tuned, on {it['source']} itself; what is exported is the text, and its accuracy is that by text")
-    if name and _called(name) != it["source"]: remark(f"the prompt was tuned on {it['source']}, and is exported to run on {name}: its accuracy there is another one")
+    same = _is_found(it, name) if name else None
+    if name and same is False and _called(name) == it["source"]: raise InputError(f"the prompt was tuned on another model that is called {it['source']} too; rename the folder of {name}, or name that model with --model")
+    if name and not same and _called(name) != it["source"]: remark(f"the prompt was tuned on {it['source']}, and is exported to run on {name}: its accuracy there is another one")
 
 def _peft_use(name:str, out, it:dict, task)->str:
     "How an adapter is used, in one line."

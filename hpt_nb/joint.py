@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from .store import InputError, check_fields, config_hash
 from .models import LM
+from .vocab import covers_model, ids_of
 from .pez import BOUNDS, RAN_AWAY, PezConfig, RunSpec, SearchSpace, balanced_batch_at, batch_at, check_start, facts, lm_facts, read_state, run_pass, spec_facts, start_tokens, texts_at, write_state, _Pass, _finish, _identity, _judge
 from .swaps import _Side, _draws, _stable
 
@@ -36,10 +37,11 @@ class JointConfig(PezConfig):
     "PEZ's settings, and the weight of the projection."
     by_J:bool = False   # True: a token's sum is multiplied by its J
 
-def _check_shared(specs, names):
+def _check_shared(specs, lms):
     "`InputError` unless every spec's vocabulary covers all the models."
+    names = [m.name for m in lms]
     for s in specs:
-        lacks = [n for n in names if s.space.vocab is None or n not in s.space.vocab.models]
+        lacks = [m.name for m in lms if s.space.vocab is None or not covers_model(s.space.vocab, m)]
         if lacks: raise InputError(f"{s.method} needs a vocabulary that {' and '.join(names)} share, and this one does not cover {lacks[0]}; make one from all of them with hpt stability or hpt vocab")
 
 def _own_start(lms, task, cfg, n_runs:int)->dict:
@@ -59,7 +61,7 @@ class _JointPass:
         if odd: raise InputError(f"unknown method {odd[0]!r}; known here: {', '.join(JOINT_METHODS)}")
         self.lms = [lm, *(also if isinstance(also, (list, tuple)) else [also])]
         if len(self.lms) < 2 or len({m.name for m in self.lms}) < len(self.lms): raise InputError(f"models {', '.join(m.name for m in self.lms)}; need at least two different ones")
-        _check_shared(self.specs, [m.name for m in self.lms])
+        _check_shared(self.specs, self.lms)
         vocabs = {s.space.vocab.hash: s.space.vocab for s in self.specs}
         spaces = {(m.name, h): SearchSpace(m, v) for m in self.lms for h, v in vocabs.items()}   # runs on one vocabulary share one
         if cfg.pad_row: raise InputError("pad_row=True; a row that one model alone has cannot be shared by several: leave it out")
@@ -272,7 +274,7 @@ class _JointSwapPass:
         if odd: raise InputError(f"unknown method {odd[0]!r}; known here: joint-swaps")
         self.lms = [lm, *(also if isinstance(also, (list, tuple)) else [also])]
         if len(self.lms) < 2 or len({m.name for m in self.lms}) < len(self.lms): raise InputError(f"models {', '.join(m.name for m in self.lms)}; need at least two different ones")
-        _check_shared(self.specs, [m.name for m in self.lms])
+        _check_shared(self.specs, self.lms)
         asked, there = cfg.gradient_n + cfg.fresh_n, len(task.train.texts)
         if cfg.objective == "centred": there = min(there, len(task.labels)*min(map(task.train.labels.count, set(task.train.labels))))   # each class as often
         if asked > there: raise InputError(f"gradient_n={cfg.gradient_n} and fresh_n={cfg.fresh_n} ask for {asked} texts a round, and there are {there} to train on; lower them")
@@ -301,9 +303,9 @@ class _JointSwapPass:
         if cfg.start or cfg.init != "random": return start_pieces(self.lms, cfg.start or self.lm.decode(start_tokens(self.lm, self.task, cfg, None)))
         for k in range(100):   # most draws of common tokens are read back otherwise by one model or the other
             at = torch.randint(len(vocab), (cfg.n_tokens,), generator=_draws(spec.seed, -1 - k))
-            text = self.lm.decode(vocab.ids_for(self.lm.name)[at].tolist())
-            if all(_stable(m, vocab.ids_for(m.name)[at].tolist()) and m.decode(vocab.ids_for(m.name)[at].tolist()) == text for m in self.lms):
-                return [tuple([i] for i in of) for of in zip(*(vocab.ids_for(m.name)[at].tolist() for m in self.lms))]
+            drawn = [ids_of(vocab, m)[at].tolist() for m in self.lms]
+            text = self.lm.decode(drawn[0])
+            if all(_stable(m, ids) and m.decode(ids) == text for m, ids in zip(self.lms, drawn)): return [tuple([i] for i in of) for of in zip(*drawn)]
         raise InputError(f"seed {spec.seed}: none of 100 random prompts of {cfg.n_tokens} common tokens is read back as it stands; give a start")
 
     def ids(self, r:int, prompt, m:int)->tuple:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ADDED', 'SHIPPED', 'byte_alphabet', 'walk', 'is_control', 'TokenNames', 'name_tokens', 'token_text', 'as_dtype',
-           'as_device', 'input_embeddings', 'LM', 'pad_row', 'check_causal', 'folder_sha256', 'gguf_header',
-           'mend_digits', 'convert_gguf', 'Shipped', 'fetch_shipped', 'load_lm']
+           'as_device', 'input_embeddings', 'memory_hash', 'kin_hash', 'identity', 'same_model', 'known_by',
+           'one_under_two_names', 'check_apart', 'LM', 'pad_row', 'check_causal', 'folder_sha256', 'gguf_header',
+           'mend_tokenizer', 'convert_gguf', 'Shipped', 'fetch_shipped', 'load_lm']
 
 # %% ../nbs/01_models.ipynb #b954b16a
 import copy, hashlib, io, json, math, os, re, shutil, struct, sys, tempfile, time, warnings
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn, Tensor
 
+from .gguf_facts import BOS_FIRST, WHOLE_PIECES, pre_tokenizer, rope_scaling, unread_keys
 from .store import InputError, cache_dir, fetch_package, sha256_file, write_atomic
 
 # %% ../nbs/01_models.ipynb #65770894
@@ -195,6 +197,90 @@ def _rowless(lm, text:str, token:int)->InputError:
     return InputError(f"text {text[at:at+60]!r}: {lm.name}'s tokenizer reads {name!r} in it as token {token}, and the model has {lm.n_rows} rows; "
                       "take the added token out of the tokenizer, or give the model a row for it (resize_token_embeddings)")
 
+# %% ../nbs/01_models.ipynb #58b05443
+_PASSING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "output_attentions", "output_hidden_states")
+
+def _settings_text(model, tokenizer)->str:
+    "A model's configuration and its tokenizer as text, without what changes no result."
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _PASSING}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    spec = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
+    if backend is not None: spec.update(truncation=None, padding=None)   # a call's, not the tokenizer's
+    return json.dumps([config, spec, tokenizer.special_tokens_map], sort_keys=True, default=str)
+
+def _tensors(model)->list:
+    "(name, tensor) of a model's weights and of the buffers that are saved with it, by name."
+    saved = model.state_dict(keep_vars=True)
+    buffers = {k: b for k, b in model.named_buffers() if k in saved}
+    return sorted((dict(model.named_parameters()) | buffers).items())
+
+def _bytes(t:Tensor): return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+def memory_hash(model, tokenizer)->str|None:
+    "SHA-256 of a model's weights, configuration and tokenizer; None where the weights are not at hand (offloaded)."
+    tensors, h = _tensors(model), hashlib.sha256(_settings_text(model, tokenizer).encode())
+    if any(t.device.type == "meta" for _, t in tensors): return None
+    for name, t in tensors:
+        h.update(f"{name} {t.dtype} {list(t.shape)}\n".encode())
+        h.update(_bytes(t))
+    return h.hexdigest()
+
+# %% ../nbs/01_models.ipynb #9b16e188
+_LOOKS = 4096   # numbers of a tensor that are looked at
+
+def kin_hash(model)->str|None:
+    "12 hexadecimal digits that copies of a model share, however they were saved and in whatever folder; None where its weights are not at hand."
+    h, seen = hashlib.sha256(), 0
+    for name, t in sorted(model.named_parameters()):
+        if t.device.type == "meta": continue
+        flat = t.detach().reshape(-1)
+        some = flat[::max(1, len(flat)//_LOOKS)]
+        h.update(f"{name} {list(t.shape)}\n".encode())
+        h.update(_bytes(some.to(torch.bfloat16) if some.is_floating_point() else some))
+        seen += 1
+    return h.hexdigest()[:12] if seen else None
+
+def identity(
+    info:dict,   # as `LM.info`
+)->str|None:     # None: not known
+    "The hash that a model is known by: of its files, its revision on a hub, or of what is in memory."
+    return info.get("sha256") or info.get("revision") or info.get("memory")
+
+def same_model(
+    a:dict, b:dict,   # as `LM.info`, with `kin` where it is known
+)->bool|None:         # None: what is known of them cannot be compared
+    "Are two models one?"
+    for key in ("sha256", "revision", "memory"):
+        if a.get(key) and b.get(key): return a[key] == b[key]
+    return a["kin"] == b["kin"] if a.get("kin") and b.get("kin") else None
+
+def known_by(lm)->dict:
+    "What a model can be known by, as files keep it: its hash and its kin's."
+    kept = {k: v for k, v in lm.info.items() if k in ("sha256", "revision", "memory") and v}
+    return kept | (dict(kin=lm.kin) if lm.kin else {})
+
+def one_under_two_names(
+    lms,       # in the order in which they should be named
+)->tuple|None: # the first two of them
+    "Of several models two that are one, under different names."
+    kin = [getattr(lm, "kin", None) for lm in lms]
+    for j, lm in enumerate(lms):
+        first = kin.index(kin[j]) if kin[j] else j
+        if lms[first].name != lm.name: return lms[first], lm
+    return None
+
+def check_apart(
+    lms,
+):
+    "`InputError` unless the models are different ones, each with a name of its own."
+    names = [lm.name for lm in lms]
+    again = next((j for j, name in enumerate(names) if name in names[:j]), None)
+    if again is not None:
+        first = lms[names.index(names[again])]
+        if first is lms[again] or first.kin == lms[again].kin: raise InputError(f"{first.name} is named twice; name each model once")
+        raise InputError(f"two different models are both called {first.name!r}; rename the folder or file of one")
+    if twice := one_under_two_names(lms): raise InputError(f"{twice[0].name} and {twice[1].name} are one model under two names (their weights are the same); name each model once")
+
 # %% ../nbs/01_models.ipynb #e2a2f93c
 class LM:
     "A frozen causal language model with its tokenizer: what it reads (`embeddings`), what its tokens say (`token_bytes`), and how text becomes ids."
@@ -219,8 +305,20 @@ class LM:
     def dtype(self)->torch.dtype: return self._table.dtype
     @property
     def info(self)->dict:
-        "Where the model came from: name, kind, sha256 or revision, licence where known, dtype; `compiled` where it is; `bos`, the ids that go before a text, where they are not the tokenizer's own."
-        return dict(name=self.name, **self._info, dtype=str(self.dtype).removeprefix("torch."), **({"compiled":True} if self.uncompiled else {}))
+        "Where the model came from: name, kind, sha256 or revision, or `memory`, a hash of the weights; licence where known, dtype; `compiled` where it is; `bos`, the ids that go before a text, where they are not the tokenizer's own."
+        memory = {} if identity(self._info) else dict(memory=self._in_memory())
+        return dict(name=self.name, **self._info, **memory, dtype=str(self.dtype).removeprefix("torch."), **({"compiled":True} if self.uncompiled else {}))
+
+    def _in_memory(self)->str|None:
+        "`memory_hash`, computed again only where a weight has been written to since."
+        model = (self.uncompiled or self).model
+        key = len(self.tokenizer), tuple((id(p), None if p.is_inference() else p._version) for p in model.parameters())
+        if self.__dict__.get("_memory", (None,))[0] != key: self._memory = key, memory_hash(model, self.tokenizer)
+        return self._memory[1]
+    @cached_property
+    def kin(self)->str|None:
+        "`kin_hash`: what copies of a model under other names share."
+        return kin_hash((self.uncompiled or self).model)
 
     @cached_property
     def embeddings(self)->Tensor:
@@ -269,6 +367,8 @@ class LM:
     def cast(self, dtype)->"LM":
         "A copy in another dtype, equal to loading the model in that dtype; not compiled."
         lm = copy.copy(self.uncompiled or self)
+        lm._info = {k: v for k, v in lm.info.items() if k not in ("name", "dtype", "compiled")}   # a copy is the same model: its hash is not taken anew
+        lm.kin   # nor this one
         lm.model = _cast(lm.model, as_dtype(dtype, self.device))
         lm.__dict__.pop("embeddings", None)
         return lm
@@ -328,7 +428,9 @@ _CANNOT = (TypeError, ValueError, NotImplementedError, AttributeError, RuntimeEr
 @torch.no_grad()
 def check_causal(lm:LM):
     "`InputError` unless the model predicts from left to right, reads embeddings as it reads ids, and gives finite numbers."
-    top = max(set(lm.tokenizer.get_vocab().values()) - set(lm.tokenizer.added_tokens_decoder))   # a token added later may lack a row: nobody reads it
+    own = set(lm.tokenizer.get_vocab().values()) - set(lm.tokenizer.added_tokens_decoder)
+    if not own: raise InputError(f"{lm.name}: its tokenizer has no tokens; its files are missing or belong to another model")
+    top = max(own)   # a token added later may lack a row: nobody reads it
     if top >= lm.n_rows: raise InputError(f"{lm.name}: the tokenizer gives ids up to {top}, the model has {lm.n_rows} rows; they do not belong together")
     ids = list(dict.fromkeys(lm.encode("One man came, two women went.")))[-3:]
     if len(ids) < 3: raise InputError(f"{lm.name}: its tokenizer does not know plain English letters; its files are missing or belong to another model")
@@ -336,7 +438,10 @@ def check_causal(lm:LM):
     try: by_id = lm.model(input_ids=ids_bp, use_cache=False).logits.float()
     except torch.cuda.OutOfMemoryError: raise
     except _CANNOT as e: raise InputError(f"{lm.name}: does not read plain text ({_why(e)}); name a causal language model") from e
-    try: by_row = lm.model(inputs_embeds=lm.model.get_input_embeddings()(ids_bp), use_cache=False).logits.float()
+    rows = lm.model.get_input_embeddings()(ids_bp)
+    try:
+        by_row = lm.model(inputs_embeds=rows, use_cache=False).logits.float()
+        lm.model(inputs_embeds=(rows + rows.flip(-2))/2, use_cache=False)   # vectors of no token, for models that look the token up
     except torch.cuda.OutOfMemoryError: raise
     except _CANNOT as e: raise InputError(f"{lm.name}: does not take embeddings in place of token ids ({_why(e)}); name another model") from e
     if not by_id.isfinite().all(): raise InputError(f"{lm.name}: its outputs are not finite in {lm.dtype}; the weights are damaged, or another dtype is needed")
@@ -346,10 +451,35 @@ def check_causal(lm:LM):
 
 def _why(e:Exception)->str: return " ".join(str(e).split())[:200] or type(e).__name__
 
+# %% ../nbs/01_models.ipynb #5c0b1004
+_PROBES = ("It's 1980 or 12345, DON'T  stop\n\nnow", "A naïve café in Zürich; cafe\u0301.", "x=1;\n\t\tfoo_bar(2.5)  # 100%", "東京は 2024年、Москва", "I'm  here   (3rd): e.g. 7,000,000")
+
+def _filed(source):
+    "The tokenizer as its own file has it, or None where there is no such file."
+    from tokenizers import Tokenizer
+    from transformers.utils import cached_file
+    try: path = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    except OSError: return None
+    return Tokenizer.from_file(path) if path else None
+
+def _as_filed(tokenizer, source)->list:
+    "Make a tokenizer read text as its tokenizer.json has it, where transformers' class has rules of its own. Remarks on what cannot be told."
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if "__init__" not in type(tokenizer).__dict__: return []   # a class without rules of its own: it has read the file
+    if backend is None or (filed := _filed(source)) is None: return []
+    def differ(texts): return any(backend.encode(t, add_special_tokens=False).ids != filed.encode(t, add_special_tokens=False).ids for t in texts)
+    if differ(_PROBES):
+        backend.model, backend.normalizer = filed.model, filed.normalizer
+        backend.pre_tokenizer, backend.decoder = filed.pre_tokenizer, filed.decoder
+        if differ(_PROBES): return ["its tokenizer's class and its tokenizer.json disagree, and the ids are those of the class; see which is right"]
+    if differ(" " + t for t in _PROBES):   # SentencePiece's kind, which has two readings of it
+        return ["its tokenizer's class and its tokenizer.json disagree on texts that begin with a space; the ids are those of the class"]
+    return []
+
 # %% ../nbs/01_models.ipynb #de53d84f
 @contextmanager
 def _quiet():
-    "Keep transformers' progress bars and warnings from the user; what matters we say ourselves."
+    "Keep transformers' progress bars and warnings from the user, where nothing is loaded."
     from transformers.utils import logging
     from huggingface_hub.utils import enable_progress_bars
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -365,20 +495,78 @@ def _quiet():
 
 def _say(line:str): print(line, file=sys.stderr, flush=True)
 
+# %% ../nbs/01_models.ipynb #5c0b1002
+_HARMLESS = tuple(re.compile(p, re.I | re.S) for p in (
+    r"LOAD REPORT from",                    # a table of missing and unused weights, of which we speak ourselves
+    r"is deprecated|will be removed|FutureWarning",
+    r"fast path is not available|falling back to|kernels? (is|are) not|flash|Could not load the custom kernel",   # speed
+    r"is ByteLevel.*loading `TokenizersBackend`",   # whose file is read as it stands
+    r"incorrect regex pattern",             # the file's rule is read; see `_as_filed`
+    r"generation (flags|config)|`(temperature|top_p|top_k|do_sample)`|(bos|eos|pad)_token_id",   # of sampling, which nobody does here
+    r"Using the `?SDPA`?|attention implementation|_attn_implementation",
+    r"unauthenticated requests|HF_TOKEN|symlinks|resume_download|hf_xet"))
+
+@contextmanager
+def _listening():
+    "Yield a list that will hold transformers' and Python's warnings; nothing of them is printed."
+    import logging as python_logging
+    from transformers.utils import logging
+    heard, quiet = [], python_logging.getLogger("transformers")
+    class Ear(python_logging.Handler):
+        def emit(self, record): heard.append(record.getMessage())
+    before = quiet.handlers[:], quiet.propagate, quiet.level, logging.is_progress_bar_enabled()
+    getattr(logging.warning_once, "cache_clear", lambda: None)()   # what was said of another model is said of this one
+    try:
+        quiet.handlers, quiet.propagate = [Ear()], False
+        quiet.setLevel(python_logging.WARNING)
+        logging.disable_progress_bar()
+        with warnings.catch_warnings(record=True) as python_warnings:
+            warnings.simplefilter("always")
+            yield heard
+        heard += [str(w.message) for w in python_warnings]
+    finally:
+        quiet.handlers, quiet.propagate, level, bars = before
+        quiet.setLevel(level)
+        if bars: logging.enable_progress_bar()
+
+def _remarks(heard:list)->list:
+    "Of what was heard while a model was loaded: a line each of what may change its numbers."
+    plain = (" ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split()) for text in heard)
+    return [text[:300] for text in dict.fromkeys(plain) if not any(p.search(text) for p in _HARMLESS)]
+
+def _unused(keys)->str|None:
+    "A sentence on weights that stand in a model's files and that the model does not take. None for what is known to do no harm."
+    odd = sorted(k for k in keys if not re.search(r"(inv_freq|position_ids|num_batches_tracked|attn\.(masked_)?bias|attention\.(masked_)?bias|rotary_emb\.\w+_cached)$", k))
+    if not odd: return None
+    more = f" and {len(odd) - 2} more" if len(odd) > 2 else ""
+    return (f"{len(odd)} weights in its files are not used ({', '.join(odd[:2])}{more}): another configuration, an adapter, or "
+            "parts that no causal language model has; the scores are those of the model without them")
+
 # %% ../nbs/01_models.ipynb #2344f955
+def _tokenizer(source, **kw):
+    "transformers' tokenizer. A folder that a .gguf file was converted to is read as its tokenizer.json stands."
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    auto = PreTrainedTokenizerFast if not kw and (Path(source)/"conversion.json").is_file() else AutoTokenizer
+    return auto.from_pretrained(source, trust_remote_code=False, **kw)
+
 def _pretrained(source, name:str, dtype, place, **kw):
-    "(model, tokenizer) from a folder, a .gguf file or the hub. `InputError` if that fails or weights are missing."
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    "(model, tokenizer, remarks on what may change its numbers) from a folder, a .gguf file or the hub. `InputError` if that fails or weights are missing."
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers import AutoModelForCausalLM
     what, gguf = "tokenizer", {k:v for k,v in kw.items() if k == "gguf_file"}
     if not gguf: kw["use_safetensors"] = True
     try:   # anything may be wrong with files from outside, and each library has its own error for it
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
+        with _listening() as heard:
+            enable_progress_bars()   # a download's bar is worth seeing
+            tokenizer = _tokenizer(source, **gguf)
             what = "causal language model"
             model, said = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map=place, trust_remote_code=False, output_loading_info=True, **kw)
     except Exception as e: raise InputError(f"{name}: cannot be loaded as a {what}: {_why(e)}") from e
     if lost := sorted(said["missing_keys"]): raise InputError(f"{name}: {len(lost)} weights are missing from its files ({lost[0]}, ...); fetch it again, or name a causal language model")
-    return model, tokenizer
+    if lost := sorted(map(str, [*said.get("mismatched_keys", ()), *said.get("conversion_errors", ())])):
+        raise InputError(f"{name}: {len(lost)} weights do not fit its configuration ({lost[0][:100]}, ...); fetch it again")
+    unused = _unused(said["unexpected_keys"])
+    return model, tokenizer, [*([unused] if unused else []), *_remarks(heard), *([] if gguf else _as_filed(tokenizer, source))]
 
 # %% ../nbs/01_models.ipynb #737db709
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -389,6 +577,9 @@ def _check_folder(path:Path)->Path:
     if not any(path.glob("*.safetensors")):
         pickled = [p.name for pat in _PICKLES for p in path.glob(pat)]
         raise InputError(f"{path}: " + (f"only pickled weights ({pickled[0]}), which can run code when read; convert them to safetensors first" if pickled else "no .safetensors file in it; need a folder as save_pretrained writes it"))
+    if (path/"adapter_config.json").is_file():
+        raise InputError(f"{path}: a model with an adapter beside it (adapter_config.json), which some installations would load and others not; "
+                         "merge it into the weights (PEFT's merge_and_unload), or move the adapter to a folder of its own")
     if not any(p.name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece", "tekken", "merges")) for p in path.iterdir()): raise InputError(f"{path}: no tokenizer in it (tokenizer.json, tokenizer.model, vocab.json, ...); save the tokenizer beside the model")
     return path
 
@@ -443,15 +634,136 @@ def gguf_header(path)->dict:
     return meta
 
 # %% ../nbs/01_models.ipynb #077085e7
-_DIGITWISE = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}   # llama.cpp: each digit apart, then GPT-2's rule
+def _spaced(backend, wanted:bool):
+    "Have a SentencePiece tokenizer put a space before each text, or not."
+    from tokenizers import decoders, normalizers
+    space, marker = backend.encode("x", add_special_tokens=False).tokens[0].startswith("▁"), "▁"
+    if space == wanted: return
+    steps = [decoders.Replace(marker, " "), decoders.ByteFallback(), decoders.Fuse()]
+    underline = normalizers.Replace(" ", marker)
+    backend.pre_tokenizer = None
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(marker), underline]) if wanted else underline
+    backend.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if wanted else [])])
 
-def mend_digits(tokenizer, pre:str|None):
-    "Give a byte-level tokenizer from a GGUF file its digit splitting back, where `tokenizer.ggml.pre` names it and the conversion dropped it."
-    from tokenizers import pre_tokenizers
-    backend = tokenizer.backend_tokenizer
-    if pre in _DIGITWISE and [s["type"] for s in _parts(backend.pre_tokenizer)] == ["ByteLevel"]:
-        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    return tokenizer
+def _held_whole(tokenizer, tokens:list)->list:
+    "Have a tokenizer find these tokens in a text letter for letter, before all else; returns those that it cannot."
+    from tokenizers import AddedToken, Tokenizer
+    known = {t.content for t in tokenizer.added_tokens_decoder.values()}
+    new = [t for t in tokens if t not in known]
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab = spec["model"]["vocab"]
+    if _parts(tokenizer.backend_tokenizer.normalizer) == [dict(type="Replace", pattern={"String":" "}, content="▁")]:   # Gemma's kind
+        runs = [t.replace(" ", "▁") for t in new if t.replace(" ", "▁") in vocab]
+        tokenizer.add_tokens([AddedToken(t, normalized=True) for t in runs])
+        return [t for t in new if t.replace(" ", "▁") not in runs]
+    stand_in = {b:c for c,b in _ALPHABET.items()}
+    spelled = {"".join(stand_in[b] for b in t.encode()): t for t in new}
+    if not new or spec["decoder"] != {**spec["decoder"], "type":"ByteLevel"} or not spelled.keys() <= vocab.keys(): return new
+    for merge in spec["model"]["merges"][:]:   # a token that is found before the merges is not made by one
+        pair = merge if isinstance(merge, list) else merge.split(" ")
+        if {*pair, "".join(pair)} & spelled.keys(): spec["model"]["merges"].remove(merge)
+    spec["model"]["vocab"] = {spelled.get(t, t): i for t, i in vocab.items()}
+    extra = [dict(id=vocab[s], content=t, single_word=False, lstrip=False, rstrip=False, normalized=False, special=False) for s, t in spelled.items()]
+    spec["added_tokens"] = sorted([*spec["added_tokens"], *extra], key=lambda t: t["id"])
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(spec))
+    return []
+
+def mend_tokenizer(
+    tokenizer,     # as transformers made it from a .gguf file
+    meta:dict,     # the file's metadata
+    whole=(),      # tokens that are found in a text letter for letter ("user defined")
+)->list:           # remarks on what cannot be mended
+    "Give a tokenizer what its file states and the conversion dropped. `InputError` for a rule of cutting text that is not known."
+    from tokenizers import normalizers
+    backend, arch = tokenizer.backend_tokenizer, meta.get("general.architecture", "")
+    kind, pre, first = (meta.get(f"tokenizer.ggml.{k}") for k in ("model", "pre", "add_bos_token"))
+    remarks = []
+    if kind == "gpt2":
+        backend.pre_tokenizer = pre_tokenizer(pre)
+        if pre in WHOLE_PIECES: backend.model.ignore_merges = True
+        if arch.startswith("qwen"): backend.normalizer = normalizers.NFC()   # Qwen's own tokenizer composes letters and accents
+        if first is None and pre in BOS_FIRST and tokenizer.bos_token_id is not None: tokenizer.add_bos_token = True
+        if not pre: remarks.append("it names no rule for cutting text (tokenizer.ggml.pre); read by llama.cpp's default rule, which may not be the model's")
+    if kind not in ("gpt2", "llama"):
+        remarks.append(f"its kind of tokenizer (tokenizer.ggml.model = {kind!r}) is read by transformers' rules alone, which may not be the file's")
+    if kind == "llama":
+        _spaced(backend, meta.get("tokenizer.ggml.add_space_prefix", not arch.startswith("gemma")))
+        if any(s["type"] == "Metaspace" for s in _parts(backend.pre_tokenizer)):
+            remarks.append("its tokenizer puts a space before each text; a text that begins with one gets no second one here")
+    if cut := _held_whole(tokenizer, list(whole)):
+        remarks.append(f"{len(cut)} tokens that should be found whole in a text are cut like other text ({cut[0]!r}, ...)")
+    return remarks
+
+# %% ../nbs/01_models.ipynb #5c0b1006
+_AMENDED = {"llama", "mistral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "phi3", "gemma", "gemma2", "gemma3", "nemotron", "stablelm", "starcoder2"}
+_PARTLY_ROTARY = {"phi3", "nemotron", "stablelm"}   # architectures whose class can turn a part of each head
+
+def _set_rope(cfg, meta:dict, divisors:dict, head_dim:int)->list:
+    "Write a file's rotary facts into a configuration; remarks on what the architecture's class cannot do."
+    arch, rope = meta["general.architecture"], copy.deepcopy(getattr(cfg, "rope_parameters", None))
+    scaling = rope_scaling(meta, divisors)
+    if not rope: return ["its position scaling is not read, since the class has no rotary positions"] if scaling else []
+    own, remarks = rope.get("full_attention", rope), []   # Gemma 3 scales those layers alone
+    if base := meta.get(f"{arch}.rope.freq_base"): own["rope_theta"] = base
+    part = meta.get(f"{arch}.rope.dimension_count", head_dim)/head_dim
+    if arch in _PARTLY_ROTARY: own["partial_rotary_factor"] = part
+    elif part != 1: remarks.append(f"{arch}.rope.dimension_count is {part:.0%} of a head, and the class turns all of it; its numbers are those of another model")
+    own.update(scaling)
+    if "original_max_position_embeddings" in scaling and hasattr(cfg, "original_max_position_embeddings"):   # Phi-3 reads it there
+        cfg.original_max_position_embeddings = scaling["original_max_position_embeddings"]
+    cfg.rope_parameters = rope
+    return remarks
+
+def _set_special(cfg, meta:dict):
+    "Give a configuration the ids of its file's special tokens; a class' defaults are those of some other vocabulary."
+    for own, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        setattr(cfg, f"{own}_token_id", meta.get(f"tokenizer.ggml.{name}_token_id"))
+
+def _amend(cfg, meta:dict, names:set, divisors:dict)->list:
+    "Put into a configuration what its .gguf file states and transformers leaves out. Remarks on what cannot be put there."
+    arch = meta["general.architecture"]
+    def key(name, default=None): return meta.get(f"{arch}.{name}", default)
+    heads, width = key("attention.head_count"), key("embedding_length")
+    _set_special(cfg, meta)
+    if arch == "gpt2": cfg.n_positions, cfg.n_inner = key("context_length", cfg.n_positions), key("feed_forward_length", cfg.n_inner)
+    if arch not in _AMENDED or not isinstance(heads, int) or not width: return _set_rope(cfg, meta, divisors, 1) if divisors else []
+    head_dim = key("attention.key_length", width//heads)
+    if hasattr(cfg, "head_dim"): cfg.head_dim = head_dim
+    if key("attention.value_length", head_dim) != head_dim: return [f"{arch}.attention.value_length differs from key_length, which is not read"]
+    for name, to in (("expert_feed_forward_length", "moe_intermediate_size"), ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+                     ("attn_logit_softcapping", "attn_logit_softcapping"), ("final_logit_softcapping", "final_logit_softcapping")):
+        if key(name) is not None: setattr(cfg, to, key(name))
+    if arch in ("gemma2", "gemma3"):   # the largest of each divides by the width of a head as the embedding has it
+        cfg.query_pre_attn_scalar = width//heads if (arch, key("block_count")) in (("gemma2", 46), ("gemma3", 62)) else head_dim
+    if cfg.model_type in ("mistral", "phi3", "starcoder2"): cfg.sliding_window = key("attention.sliding_window") or None
+    if arch == "llama":
+        cfg.attention_bias = all(f"blk.0.attn_{x}.bias" in names for x in ("q", "k", "v", "output"))
+        cfg.mlp_bias = all(f"blk.0.ffn_{x}.bias" in names for x in ("gate", "up", "down"))
+    if arch == "stablelm": cfg.qk_layernorm = "blk.0.attn_q_norm.weight" in names
+    return _set_rope(cfg, meta, divisors, head_dim)
+
+# %% ../nbs/01_models.ipynb #5c0b1008
+_DIVISORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
+
+def _untaken(names, model, arch:str)->list:
+    "Tensors of a .gguf file that transformers has no place for in this model."
+    from transformers.integrations.gguf import GGUF_ARCHS
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+    if arch in GGUF_ARCHS: return []   # those are loaded as any other weights, and named by the loader
+    taken = set(get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(arch, TensorProcessor)(config=model.config.to_dict())))
+    if arch == "gpt2": taken.add("output.weight")
+    def of(name): return re.sub(r"\.(weight|bias)$", "", name)
+    return sorted(n for n in names if not {n, of(n)} & taken and of(n) not in _DIVISORS and not re.search(r"\.nextn\.|rot_embd", n))
+
+def _gguf_tensors(path)->tuple:
+    "(names of a file's tensors, divisors of its rotary frequencies, its tokens that are found whole in a text)"
+    from gguf import GGUFReader
+    reader = GGUFReader(path)
+    names = {t.name for t in reader.tensors}
+    divisors = {t.name.removesuffix(".weight"): [float(x) for x in t.data] for t in reader.tensors if t.name.removesuffix(".weight") in _DIVISORS}
+    types, tokens = (reader.fields.get(f"tokenizer.ggml.{k}") for k in ("token_type", "tokens"))
+    whole = [] if types is None or tokens is None else [i for i, at in enumerate(types.data) if types.parts[at][0] == 4]   # 4: user defined
+    return names, divisors, [bytes(tokens.parts[tokens.data[i]]).decode() for i in whole]
 
 # %% ../nbs/01_models.ipynb #c96f463a
 def _sizes(folder:Path)->dict: return {p.name:p.stat().st_size for p in sorted(folder.iterdir()) if p.name != "conversion.json"}
@@ -470,34 +782,62 @@ def convert_gguf(
     if _whole(out): return out
     meta, t = gguf_header(path), time.monotonic()
     _say(f"converting {path.name} to safetensors, once; a minute or less for small models")
-    model, tokenizer = _read_gguf(path, meta)
-    try: _put(model, tokenizer, out, dict(gguf=path.name, sha256=sha256, license=meta.get("general.license")))
+    model, tokenizer, remarks = _read_gguf(path, meta)
+    try: _put(model, tokenizer, out, dict(gguf=path.name, sha256=sha256, license=meta.get("general.license"), remarks=remarks))
     except (OSError, SafetensorError) as e: raise InputError(f"cannot write the converted model to {out.parent} ({_why(e)}); free some space, or set HPT_CACHE to another folder") from e
     _say(f"converted {path.name} in {time.monotonic()-t:.0f} s")
     return out
 
 def _read_gguf(path:Path, meta:dict)->tuple:
-    "(model, tokenizer) of a .gguf file, with plain float32 weights."
-    from transformers import GgufConfig
+    "(model, tokenizer, remarks) of a .gguf file, with plain float32 weights. `InputError` for what would be read wrongly."
+    from transformers import AutoConfig, GgufConfig
+    try: names, divisors, whole = _gguf_tensors(path)
+    except (ValueError, KeyError, IndexError, OSError) as e: raise InputError(f"{path.name}: cannot be read ({_why(e)}); fetch it again") from e
     with redirect_stderr(io.StringIO()):   # a progress bar that transformers' settings do not reach
-        model, tokenizer = _pretrained(str(path.parent), path.name, torch.float32, None, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True))
-    return model, mend_digits(tokenizer, meta.get("tokenizer.ggml.pre"))
+        try:
+            with _listening(): cfg = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+        except Exception as e: raise InputError(f"{path.name}: cannot be loaded as a causal language model: {_why(e)}") from e
+        remarks = _of(path, lambda: _amend(cfg, meta, names, divisors))
+        model, tokenizer, more = _pretrained(str(path.parent), path.name, torch.float32, None, gguf_file=path.name, config=cfg,
+                                             quantization_config=GgufConfig(dequantize=True))
+    if untaken := _unused(_untaken(names, model, meta["general.architecture"])): remarks.append(untaken)
+    if odd := unread_keys(meta, _keys_read(meta["general.architecture"])):
+        remarks.append(f"{len(odd)} of its settings are not read ({', '.join(odd[:3])}{', ...' if odd[3:] else ''}); the scores may not be the model's")
+    return model, tokenizer, [*remarks, *more, *_of(path, lambda: mend_tokenizer(tokenizer, meta, whole))]
+
+def _of(path, read):
+    "`read()`; an `InputError` begins with the file's name."
+    try: return read()
+    except InputError as e: raise InputError(f"{path.name}: {e}") from e
+
+def _keys_read(arch:str)->set|None:
+    "Names of the header's lines that transformers reads for an architecture; None: whatever it needs, by code of its own."
+    from transformers.integrations import GGUF_CONFIG_MAPPING
+    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+    if arch in GGUF_CONFIG_ARCHS: return None
+    names = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
+    return {k for k, to in GGUF_CONFIG_MAPPING.get(names.get(arch, arch), {}).items() if to}
 
 def _put(model, tokenizer, out:Path, note:dict):
     "Write a conversion beside its place, then move it there."
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as tmp, _quiet():
         new = Path(tmp)/"new"
-        model.save_pretrained(new); tokenizer.save_pretrained(new)
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        stated = json.loads((new/"tokenizer_config.json").read_text())
+        (new/"tokenizer_config.json").write_text(json.dumps({**stated, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2))   # no class' own rules
         (new/"conversion.json").write_text(json.dumps(dict(note, sizes=_sizes(new))))
         if out.exists() and not _whole(out): shutil.rmtree(out)
         try: os.replace(new, out)
         except OSError:
             if not _whole(out): raise    # else another process was quicker, with the same result
 
+_CONVERSION = 2   # counts up when a conversion comes out otherwise
+
 def _conversion(sha256:str)->Path:
     import transformers
-    return cache_dir()/"models"/f"{sha256[:16]}-transformers-{transformers.__version__}"
+    return cache_dir()/"models"/f"{sha256[:16]}-v{_CONVERSION}-transformers-{transformers.__version__}"
 
 # %% ../nbs/01_models.ipynb #9d0054b7
 @dataclass(frozen=True)
@@ -561,11 +901,17 @@ def load_lm(
     "Load a causal language model, frozen. safetensors and GGUF only, never a pickle, never code from the model's repository. `InputError` for what cannot be loaded."
     dev, place = as_device(device)
     source, lm_name, info = _find(str(name))
-    model, tokenizer = _pretrained(source, lm_name, as_dtype(dtype, dev), place)
+    model, tokenizer, remarks = _pretrained(source, lm_name, as_dtype(dtype, dev), place)
+    for line in _noted(source) + remarks: _say(f"{lm_name}: {line}")
     if info["kind"] == "hub": info["revision"] = getattr(model.config, "_commit_hash", None)
     return LM.wrap(model, tokenizer, lm_name, bos, info)
 
 # %% ../nbs/01_models.ipynb #c392bc10
+def _noted(source)->list:
+    "Remarks that the conversion of a .gguf file has left."
+    try: return json.loads((Path(source)/"conversion.json").read_text()).get("remarks", [])
+    except (OSError, ValueError): return []
+
 def _find(name:str)->tuple:
     "(folder or hub id to load, the model's name in tables, its `info`)"
     path = Path(name).expanduser()

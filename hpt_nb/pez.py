@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import Adafactor
 from .store import SEEDS, InputError, check_fields, config_hash, whole, write_atomic
 from .models import LM, pad_row, token_text
-from .vocab import Vocab, whole_vocab
+from .vocab import Vocab, ids_of, whole_vocab
 from .scoring import OBJECTIVES, PrefixScorer, label_ids, text_ids
 
 # %% ../nbs/06_pez.ipynb #81f38982
@@ -31,7 +31,7 @@ class SearchSpace:
     def __init__(self, lm:LM,
                  vocab=None):  # Vocab that covers `lm`, 1-D ids, or None: every row the tokenizer can name
         if vocab is None: vocab = whole_vocab(lm)
-        ids = vocab.ids_for(lm.name) if isinstance(vocab, Vocab) else torch.as_tensor(vocab, dtype=torch.long)
+        ids = ids_of(vocab, lm) if isinstance(vocab, Vocab) else torch.as_tensor(vocab, dtype=torch.long)
         if ids.ndim != 1 or len(ids) == 0: raise InputError(f"the vocabulary to search has shape {tuple(ids.shape)}; need at least one token id")
         if int(ids.min()) < 0 or int(ids.max()) >= len(lm.embeddings):
             raise InputError(f"token id {int(ids.max())} of the vocabulary is outside {lm.name}'s {len(lm.embeddings)} rows; the vocabulary belongs to another model")
@@ -323,7 +323,7 @@ def read_state(path, identity:str)->tuple:
 
 def lm_facts(lm:LM)->dict:
     "What tells a model from another, in a checkpoint's identity."
-    return {k: v for k, v in lm.info.items() if k in ("name", "sha256", "revision", "dtype", "compiled", "bos")}
+    return {k: v for k, v in lm.info.items() if k in ("name", "sha256", "revision", "memory", "dtype", "compiled", "bos")}
 
 def spec_facts(specs)->list:
     "What tells runs from others: method, seed, and a checksum of the tokens allowed, in their order."

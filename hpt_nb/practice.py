@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .store import SEEDS, InputError, Store, check_writable, config_hash, provenance, say_remarks, visible, whole, write_atomic
-from .models import LM
+from .store import SEEDS, InputError, Store, check_writable, config_hash, provenance, remark, say_remarks, visible, whole, write_atomic
+from .models import LM, same_model
 from .tasks import load_task
-from .vocab import Vocab
+from .vocab import Vocab, ids_of
 from .selection import TokenRules, select
 from .scoring import check_lengths, evaluate, label_ids, text_ids
 from .pez import RunSpec, SearchSpace, fast_dtype
 from .soft import SOFT_METHODS
-from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, lm_id, method_config, product_rate, score_facts, score_prompt, stored_vocab, tune_config, tune_facts
+from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, known_models, lm_id, method_config, product_rate, score_facts, score_prompt, stored_vocab, tune_config, tune_facts
 from .report import spans_zero, text_interval
 from .export import read_prompt, to_json
 from .prompts import named_models
@@ -51,7 +51,7 @@ def reads_as_tuned(
 )->bool:
     "Does `lm`, given the prompt's text, read the tokens that were tuned?"
     here = lm.encode(source.decode(ids))
-    if lm is source or lm.name == source.name: return here == [int(i) for i in ids]
+    if lm is source or lm_id(lm) == lm_id(source): return here == [int(i) for i in ids]
     read, tuned = [lm.token_bytes.get(i) for i in here], [source.token_bytes.get(int(i)) for i in ids]
     return None not in read and read == tuned   # two special tokens are alike in having no bytes, and in nothing else
 
@@ -146,7 +146,7 @@ def untuned_prompts(
     n:int=CONTROLS,
 )->list:             # dicts as of `tuned_prompts`
     "Random prompts of the same vocabulary and length; number i is the same for every call."
-    ids, out = vocab.ids_for(source.name), []
+    ids, out = ids_of(vocab, source), []
     for seed in range(n):
         pick = ids[torch.randint(len(ids), (n_tokens,), generator=torch.Generator().manual_seed(seed))].tolist()
         out.append(dict(source=source.name, counterpart=None, row="Untuned", seed=seed, steps=None, method=None, prompt_ids=pick, prompt_text=source.decode(pick)))
@@ -245,7 +245,8 @@ def check_own_folder(store:Store, task, source:LM):
     if any("model_ids" not in c["config"] for c in store.cells("tune")): raise InputError(f"{store.path} holds results of hpt run or hpt tune; name another folder for this prompt")
     if (store.path/"prompt.json").exists():
         there = read_prompt(store.path)
-        if (there["task_hash"], there["source"]) != (task.hash, source.name): raise InputError(f"{store.path} holds the prompt of another task or model, tuned on {there['source']}; name another folder for this one")
+        same = same_model(there["facts"], source.info | dict(kin=source.kin))
+        if there["task_hash"] != task.hash or (there["source"] != source.name if same is None else not same): raise InputError(f"{store.path} holds the prompt of another task or model, tuned on {there['source']}; name another folder for this one")
 
 def transferable(
     task,                  # a task's name or file, or a `Task`
@@ -279,8 +280,10 @@ def transferable(
     names, targets = names[:len(models)], names[len(models):]
     given = dict(task=str(task) if isinstance(task, (str, Path)) else None, models=names, targets=targets)
     task = load_task(task) if isinstance(task, (str, Path)) else task
+    cfg = _fitting(cfg, task, settings)
     store, load = Store(out or f"runs/transferable-{''.join(c if c.isalnum() else '_' for c in task.name)}"), loader or Models(keep=len(names) + 1)
     split, source = task.subset("validation", min(limit, len(task.validation))), names[0]
+    load.known = known_models(store.cells())
     check_models(task, load, names, targets, split.texts, cfg.n_tokens)
     written = [of[0] for of in named_prompts(against).values()] + [start]*bool(start)
     for name in (*targets, *names) if written else (): check_prompts(load(name), task, split.texts, written)
@@ -350,6 +353,16 @@ def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, 
     found = stored_audit(store, task, [n for n, _ in places], load, rows, len(split), on_audit)
     bar.end()
     return prompts[best], candidates, scores, reads, found
+
+def _fitting(cfg, task, given):
+    "A configuration whose rounds the training texts are enough for, where the user left their sizes open; said where they shrink."
+    if not hasattr(cfg, "fresh_n") or {"gradient_n", "fresh_n"} & set(given): return cfg
+    there = len(task.labels)*min(map(task.train.labels.count, set(task.train.labels)))
+    asked, classes = cfg.gradient_n + cfg.fresh_n, len(task.labels)
+    if asked <= there: return cfg
+    first = max(classes, there//6//classes*classes)
+    remark(f"a round takes {there} texts, not {asked}: there are no more to train on, each class as often")
+    return replace(cfg, gradient_n=first, fresh_n=there - first)
 
 def _by_rules(vocab:Vocab, rules, task)->Vocab:
     "The tokens that may be used. `InputError` if none is left."

@@ -7,7 +7,7 @@ __all__ = ['PARTS', 'FEW', 'SMALL', 'SPLITS', 'DRAWS', 'LEAST', 'BANDS', 'EXACT'
            'rows_of', 'study_tokens', 'study_agreement', 'score_tokens', 'run_effects', 'Tokens', 'Measured',
            'measured', 'read_tokens', 'read_effects', 'token_draws', 'means_of', 'covariance', 'ratio',
            'correlation_of', 'own_variance', 'agreement_of', 'fifths', 'bands', 'agreement_table', 'contrast', 'answer',
-           'by_fifths', 'overall', 'within', 'by_variant', 'plot_fifths']
+           'grouping', 'by_fifths', 'overall', 'within', 'by_variant', 'plot_fifths']
 
 # %% ../nbs/14b_premise.ipynb #94e51003
 import time
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 import numpy as np
 import torch
-from .store import InputError, Store, config_hash, provenance
+from .store import SEEDS, InputError, Store, check_fields, config_hash, provenance
 from .arrays import decode_logp, encode_logp
 from .vocab import common_vocab, token_kind
 from .neighbors import check_k, stability, stable_vocab
@@ -34,6 +34,8 @@ class Part:
     tokens:int
     texts:int
 
+    def __post_init__(self): check_fields(self)
+
 PARTS = (Part("sst2", "shift", 2000, 24), Part("ag_news", "shift", 1000, 12), Part("sst2", "separation", 300, 200))
 FEW = (Part("sst2", "shift", 40, 8), Part("ag_news", "shift", 20, 8), Part("sst2", "separation", 20, 16))
 
@@ -49,6 +51,8 @@ class EffectsStudy:
     seed:int = 0
     split:str = "validation"
     dtype:str = "bfloat16"     # of the scoring; J is of the float32 embeddings
+
+    def __post_init__(self): check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000))
 
     @property
     def tokens(self)->int: return max(p.tokens for p in self.parts)
@@ -357,7 +361,7 @@ def answer(found:dict)->str:
 # %% ../nbs/14b_premise.ipynb #94e5101d
 EXACT = (64, "exact")   # the J that the tables are by
 
-def _grouping(tokens:Tokens, effects:dict, variant=EXACT, among=None, parts:int=5):
+def grouping(tokens:Tokens, effects:dict, variant=EXACT, among=None, parts:int=5):
     "(a, b) -> part of each measured token by that pair's J."
     rows = next(iter(effects.values())).rows
     def groups(a, b):
@@ -369,7 +373,7 @@ def _grouping(tokens:Tokens, effects:dict, variant=EXACT, among=None, parts:int=
 
 def by_fifths(tokens:Tokens, effects:dict, **kw):
     "`agreement_table` by fifths of each pair's exact J."
-    return agreement_table(effects, _grouping(tokens, effects), **kw)
+    return agreement_table(effects, grouping(tokens, effects), **kw)
 
 def overall(effects:dict, **kw):
     "`agreement_table` of all tokens together."
@@ -383,14 +387,14 @@ def within(tokens:Tokens, effects:dict, least:int=40, **kw)->dict:
         n = int(mask[rows].sum())
         parts = 5 if n >= 5*least else 2
         if n < 2*least: continue   # too few to say anything
-        groups = _grouping(tokens, effects, among=mask, parts=parts)
+        groups = grouping(tokens, effects, among=mask, parts=parts)
         out[name] = dict(n=n, parts=parts, **contrast(effects, groups, parts, **kw))
     return out
 
 def by_variant(tokens:Tokens, effects:dict, **kw)->dict:
     "(k, h) -> contrast of the first and last fifth by that J."
     variants = sorted({key[2:] for key in tokens.J}, key=str)
-    return {v: contrast(effects, _grouping(tokens, effects, v), **kw) for v in variants}
+    return {v: contrast(effects, grouping(tokens, effects, v), **kw) for v in variants}
 
 # %% ../nbs/14b_premise.ipynb #94e5101e
 PAIR_COLORS = ("#0072B2", "#D55E00", "#009E73")   # Okabe and Ito's

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 'ALONE', 'STEPS', 'FEATURES', 'METHOD_COLORS', 'VOCAB_MARKS', 'VOCAB_NAMES',
            'row_order', 'tunes_frame', 'results_frame', 'tables', 'is_fixed', 'fixed_rows', 'variants', 'each_variant',
-           'missing', 'scores', 'accuracy_stats', 'accuracy_table', 'beside_paper', 'beats_baseline',
+           'missing', 'scores', 'accuracy_stats', 'accuracy_table', 'beside_paper', 'paper_said', 'beats_baseline',
            'reencoding_table', 't_quantile', 'seed_interval', 'text_interval', 'differences', 'spans_zero',
            'differences_table', 'verdict', 'losses', 'loss_table', 'loss_verdict', 'wilson', 'roundtrips',
            'roundtrip_table', 'visible', 'prompt_table', 'counterpart_note', 'settings_table', 'settings_tables',
@@ -19,7 +19,7 @@ __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 'ALONE', 'STEPS', 'FEATURES'
            'complete_ways', 'methods_left', 'distinct', 'vectors_note', 'method_stats', 'method_table', 'part_note',
            'method_differences', 'method_differences_table', 'method_verdicts', 'method_sentences', 'methods_headline',
            'spent_frame', 'spent_table', 'compute_frame', 'plot_compute', 'compute_panels', 'soft_table',
-           'methods_section', 'write_report', 'levels_origins']
+           'methods_section', 'write_report', 'levels_origins', 'study_section']
 
 # %% ../nbs/16_report.ipynb #9380702f
 import io, math, unicodedata
@@ -28,7 +28,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .store import InputError, Store, check_writable, level_folders, status, write_atomic
-from .paper import paper_values, setting, short_name
+from .verdicts import stored_verdicts, verdict_table
+from .paper import setting
+from .beside import beside_note, beside_printed, beside_table, bold_again, bold_said
 from .readability import PARTS, describe, rank_correlation
 
 # %% ../nbs/16_report.ipynb #bfcd80ea
@@ -253,17 +255,17 @@ def accuracy_table(df:pd.DataFrame, task:str, source:str, original:str="ids")->p
     return _stats_table(accuracy_stats(df, task, source, original))
 
 # %% ../nbs/16_report.ipynb #825bb1d4
-def _beside(st:pd.DataFrame, task:str, source:str)->pd.DataFrame:
-    "`beside_paper` of a table's `accuracy_stats`."
-    st = st.assign(short=st.place.map(lambda p: p if p=="Original" else short_name(p)), other=st.counterpart.map(short_name))
-    printed = paper_values(task, source)[["row", "counterpart", "place", "text"]].rename(columns={"text":"paper"})
-    both = st.merge(printed, left_on=["row", "other", "short"], right_on=["row", "counterpart", "place"], suffixes=("", "_paper"))
-    ours = [f"{m:.2f}" if pd.isna(d) else f"{m:.2f} ± {d:.2f}" for m, d in zip(both["mean"], both.sd)]
-    return pd.DataFrame({"Method":both.row.map(lambda r: ROWS.get(r, r)), "Counterpart":both.counterpart, "On":both.place, "Here":ours, "The paper":both.paper})
-
 def beside_paper(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
-    "Our mean ± sd and the paper's, a line for each cell that both have; empty for models that the paper did not run."
-    return _beside(accuracy_stats(df, task, source), task, source)
+    "Ours and the paper's mean ± sd, their difference and its interval, a line for each cell that both have; empty for models that the paper did not run."
+    return beside_table(beside_printed(accuracy_stats(df, task, source), task, source), ROWS)
+
+def paper_said(df:pd.DataFrame)->list:
+    "How many of the paper's bold cells are bold again, a sentence for each way of tuning; none where the paper ran no such models."
+    ways = {}
+    for task, source, name, part in each_variant(df):
+        ways.setdefault(name, []).append(beside_printed(accuracy_stats(part, task, source), task, source))
+    said = {name: bold_said(bold_again(tables)) for name, tables in ways.items()}
+    return [f"{name}: {s}" if name else s for name, s in said.items() if s]
 
 # %% ../nbs/16_report.ipynb #3a730d27
 def _bold(st:pd.DataFrame)->pd.DataFrame:
@@ -893,6 +895,12 @@ def _caption(sc:pd.DataFrame)->str:
     return (f"Accuracy in percent on {_values(sc.n)} {_values(sc.split)} texts, tuned in {_values(sc.tune_dtype)}, scored in {_values(sc.dtype)}: mean ± sample standard deviation (ddof = 1) over {k} seed{'s' * (k > 1)} ({_values(sc.seed)}). "
             "Original: the source model, by the tuned ids. Other columns: the prompt's text on that model. Bold: the mean of Ours is above that of Baseline (PEZ)." + _texts_note(sc))
 
+def _paper_part(st:pd.DataFrame, task:str, source:str, n:int)->list:
+    "Ours | paper: heading, note and table of what both have; nothing where the paper ran no such models."
+    both = beside_printed(st, task, source)
+    if not len(both): return []
+    return ["<h3>Ours and the paper's</h3>", f"<p>{_cell(beside_note(both, task, source, n))}</p>", table_html(beside_table(both, ROWS), "Ours and the paper's")]
+
 def _task_section(df:pd.DataFrame, tunes:pd.DataFrame, task:str, source:str)->str:
     "All of one (task, source): tables, intervals, prompts, figures."
     sc = scores(df, task, source)
@@ -903,7 +911,7 @@ def _task_section(df:pd.DataFrame, tunes:pd.DataFrame, task:str, source:str)->st
     over = [(f"Source model: {source}", 3), ("Transfer", len(table.columns) - 3)]     # the paper's head
     parts = [f"<p>{_cell(_caption(sc))}</p>", table_html(table, f"Accuracy, {task} from {source}", _bold(st), over)]
     parts += [f'<p class="note">{_cell(n)}</p>' for n in (note, machines_note(df)) if n]
-    if len(paper := _beside(st, task, source)): parts += ["<h3>Beside the paper's printed values</h3>", table_html(paper, "Beside the paper")]
+    parts += _paper_part(st, task, source, int(sc.n.max()))
     parts += [f"<ul>{said}</ul>", _accuracy_figure(sc, st), "<h3>Ours less each other row</h3>", f"<p>{_cell(_INTERVALS)}</p>", table_html(_differences_table(diffs), "Differences")]
     if note: parts.append(f'<p class="note">{_cell(note)}</p>')
     parts += ["<h3>The source by ids and by text</h3>", f"<p>{_cell(_REENCODED)}</p>", table_html(reencoding_table(df, task, source), "By ids and by text")]
@@ -1513,9 +1521,11 @@ def write_report(
     readings = readings_frame(store)
     if len(readings): sections.append(("What the prompts read like", _readings_html(df, readings, stability_maps(store, vocabs))))
     if len(vocabs): sections.append(("Stability of the common tokens", _stability_section(store, tunes, vocabs)))
+    sections.append(("What the study found", study_section()))
     settings = "\n".join(f"<h3>{_cell(title)}</h3>" + table_html(t, title) for title, t in settings_tables(df, vocabs).items())
     sections += [("Settings", settings), ("Time", table_html(time_table(df, tunes, vocabs), "Time")), ("Origin", table_html(provenance_table(origins_frame(store)), "Origin"))]
-    lead = f"<p>{_cell(_READ)} {_cell(_ran(df))}</p><p>{_cell(headline(df))}</p>"
+    lead = "".join(f"<p><b>{_cell(s)}</b></p>" for s in paper_said(df))
+    lead += f"<p>{_cell(_READ)} {_cell(_ran(df))}</p><p>{_cell(headline(df))}</p>"
     if lacks: lead += f'<p class="note">{_cell(f"This run is not finished: {len(lacks)} pieces are missing, and what they belong to is left out. The first: {lacks[0]}.")}</p>'
     return write_atomic(out/"index.html", _page("Hard prompts across models", lead, sections))
 
@@ -1534,6 +1544,15 @@ def _readings_html(df, readings, maps)->str:
     return note + _reading_section(features_frame(df, readings, maps), unread(df, readings))
 
 _NO_WORDS = "The package wordfreq is not installed, so nothing is said of words here: pip install 'hpt_nb[readability]', and make the page again."
+
+def study_section()->str:
+    "The verdicts of the stored study, to be read beside what a run found."
+    table, left = stored_verdicts()
+    note = f" {sum(n for _, _, n in left)} of its scores are still missing; a claim without a number waits for them." if left else ""
+    return f"<p>{_cell(_STUDY + note)}</p>" + table_html(verdict_table(table), "The study's claims and verdicts")
+
+_STUDY = ("The run on this page is small. The stored study asked the same of three models (SmolLM2-135M, Gemma-3-270M, and Qwen2.5-Coder-0.5B, which took no part in tuning), with up to 32 seeds. "
+          "In brackets: the 95 % interval over seeds and texts at once. Its chapter is nbs/35_study.ipynb.")
 
 _TRIPS = "Each different prompt once, over all tables: how many of a row's prompts have other ids when their text is encoded again on their own model, with Wilson's 95 % interval."
 _READ = "All numbers on this page are computed from the results folder that it was made from. Ours tunes over the common tokens whose neighbours agree most between source and counterpart; the other rows are its controls."

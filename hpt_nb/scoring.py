@@ -747,7 +747,8 @@ def _agrees(lm:LM, labels:Tensor, way:str, p:int, n:int)->bool:
     try: got = [z[compared] for z in _by_way(lm, labels, way, prefix_rpd, texts, runs)]
     except _CANNOT: return False
     # what overflows in float16 is found when a text is scored; float32 shows what is computed
-    sure = [z.isfinite() & want.isfinite() if lm.dtype == torch.float16 else torch.ones_like(want, dtype=torch.bool) for z in got]
+    apart = lm.dtype == torch.float16 or way == "plain"
+    sure = [z.isfinite() & want.isfinite() if apart else torch.ones_like(want, dtype=torch.bool) for z in got]
     return all(bool(((z - want)[known].abs() <= near).all()) for z, known in zip(got, sure))
 
 def _exact(lm:LM)->LM|None:
@@ -764,7 +765,10 @@ def _exact(lm:LM)->LM|None:
 @torch.no_grad()
 def _holds(lm:LM, labels:Tensor, way:str, p:int, n:int)->bool:
     "`_agrees`, in float32 and in the model's own format."
-    if way == "plain": return True
+    if way == "plain":
+        if _agrees(lm, labels, "plain", p, n): return True
+        raise InputError(f"{lm.name}: gives other numbers each time that it reads the same text (random hashing, as Reformer's, or "
+                         "dropout), so nothing can be measured on it; name another model")
     local = "local" in (getattr(lm.model.config.get_text_config(), "attention_layers", None) or ())   # GPT-Neo's count rows, not positions
     if way == "packed" and (local or not _layer_types(lm.model) <= _PACKED_LAYERS): return False
     exact = _exact(lm)
@@ -783,7 +787,7 @@ def _way_of(lm:LM, labels:Tensor)->str:
 def _ensure(lm:LM, p:int, n:int):
     "Go on to the next way where the present one does not hold for a prefix of p tokens and n tokens in all."
     base = lm.uncompiled or lm
-    if getattr(base, "_way", "plain") == "plain" or p <= base._shown[0] and n <= base._shown[1]: return
+    if not getattr(base, "_way", None) or p <= base._shown[0] and n <= base._shown[1]: return
     p, n = max(p, base._shown[0]), max(n, base._shown[1])
     base._shown, before = (p, n), base._way   # first: the trial asks again
     left = PrefixScorer.ways[PrefixScorer.ways.index(before):]

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import Adafactor
 from .store import InputError, check_fields, config_hash, number, whole, write_atomic
-from .models import LM, token_text
+from .models import LM, known_by, same_model, token_text
+from .vocab import ids_of
 from .scoring import OBJECTIVES, PrefixScorer, kept_labels, label_ids, prompt_to_ids, text_ids
 from .pez import BOUNDS, INITS, Run, SearchSpace, facts, held_accuracies, lm_facts, read_state, run_pass, spec_facts, start_tokens, texts_at, write_state
 
@@ -309,7 +310,7 @@ def save_peft(
     config = dict(peft_type="PROMPT_TUNING", task_type="CAUSAL_LM", base_model_name_or_path=lm.name if lm.info.get("kind") == "hub" else None, inference_mode=True,
                   num_virtual_tokens=len(v), token_dim=v.shape[1], num_transformer_submodules=1, num_attention_heads=text_cfg.num_attention_heads,
                   num_layers=text_cfg.num_hidden_layers, prompt_tuning_init="RANDOM", prompt_tuning_init_text=None, tokenizer_name_or_path=None)
-    note = dict(model=lm.name, bos=bos, bos_vectors=len(lm.bos_ids) if bos == "before" else 0)
+    note = dict(model=lm.name, known=known_by(lm), bos=bos, bos_vectors=len(lm.bos_ids) if bos == "before" else 0)
     folder = Path(folder)
     write_atomic(folder/"adapter_model.safetensors", st.save({"prompt_embeddings": v.contiguous()}, metadata=dict(format="pt", hpt_nb=json.dumps(note))))
     write_atomic(folder/"README.md", f"A prompt of {len(v)} vectors for {lm.name}" + (f", {note['bos_vectors']} of them BOS's" if note["bos_vectors"] else "") + ", made by hpt_nb.\n\n" + (use or _ADAPTER_USE) + "\n")
@@ -319,8 +320,9 @@ def save_peft(
 # %% ../nbs/09_soft.ipynb #53fe6571
 def load_peft(
     folder,       # a PEFT prompt-tuning adapter of a causal LM, ours or another's
+    lm:LM=None,   # the model that it is to be used with, checked where the adapter says which it is for; None: not checked
 )->Tensor:        # (p, d) float32, without the BOS vectors that `save_peft` put in
-    "Vectors of a PEFT adapter. Those that PEFT itself tuned stand before BOS: score them with bos='after'. `InputError` for another kind of adapter, or a damaged one."
+    "Vectors of a PEFT adapter. Those that PEFT itself tuned stand before BOS: score them with bos='after'. `InputError` for another kind of adapter, a damaged one, or one of another model."
     folder, weights = Path(folder), Path(folder)/"adapter_model.safetensors"
     if not (folder/"adapter_config.json").is_file(): raise InputError(f"{folder}: no adapter_config.json; need the folder of a PEFT adapter")
     try: cfg = json.loads((folder/"adapter_config.json").read_text(encoding="utf-8")); kind = cfg.get("peft_type")
@@ -332,6 +334,8 @@ def load_peft(
         with st.safe_open(weights, "pt") as f: v, note = f.get_tensor("prompt_embeddings").float(), json.loads((f.metadata() or {}).get("hpt_nb", "{}"))
         if v.ndim != 2 or len(v) != cfg["num_virtual_tokens"]: raise ValueError(f"{tuple(v.shape)} vectors for num_virtual_tokens={cfg['num_virtual_tokens']}")
     except Exception as e: raise InputError(f"{folder}: adapter_model.safetensors does not hold the prompt ({' '.join(str(e).split())[:80]}); save the adapter again") from None
+    if lm is not None and "known" in note and same_model(note["known"], known_by(lm)) is False:
+        raise InputError(f"{folder}: an adapter for another model, {note['model']}, than this {lm.name}; its vectors mean something else here")
     return v[note.get("bos_vectors", 0):]
 
 # %% ../nbs/09_soft.ipynb #8ce3c965
@@ -340,7 +344,7 @@ def anchor_rows(
     vocab,        # Vocab that covers `lm`
 )->Tensor:        # (a, d) float32, on the model's device
     "Embeddings of a common vocabulary's tokens in one model, in the vocabulary's order: the same anchor in the same row for every model."
-    ids = vocab.ids_for(lm.name)
+    ids = ids_of(vocab, lm)
     return lm.embeddings[ids.to(lm.embeddings.device)].float()
 
 def encode_relative(

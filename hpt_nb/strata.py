@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from .store import SEEDS, InputError, Store, check_fields, config_hash, provenance
 from .arrays import decode_logp, encode_logp, kept_labels, label_numbers
-from .vocab import Vocab, is_word
+from .vocab import Vocab, ids_of, is_word
 from .neighbors import stable_vocab
 from .scoring import label_ids, label_logprobs_many
 from .readability import word_zipf
@@ -84,7 +84,7 @@ def draw_prompts(
 )->tuple:          # (n texts, draws that it took)
     "Random prompts, all different. `InputError` where hardly a draw can be read back."
     rng, texts, draws = np.random.default_rng(seed), [], 0
-    ids = {lm.name: vocab.ids_for(lm.name).tolist() for lm in lms}
+    ids = {lm.name: ids_of(vocab, lm).tolist() for lm in lms}
     while len(texts) < n:
         if draws >= 200*n:
             raise InputError(f"{len(texts)} of {n} prompts in {draws} draws from {len(vocab)} tokens; "

@@ -241,7 +241,7 @@ _SwapPass.judge = _hold
 # %% ../nbs/07_swaps.ipynb #7626b98d
 def _swap_identity(self)->str:
     "Hash of everything that the pass depends on."
-    judge = None if self.judging is self.source else {k: v for k, v in self.judging.lm.info.items() if k in ("name", "sha256", "revision", "dtype")}
+    judge = None if self.judging is self.source else {k: v for k, v in self.judging.lm.info.items() if k in ("name", "sha256", "revision", "memory", "dtype")}
     return config_hash(dict(search="swaps", source=_identity(self), judge=judge))
 
 def _sides(self): return list(dict.fromkeys((self.source, self.judging)))

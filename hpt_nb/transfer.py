@@ -7,7 +7,7 @@ __all__ = ['certify', 'transfer']
 
 # %% ../nbs/11_transfer.ipynb #534f1c3f
 import sys, types
-from .models import LM, token_text
+from .models import LM, check_apart, token_text
 from .scoring import evaluate, prompt_to_ids, read_text
 
 # %% ../nbs/11_transfer.ipynb #64cdc56f
@@ -39,8 +39,9 @@ def transfer(
     task,
     split=None,        # texts and labels; None: the task's validation split
 )->list[dict]:         # a row a (model, mode): model, role, mode, prompt_ids, agrees (the source's certificate; on a target: does the text come back there?), correct, n, accuracy, predictions
-    "Accuracy of one prompt on its own model (ids, text) and on others (text)."
+    "Accuracy of one prompt on its own model (ids, text) and on others (text). `InputError` for one model under two names."
     split = split if split is not None else task.validation
+    check_apart([source, *targets])
     cert, rows = certify(source, ids), []
     for lm, role, mode in [(source, "original", "ids"), (source, "original", "text")] + [(t, "transfer", "text") for t in targets]:
         there = certify(lm, cert["text"]) if lm is not source else dict(ids=cert["ids"] if mode == "ids" else cert["reencoded_ids"], agrees=cert["agrees"])

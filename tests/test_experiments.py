@@ -20,7 +20,7 @@ from tiny import tiny_lm
 from tiny_run import PRESET, make_place
 
 RESULTS = Path(__file__).parent.parent/"results"
-STORED = [("offline", "offline"), ("small-cpu", "small-cpu"), ("sst2-cpu", "sst2-cpu")]
+STORED = [("offline", "offline"), ("study-agnews", "study-agnews")]
 OWN = """
 [manual]
 "mine.toml" = ["Good or bad? ", "Review:"]

@@ -139,4 +139,4 @@ def test_models_may_come_loaded(place):
     held = {"a": tiny_lm("llama3", 0, name="a"), "b": tiny_lm("gemma3", 1, name="b")}
     got = transferable("mine.toml", ["a", "b"], out="loaded", loader=Models(load=lambda name, dtype="float32": held[name]), steps=2, batch=2, n_tokens=3, holdout_n=9, k=8, s=40, seeds=(0,), dtype="float32", progress=False)
     assert re.match(r"prompt: ", summary(got))
-    with pytest.raises(InputError, match="at least 1 of each"): transferable("mine.toml", ["a", "b"], out="loaded", limit=0)
+    with pytest.raises(InputError, match="limit=0; need at least 1"): transferable("mine.toml", ["a", "b"], out="loaded", limit=0)

@@ -103,7 +103,7 @@ def test_slow_cells_are_read_back(path):
     code = cells(path)
     for i, source in enumerate(code):
         if flagged(source, "slow") and not flagged(code[i+1], "slow"):
-            assert "keep(" in source, f"slow cell {i} of {path.name} stores nothing"
+            assert re.search(r"\bkeep\w*\(", source), f"slow cell {i} of {path.name} stores nothing"
             assert "recall(" in code[i+1], f"slow cell {i} of {path.name} is not read back"
 
 @by_name(CHAPTERS)
@@ -159,7 +159,7 @@ def wheel(tmp_path_factory):
         return {n: z.read(n).decode("utf-8") for n in z.namelist()}
 
 def test_wheel_holds_the_library(wheel):
-    want = {f"hpt_nb/{p.relative_to(LIB).as_posix()}" for p in LIB.rglob("*") if p.suffix in (".py", ".toml")}
+    want = {f"hpt_nb/{p.relative_to(LIB).as_posix()}" for p in LIB.rglob("*") if p.suffix in (".py", ".toml", ".json")}
     assert {n for n in wheel if n.startswith("hpt_nb/")} == want
     assert any(n.endswith("LICENSE") for n in wheel)
 
@@ -221,16 +221,18 @@ def test_continuous_integration_runs_make_test():
 README = (ROOT/"README.md").read_text(encoding="utf-8")
 def fenced(language): return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
-def test_the_readme_names_each_comparison_by_its_own_task_s_steps():
-    "Tasks of one results folder may differ in them."
-    import importlib.util
-    spec = importlib.util.spec_from_file_location("readme", ROOT/"tools"/"readme.py")
-    readme = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(readme)
-    from hpt_nb.store import Store
-    for folder, df in readme.frames().items():
-        ran = {(c["config"]["task"], f"{c['config']['method']}, {c['config']['steps']} steps") for c in Store(ROOT/"results"/folder).cells("tune")}
-        assert {(r.task, r.variant) for r in readme.comparisons({folder: df}).itertuples()} <= ran
+def test_the_readme_says_what_the_study_found():
+    "Each verdict of the first screen, and the mean of a row, as they are stored."
+    from hpt_nb.verdicts import deciding, said, stored_means, stored_verdicts
+    claims = deciding(stored_verdicts()[0]).set_index("claim")
+    for name in ("source", "targets", "skill", "skill elsewhere"): assert said(claims.loc[name]) in README, name
+    one = stored_means().query("task == 'sst2' and source == 'gemma-3-270m' and row == 'PEZ' and role == 'original'").iloc[0]
+    assert f"{one.raw:.1f} / {one.calibrated:.1f}" in README
+
+def test_stored_verdicts_are_those_of_the_packs():
+    "The cells that they were computed from are the cells that lie in results/."
+    from hpt_nb.verdicts import KEPT, cells_of
+    assert json.loads(KEPT.read_text(encoding="utf-8"))["config"]["cells"] == cells_of(ROOT/"results"), "run the slow cells of 35_study again"
 
 def test_readme_is_current(): run(sys.executable, "tools/readme.py", "--check")
 

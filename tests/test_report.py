@@ -43,7 +43,7 @@ META = dict(commit="0123456789abcdef", dirty=False, device="cpu", cpu="toy cpu",
 def put_vocab(store, source, other):
     tokens = [*HOSTILE, *(f" word{i}" for i in range(300))]
     frame = pd.DataFrame({"rank": range(len(tokens)), "token": tokens, "J": np.linspace(.9, 0, len(tokens)), f"id:{source}": range(len(tokens)), f"id:{other}": range(len(tokens))})
-    path = store.file(f"stable-{source}-{other}.parquet")
+    path = store.file(f"stable-{source}-{other}.parquet".replace("/", "+"))   # a hub id is no folder
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.to_parquet(path)
     store.put("vocab", dict(models=[source, other], k=8, h=None, repeats=1, seed=0, include_self=True),

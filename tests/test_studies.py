@@ -86,7 +86,7 @@ def test_effects_tables_of_the_study(place, tmp_path):
     store = run_effects(tmp_path/"e", EFFECTS, data=".", progress=False)
     tokens, effects = read_tokens(store), read_effects(store, EFFECTS.parts[0])
     with pytest.raises(InputError, match="no J of .* K = 64"): premise.by_fifths(tokens, effects, draws=5)
-    table = premise.agreement_table(effects, premise._grouping(tokens, effects, (8, "exact")), draws=20)
+    table = premise.agreement_table(effects, premise.grouping(tokens, effects, (8, "exact")), draws=20)
     assert len(table) == 3*5 and table.n.eq(6).all() and table.r.between(-1, 1).all()
     found = premise.by_variant(tokens, effects, draws=20)
     assert set(found) == {(k, h) for k in (4, 8) for h in ("exact", 20)} and all(len(c["pairs"]) == 3 for c in found.values())
