@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .store import SEEDS, InputError, Store, check_writable, config_hash, provenance, say_remarks, visible, whole, write_atomic
+from .store import SEEDS, InputError, Store, check_writable, config_hash, provenance, remark, say_remarks, visible, whole, write_atomic
 from .models import LM, same_model
 from .tasks import load_task
 from .vocab import Vocab, ids_of
@@ -280,6 +280,7 @@ def transferable(
     names, targets = names[:len(models)], names[len(models):]
     given = dict(task=str(task) if isinstance(task, (str, Path)) else None, models=names, targets=targets)
     task = load_task(task) if isinstance(task, (str, Path)) else task
+    cfg = _fitting(cfg, task, settings)
     store, load = Store(out or f"runs/transferable-{''.join(c if c.isalnum() else '_' for c in task.name)}"), loader or Models(keep=len(names) + 1)
     split, source = task.subset("validation", min(limit, len(task.validation))), names[0]
     load.known = known_models(store.cells())
@@ -352,6 +353,16 @@ def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, 
     found = stored_audit(store, task, [n for n, _ in places], load, rows, len(split), on_audit)
     bar.end()
     return prompts[best], candidates, scores, reads, found
+
+def _fitting(cfg, task, given):
+    "A configuration whose rounds the training texts are enough for, where the user left their sizes open; said where they shrink."
+    if not hasattr(cfg, "fresh_n") or {"gradient_n", "fresh_n"} & set(given): return cfg
+    there = len(task.labels)*min(map(task.train.labels.count, set(task.train.labels)))
+    asked, classes = cfg.gradient_n + cfg.fresh_n, len(task.labels)
+    if asked <= there: return cfg
+    first = max(classes, there//6//classes*classes)
+    remark(f"a round takes {there} texts, not {asked}: there are no more to train on, each class as often")
+    return replace(cfg, gradient_n=first, fresh_n=there - first)
 
 def _by_rules(vocab:Vocab, rules, task)->Vocab:
     "The tokens that may be used. `InputError` if none is left."
