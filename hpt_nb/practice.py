@@ -303,7 +303,7 @@ def transferable(
                  chosen_on=min(cfg.holdout_n, len(task.holdout)), dropped=task.info.get("dropped", {}),
                  candidates=candidates, scores=scores, reads_as_tuned=reads, warnings=warnings_of(scores, reads, min(cfg.holdout_n, len(task.holdout)), first.name), provenance=provenance(first.device, "float32", seeds),
                  calibration=kept_calibration(found, next(n for n in found["prompts"] if n != NONE)), audit={k: found[k] for k in _KEPT})
-    if start: facts["path"] = _path(store, task, load, names, first, start, chosen, cfg)
+    if start: facts["changes"] = _path(store, task, load, names, first, start, chosen, cfg)
     _write_page(store, found, facts)
     to_json(chosen["prompt_ids"], task, [first, *(load(n) for n in names[1:]), *(load(t) for t in targets)], store.path/"prompt.json", **facts)
     return dict(prompt=chosen["prompt_text"], out=str(store.path), **facts)
@@ -389,7 +389,7 @@ def _path(store, task, load, names, source, start:str, chosen:dict, cfg)->dict:
 
 def _write_page(store, found:dict, facts:dict):
     "The audit as a page beside the prompt, with the path from the start where there is one."
-    more = [("From the start to the end", path_html(facts["path"]["path"], facts["path"]["n"]))] if facts.get("path") else []
+    more = [("From the start to the end", path_html(facts["changes"]["path"], facts["changes"]["n"]))] if facts.get("changes") else []
     write_atomic(store.path/"worth.html", audit_page(found, more))
 
 # %% ../nbs/18_practice.ipynb #ad3a6d6e
@@ -408,7 +408,7 @@ def summary(
     for m in {s["model"]: 0 for s in got["scores"]} if "audit" in got else ():
         table = scores_table(got["audit"], m)[["prompt", "accuracy", "calibrated", "AUC", "names most often"]]
         said += [f"beside no prompt, raw and calibrated, on {m}", table.to_string(index=False), ""]
-    if got.get("path"): said += [f"from the start, calibrated accuracy on {got['path']['n']} holdout texts", path_table(got["path"]["path"]).to_string(index=False), ""]
+    if got.get("changes"): said += [f"from the start, calibrated accuracy on {got['changes']['n']} holdout texts", path_table(got["changes"]["path"]).to_string(index=False), ""]
     said += [f"advice: {line}" for line in got.get("audit", {}).get("advice", ())]
     said += [f"warning: {w}" for w in got["warnings"]] or ["no warning: every gain above is real by its interval"]
     return "\n".join(said)

@@ -83,7 +83,7 @@ def test_from_a_prompt_of_ones_own(place, capsys):
     assert body["method"] == "joint-swaps" and body["settings"]["objective"] == "centred"
     rows = {s["prompt"] for s in body["audit"]["scores"]}
     assert {"no prompt", " so good"} <= rows and set(body["calibration"]) == {"one", "two"}
-    assert body["path"]["path"][0]["text"] == " the good film" and body["path"]["path"][-1]["text"] == body["prompt"]
+    assert body["changes"]["path"][0]["text"] == " the good film" and body["changes"]["path"][-1]["text"] == body["prompt"]
     page = Path("mine/worth.html").read_text(encoding="utf-8")
     assert "From the start to the end" in page and " so good" in said and "advice: " in said
     kept = Prompt.load("mine")
