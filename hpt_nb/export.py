@@ -19,10 +19,14 @@ from .transfer import certify
 # %% ../nbs/17_export.ipynb #17e00002
 _CARRIED = ("name", "suffix", "labels", "max_text_tokens", "strip", "train", "holdout", "validation")   # what an export carries of a task, or needs none of
 
-_WRITES = ("lm-eval", "python", "json")   # forms that write the input themselves, so its format too
+_WRITES = ("lm-eval", "python")   # forms that write the input themselves, so its format too
 
 def check_carried(task, form:str):
-    "`InputError` for a task with a setting that this form would lose."
+    "`InputError` for a task with a setting that this form would lose. JSON holds them all."
+    if form == "json": return
+    written = task_format(task)
+    if written.join != "apart" or written.before or written.end == "own":
+        raise InputError(f"{task.name}: the form {form} does not carry the task's format = {getattr(task, 'format', 'ours')!r} ({written}); use the prompt in hpt_nb, or a task without it")
     lost = [k for k, v in task.config.items() if k not in _CARRIED and not (k == "format" and v in FORMATS and form in _WRITES)]
     if lost: raise InputError(f"{task.name}: the form {form} does not carry the task's {lost[0]} = {task.config[lost[0]]!r}, and without it the prompt would give other answers; use the prompt in hpt_nb, or a task without it")
 
@@ -168,7 +172,6 @@ def to_json(
 )->str:            # JSON
     "A prompt with its task and one certificate a model, as plain JSON; `bos` stands there where the first model was read with or without BOS against its tokenizer's way. `InputError` for a fact that JSON cannot hold."
     if not lms: raise InputError("no model given; a prompt is certified on at least one")
-    check_carried(task, "json")
     text = certify(lms[0], prompt)["text"]
     certs = [dict(model=lm.info | known_by(lm), **certify(lm, text if i else prompt)) for i, lm in enumerate(lms)]
     bos = bos_of(lms[0])

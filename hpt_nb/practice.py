@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .store import SEEDS, InputError, Store, check_writable, config_hash, provenance, say_remarks, visible, whole
+from .store import SEEDS, InputError, Store, check_writable, config_hash, listed, provenance, say_remarks, visible, whole
 from .models import LM, same_model
 from .tasks import load_task
 from .vocab import Vocab, ids_of
 from .scoring import check_lengths, evaluate, label_ids, text_ids
-from .pez import RunSpec, SearchSpace, fast_dtype
+from .pez import RunSpec, SearchSpace, fast_dtype, storable
 from .soft import SOFT_METHODS
 from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, known_models, lm_id, method_config, product_rate, score_facts, score_prompt, stored_vocab, tune_config, tune_facts
 from .report import spans_zero, text_interval
@@ -220,7 +220,7 @@ def transferable(
 )->dict:                   # what prompt.json in `out` holds beside the prompt: scores, candidates, warnings, ...
     "From a labelled file to a prompt and what it is worth on each model. Call it again with the same folder to go on. `InputError` for what cannot work, before anything is tuned."
     how, cfg = tuning_config(method, **settings)
-    seeds = [whole("seed", x, *SEEDS) for x in seeds]
+    seeds = [whole("seed", x, *SEEDS) for x in listed("seeds", seeds)]
     if not seeds or len(set(seeds)) < len(seeds): raise InputError(f"seeds {list(seeds)}; need one or more, all different")
     whole("s", s), whole("k", k), whole("limit", limit)
     given, names, targets = dict(task=str(task) if isinstance(task, (str, Path)) else None, models=[str(m) for m in models], targets=[str(t) for t in targets]), list(map(str, models)), list(map(str, targets))
@@ -239,7 +239,7 @@ def transferable(
     with _PartsBar(parts, progress) as bar: done = _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar)
     chosen, candidates, scores, reads = done
     first = load(source)
-    facts = dict(given=given, method=method, settings=asdict(cfg), seed=chosen["seed"], seeds=list(seeds), tuning_dtype=dtype, tokens=chosen["tokens"],
+    facts = dict(given=given, method=method, settings={k: storable(v) for k, v in asdict(cfg).items()}, seed=chosen["seed"], seeds=list(seeds), tuning_dtype=dtype, tokens=chosen["tokens"],
                  vocabulary=dict(models=vocab.models, common=len(common), used=len(vocab), k=k, hash=vocab.hash), scored_on=dict(split="validation", n=len(split), of=len(task.validation), dtype="float32", cut={lm.name: score_facts(lm, task, split)["cut"] for lm in map(load, (*names, *targets))}, max_text_tokens=task.max_text_tokens),
                  chosen_on=min(cfg.holdout_n, len(task.holdout)), dropped=task.info.get("dropped", {}),
                  candidates=candidates, scores=scores, reads_as_tuned=reads, warnings=warnings_of(scores, reads, min(cfg.holdout_n, len(task.holdout)), first.name), provenance=provenance(first.device, "float32", seeds))
