@@ -161,6 +161,7 @@ def as_device(device)->tuple:
     try: dev = torch.device(device)
     except (RuntimeError, TypeError): raise InputError(f"device {device!r}: need 'auto', 'cpu', 'cuda', 'cuda:1' or 'balanced'") from None
     n = torch.cuda.device_count() if dev.type == "cuda" else 1
+    if dev.type != "cuda" and dev.index: raise InputError(f"device {device!r}: there is one {dev.type!r} here; leave the number out")
     if (dev.index or 0) >= n: raise InputError(f"device {device!r}: {n} CUDA device(s) here; use 'cpu' or one that is there")
     return dev, None if dev.type == "cpu" else {"":dev}
 
@@ -182,6 +183,7 @@ def _home(weight)->torch.device:
 # %% ../nbs/01_models.ipynb #71eb0a01
 def _bos_ids(tokenizer, bos)->list:
     "Ids that the tokenizer puts before a text (`auto`), none (False), or its BOS token even if it does not (True)."
+    if bos not in ("auto", True, False) or bos != "auto" and not isinstance(bos, bool): raise InputError(f"bos={bos!r}; need 'auto', True or False")
     if bos is False: return []
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a", add_special_tokens=True)["input_ids"]

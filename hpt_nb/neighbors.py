@@ -414,7 +414,7 @@ def agreement(
 # %% ../nbs/04_neighbors.ipynb #8ef96831
 def check_k(k:int, m:int):
     "Raise `InputError` unless k of m anchors can be neighbours."
-    whole("k", k, -MOST)
+    if not isinstance(k, int) or isinstance(k, bool): whole("k", k)
     if not 1 <= k <= m: raise InputError(f"k={k} neighbours asked of {m} anchors; need 1 <= k <= {m}")
 
 def check_embeddings(
@@ -432,7 +432,7 @@ def check_embeddings(
     c = len(embs[0])
     if c == 0: raise InputError("the models have no common token; nothing can be compared")
     if c >= COLUMN: raise InputError(f"{c} common tokens; at most {COLUMN-1} can be compared")
-    if h is not None and whole("h", h, -MOST) < 1: raise InputError(f"h={h} anchors asked; need h >= 1, or h=None for all tokens")
+    if h is not None: whole("h", h)   # None: all tokens
     m = min(c, h or c) - (not include_self)
     check_k(k, m)
     whole("repeats", repeats, most=1000)   # the samples are drawn before the first is looked at

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .store import SEEDS, InputError, Store, check_writable, config_hash, provenance, remark, say_remarks, visible, whole, write_atomic
+from .store import SEEDS, InputError, Store, check_writable, config_hash, listed, provenance, remark, say_remarks, visible, whole, write_atomic
 from .models import LM, same_model
 from .tasks import load_task
 from .vocab import Vocab, ids_of
 from .selection import TokenRules, select
 from .scoring import check_lengths, evaluate, label_ids, text_ids
-from .pez import RunSpec, SearchSpace, fast_dtype
+from .pez import RunSpec, SearchSpace, fast_dtype, storable
 from .soft import SOFT_METHODS
 from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, known_models, lm_id, method_config, product_rate, score_facts, score_prompt, stored_vocab, tune_config, tune_facts
 from .report import spans_zero, text_interval
@@ -272,7 +272,7 @@ def transferable(
     if start: settings = dict(objective="centred", start=start) | settings     # what is looked for is skill, not a lean
     how, cfg = tuning_config(method, **settings)
     named_prompts(against)
-    seeds = [whole("seed", x, *SEEDS) for x in seeds]
+    seeds = [whole("seed", x, *SEEDS) for x in listed("seeds", seeds)]
     if not seeds or len(set(seeds)) < len(seeds): raise InputError(f"seeds {list(seeds)}; need one or more, all different")
     whole("s", s), whole("k", k), whole("limit", limit)
     models, targets = list(models), list(targets)
@@ -298,7 +298,7 @@ def transferable(
     with _PartsBar(parts, progress) as bar: done = _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar, start, against)
     chosen, candidates, scores, reads, found = done
     first = load(source)
-    facts = dict(given=given, method=method, settings=asdict(cfg), seed=chosen["seed"], seeds=list(seeds), tuning_dtype=dtype, tokens=chosen["tokens"],
+    facts = dict(given=given, method=method, settings={k: storable(v) for k, v in asdict(cfg).items()}, seed=chosen["seed"], seeds=list(seeds), tuning_dtype=dtype, tokens=chosen["tokens"],
                  vocabulary=dict(models=vocab.models, common=len(common), used=len(vocab), k=k, hash=vocab.hash), scored_on=dict(split="validation", n=len(split), of=len(task.validation), dtype="float32", cut={lm.name: score_facts(lm, task, split)["cut"] for lm in map(load, (*names, *targets))}, max_text_tokens=task.max_text_tokens),
                  chosen_on=min(cfg.holdout_n, len(task.holdout)), dropped=task.info.get("dropped", {}),
                  candidates=candidates, scores=scores, reads_as_tuned=reads, warnings=warnings_of(scores, reads, min(cfg.holdout_n, len(task.holdout)), first.name), provenance=provenance(first.device, "float32", seeds),

@@ -618,7 +618,7 @@ def _wanted(preset, kind:str, c:dict)->dict:
     if kind=="eval": return want | {"dtype":[preset.scoring_dtype]} | ({"n":[preset.n_for(task)]} if preset.n_for(task) else {})
     methods = preset.methods_for(task)
     if c["method"] not in methods: return {"method":list(methods)}
-    settings = {k:v for k, v in vars(preset.config_for(c["method"], task, c["row"])).items() if k!="steps" and (k in c or not _was_absent(preset.config_for(c["method"], task, c["row"]), k))}
+    settings = {k:str(v) if v==float("inf") else v for k, v in vars(preset.config_for(c["method"], task, c["row"])).items() if k!="steps" and (k in c or not _was_absent(preset.config_for(c["method"], task, c["row"]), k))}
     return want | one(settings) | {"steps":list(preset.budgets_for(task, c["method"], c["row"]))} | ({} if preset.tuning_dtype=="auto" else {"dtype":[preset.tuning_dtype]}) | {"compiled":[True] if preset.compiles(task, c["method"], c["row"]) else [None]}
 
 def changed(

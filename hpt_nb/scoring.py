@@ -44,6 +44,13 @@ def _remark_spaces(lm, task, firsts:list):
         w, i, j = spaced[0]
         remark(f"label word {w!r} has no space before it" + (f" (and {len(spaced) - 1} more)" if len(spaced) > 1 else "") + f": {lm.name} reads it as {lm.decode([i])!r}, and {' ' + w!r} as {lm.decode([j])!r}, which is what follows a text; give label words their leading space")
 
+def _remark_template(lm, task):
+    "Say where a model's tokenizer does not know what the template is made of."
+    suffix = getattr(task, "suffix", None) or ""
+    ids = lm.encode(suffix) if suffix.strip() else []
+    if unknown := sum(i in lm.special_ids for i in ids):
+        remark(f"{lm.name} reads the template {suffix!r} as {lm.decode(ids)!r}, {unknown} of {len(ids)} tokens unknown to it; its scores are those of the changed template")
+
 def label_ids(
     lm:LM,
     task,              # has `.labels`, the label words with their leading space
@@ -60,7 +67,9 @@ def label_ids(
         if a in firsts[:i]:
             raise InputError(f"label words {task.labels[firsts.index(a)]!r} and {task.labels[i]!r} both start with token {lm.decode([a])!r} in {lm.name}; "
                              "choose words that start with different tokens")
-    if remarks: _remark_spaces(lm, task, firsts)
+    if remarks:
+        _remark_spaces(lm, task, firsts)
+        _remark_template(lm, task)
     return torch.tensor(firsts)
 
 # %% ../nbs/05_scoring.ipynb #a2752d72
@@ -961,7 +970,9 @@ def evaluate(
     on_pass=None,       # as in `label_logprobs`
 )->dict:                # {"correct", "n", "accuracy", "predictions", "labels": guessed and right label numbers, as `kept_labels` has them}
     "Accuracy of one prompt on one split; ties between label words go to the first."
+    if not hasattr(split, "texts"): raise InputError(f"split {split!r}; need texts with their labels, such as task.validation")
+    if not len(split.texts): raise InputError("a split without texts has no accuracy; give one with texts")
     guess = label_logprobs(lm, task, split.texts, prompt, on_pass=on_pass).argmax(-1).tolist()
     correct = sum(g == y for g, y in zip(guess, split.labels))
-    return dict(correct=correct, n=len(guess), accuracy=correct/len(guess) if guess else math.nan,
+    return dict(correct=correct, n=len(guess), accuracy=correct/len(guess),
                 predictions=kept_labels(guess, len(task.labels)), labels=kept_labels(split.labels, len(task.labels)))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MOST', 'SEEDS', 'SCHEMA', 'visible', 'InputError', 'WriteError', 'remark', 'say_remarks', 'holding_remarks', 'whole',
-           'number', 'check_fields', 'config_hash', 'write_atomic', 'check_writable', 'provenance', 'is_pack', 'Store',
-           'status', 'duration', 'status_text', 'level_folders', 'keep', 'recall', 'cache_dir', 'pack', 'read_pack',
-           'packed_cell', 'taken_out', 'pack_levels', 'unpacked_folder', 'unpack', 'to_go_on', 'sha256_file',
-           'fetch_package']
+           'listed', 'number', 'check_fields', 'config_hash', 'write_atomic', 'check_writable', 'provenance', 'is_pack',
+           'Store', 'status', 'duration', 'status_text', 'level_folders', 'keep', 'recall', 'cache_dir', 'pack',
+           'read_pack', 'packed_cell', 'taken_out', 'pack_levels', 'unpacked_folder', 'unpack', 'to_go_on',
+           'sha256_file', 'fetch_package']
 
 # %% ../nbs/00_store.ipynb #07dd75cf
 import errno, hashlib, json, lzma, math, operator, os, platform, re, secrets, shutil, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, zipfile
@@ -82,6 +82,11 @@ def whole(
     if n is None: raise InputError(f"{name}={value!r}; need a whole number of at least {least}")
     if not least <= n <= most: raise InputError(f"{name}={n}; need {f'at least {least}' if n < least else f'at most {most}'}")
     return n
+
+def listed(name:str, values)->list:
+    "Several values as a list. `InputError` for one that stands alone, and for text."
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"): raise InputError(f"{name}={values!r}; need a list")
+    return list(values)
 
 def number(
     name:str,

@@ -151,7 +151,9 @@ class Task:
     format:str="ours"        # how its inputs are written, one of `FORMATS`; "released" never strips
 
     def __post_init__(self):
+        if not isinstance(self.name, str) or not self.name: raise InputError(f"name is {self.name!r}; need a task's name")
         _check_words(self.suffix, self.labels, self.name)
+        if not isinstance(self.strip, bool): raise InputError(f"{self.name}: strip is {self.strip!r}; need True or False")
         object.__setattr__(self, "labels", tuple(self.labels))
         if self.format not in FORMATS: raise InputError(f"{self.name}: format is {self.format!r}; need one of {', '.join(FORMATS)}")
         if FORMATS[self.format].get("text") == "as given": object.__setattr__(self, "strip", False)
@@ -482,7 +484,7 @@ def _is_empty(t)->bool: return t is None or isinstance(t, float) and t != t or i
 def _to_split(rows:pd.DataFrame, text:str, label:str, names:dict, strip:bool, where:str, skip_empty:bool=False)->Split:
     "A table's texts and labels; rows without a text are an error, or on request passed over and counted."
     for what,col in (("text", text), ("label", label)):
-        if col not in rows.columns: raise InputError(f"{where}: no column {col!r} (columns: {', '.join(map(str, rows.columns))}); set {what} = \"...\" under [data]")
+        if col not in rows.columns: raise InputError(f"{where}: no column {col!r} (columns: {', '.join(c if c == c.strip() else repr(c) for c in map(str, rows.columns))}); set {what} = \"...\" under [data]")
     if not len(rows): raise InputError(f"{where}: no rows; need labelled texts")
     texts, keys, empty = rows[text].tolist(), [], 0
     for n,(t,y) in enumerate(zip(texts, rows[label].tolist()), 1):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .store import InputError, config_hash, remark, write_atomic
+from .store import SEEDS, InputError, config_hash, remark, whole, write_atomic
 from .models import LM, identity, same_model, token_text
 
 # %% ../nbs/03_vocab.ipynb #dceae008
@@ -75,7 +75,7 @@ class Vocab:
 
 # %% ../nbs/03_vocab.ipynb #6477aa8d
 def _size(self:Vocab, s:int)->int:
-    if not 1 <= s <= len(self): raise InputError(f"{s} tokens asked of a vocabulary of {len(self)}; need 1 <= s <= {len(self)}")
+    if not isinstance(s, int) or isinstance(s, bool) or not 1 <= s <= len(self): raise InputError(f"{s} tokens asked of a vocabulary of {len(self)}; need 1 <= s <= {len(self)}")
     return s
 
 def _top(self:Vocab, s:int)->Vocab:
@@ -85,7 +85,7 @@ def _top(self:Vocab, s:int)->Vocab:
 
 def _sample(self:Vocab, s:int, seed:int)->Vocab:
     "s tokens drawn without replacement, in their old order. The same seed gives the same tokens."
-    rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:_size(self, s)]
+    rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(whole("seed", seed, *SEEDS)))[:_size(self, s)]
     return self.take(rows.sort().values, sample=s, seed=seed)
 
 Vocab.top, Vocab.sample = _top, _sample

@@ -125,7 +125,7 @@ def test_a_setting_is_in_every_form(saved, tmp_path, setting, arch):
     task, want, _ = tuned(tmp_path, saved[arch], **SETTINGS[setting])
     for what in ("runs", "p.json") if arch == "gpt2" else ("runs",):
         for form in ("json", *(f for f in FORMS if f != "json")):
-            if (what, form) == ("p.json", "json"): continue
+            if (what, form) == ("p.json", "json") or form == "peft" and "format" in SETTINGS[setting]: continue   # refused: a test below
             out = tmp_path / f"{what}-{OUT[form]}"
             export_prompt(tmp_path / what, form, out, task=str(tmp_path / "t.toml"), model=str(saved[arch]))
             if (what, form) == ("runs", "json"): (tmp_path / "p.json").write_bytes(out.read_bytes())
