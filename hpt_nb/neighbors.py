@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 import torch
 from torch import Tensor
-from .store import MOST, SEEDS, InputError, whole
+from .store import SEEDS, InputError, whole
 from .vocab import Vocab, common_vocab
 
 # %% ../nbs/04_neighbors.ipynb #f1da7a18

@@ -10,7 +10,7 @@ __all__ = ['KEPT_SPLITS', 'JOINED_ROW', 'JOINED_TOKENS', 'OBJECTIVES', 'PROGRAMS
            'logits_many', 'label_logprobs_many', 'evaluate']
 
 # %% ../nbs/05_scoring.ipynb #2f1de8ad
-import contextlib, copy, math, os, sys, weakref, unicodedata
+import contextlib, copy, os, sys, weakref, unicodedata
 from collections import defaultdict
 import torch
 from torch import Tensor
