@@ -197,13 +197,14 @@ def kept_constants(
 _SNIPPET = '''"""A prompt for {name}. Needs transformers and torch, nothing else.
 
     classify(["a text", "another"], {model_said}) -> [{{"class": ..., "p(...)": ...}}, ...]
+    classify("a text", {model_said}) -> its label word
 
 Calibrated: classify(texts, model, means=MEANS["its name"]); for another model, means=mean_logp(many_texts, model)."""
 import inspect
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-MODEL = {model}   # a hub id; None: say which model
+MODEL = {model}   # a hub id, or a folder beside the work; None: say which model
 PROMPT, SUFFIX = {prompt}, {suffix}
 LABELS = {labels}
 CLASSES = {classes}   # what the label words stand for
@@ -243,9 +244,10 @@ def mean_logp(texts, model=MODEL, tokenizer=None, batch=16):
     return logp(list(texts), model, tokenizer, batch).mean(0).tolist()
 
 def classify(texts, model=MODEL, means=None, tokenizer=None, batch=16):
-    "For each text its class and the probability of each class; `means`: constants, for calibrated answers."
+    "For each text its class and the probability of each class; of one text, the label word. `means`: constants, for calibrated answers."
     scores = logp([texts] if isinstance(texts, str) else list(texts), model, tokenizer, batch)
     if means is not None: scores = scores - torch.tensor(means, dtype=torch.float64)
+    if isinstance(texts, str): return LABELS[int(scores[0].argmax())]
     return [{{"class": CLASSES[max(range(len(p)), key=p.__getitem__)], **{{f"p({{c}})": x for c, x in zip(CLASSES, p)}}}} for p in scores.softmax(-1).tolist()]
 '''
 
@@ -260,6 +262,12 @@ def _hub_id(model)->str|None:
     here = name.lower() in SHIPPED or name.lower().endswith(".gguf") or Path(name).expanduser().exists()
     return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not here else None
 
+def _written_model(model)->str|None:
+    "The name that is written into a module: a hub id, or a folder as it was given, unless that is a path of this machine."
+    path = Path(str(model))
+    beside = path.is_dir() and not path.is_absolute() and not str(model).startswith("~")
+    return _hub_id(model) or (str(model) if beside else None)
+
 def to_python(
     prompt:str,              # the prompt's text
     task,                    # has `.name`, `.suffix`, `.labels`, `.max_text_tokens`, `.strip`
@@ -272,7 +280,7 @@ def to_python(
     `InputError` for a prompt that is no text, or a task with a setting that this form does not carry."""
     check_carried(task, "python")
     if not isinstance(prompt, str): raise InputError(f"prompt {prompt!r}: give the prompt's text (lm.decode of its ids)")
-    name, form, hub = re.sub(r"[^\w .-]", "_", task.name), task_format(task), None if model == "MODEL" else _hub_id(model)
+    name, form, hub = re.sub(r"[^\w .-]", "_", task.name), task_format(task), None if model == "MODEL" else _written_model(model)
     cut = f"{task.max_text_tokens} - len(head + end)" if form.limit == "whole" else task.max_text_tokens
     means = {m: c["means"] for m, c in (calibration or {}).items()}
     return _SNIPPET.format(name=name, bos=_STARTS[bos], model=ascii(hub), model_said="\"a hub id or folder\"" if hub is None else "MODEL", prompt=ascii(prompt), suffix=ascii(form.tail), labels=ascii(list(task.labels)),
@@ -431,7 +439,7 @@ def export_prompt(
     _remark_text(it, name)
     if to == "python":
         write_atomic(out, to_python(it["text"], task, name or it["source"], it["bos"], _calibration(it)))
-        where = "" if name and _hub_id(name) else f", {loadable(name) if name else 'MODEL'!r}"
+        where = "" if name and _written_model(name) else f", {loadable(name) if name else 'MODEL'!r}"
         return f"from {Path(out).stem} import classify; classify([\"a text\"]{where})" + ("" if _calibration(it) else "; the prompt came without calibration constants: mean_logp makes them from unlabelled texts")
     if limit and split not in ("train", "holdout", "validation"): raise InputError(f"split {split!r}: need train, holdout or validation")
     made = to_lm_eval(it["text"], task, out, task.subset(split, limit) if limit else split, bos=it["bos"])

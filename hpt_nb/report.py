@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 'ALONE', 'STEPS', 'FEATURES', 'METHOD_COLORS', 'VOCAB_MARKS', 'VOCAB_NAMES',
-           'row_order', 'tunes_frame', 'results_frame', 'tables', 'is_fixed', 'fixed_rows', 'variants', 'each_variant',
-           'missing', 'scores', 'accuracy_stats', 'accuracy_table', 'beside_paper', 'paper_said', 'beats_baseline',
-           'reencoding_table', 't_quantile', 'seed_interval', 'text_interval', 'differences', 'spans_zero',
-           'differences_table', 'verdict', 'losses', 'loss_table', 'loss_verdict', 'wilson', 'roundtrips',
+           'OPEN', 'row_order', 'tunes_frame', 'results_frame', 'tables', 'is_fixed', 'fixed_rows', 'variants',
+           'each_variant', 'missing', 'scores', 'accuracy_stats', 'accuracy_table', 'beside_paper', 'paper_said',
+           'beats_baseline', 'reencoding_table', 't_quantile', 'seed_interval', 'text_interval', 'differences',
+           'spans_zero', 'differences_table', 'verdict', 'losses', 'loss_table', 'loss_verdict', 'wilson', 'roundtrips',
            'roundtrip_table', 'visible', 'prompt_table', 'counterpart_note', 'settings_table', 'settings_tables',
            'vocab_frame', 'stability_frame', 'extremes_table', 'time_table', 'origins_frame', 'provenance_table',
            'changed', 'check_varied', 'check_preset', 'check_beside', 'machines_note', 'plot_accuracy', 'curves_frame',
@@ -19,7 +19,7 @@ __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 'ALONE', 'STEPS', 'FEATURES'
            'complete_ways', 'methods_left', 'distinct', 'vectors_note', 'method_stats', 'method_table', 'part_note',
            'method_differences', 'method_differences_table', 'method_verdicts', 'method_sentences', 'methods_headline',
            'spent_frame', 'spent_table', 'compute_frame', 'plot_compute', 'compute_panels', 'soft_table',
-           'methods_section', 'write_report', 'levels_origins', 'study_section']
+           'methods_section', 'folded', 'write_report', 'levels_origins', 'study_section']
 
 # %% ../nbs/16_report.ipynb #9380702f
 import io, math, unicodedata
@@ -912,12 +912,15 @@ def _task_section(df:pd.DataFrame, tunes:pd.DataFrame, task:str, source:str)->st
     parts = [f"<p>{_cell(_caption(sc))}</p>", table_html(table, f"Accuracy, {task} from {source}", _bold(st), over)]
     parts += [f'<p class="note">{_cell(n)}</p>' for n in (note, machines_note(df)) if n]
     parts += _paper_part(st, task, source, int(sc.n.max()))
-    parts += [f"<ul>{said}</ul>", _accuracy_figure(sc, st), "<h3>Ours less each other row</h3>", f"<p>{_cell(_INTERVALS)}</p>", table_html(_differences_table(diffs), "Differences")]
-    if note: parts.append(f'<p class="note">{_cell(note)}</p>')
-    parts += ["<h3>The source by ids and by text</h3>", f"<p>{_cell(_REENCODED)}</p>", table_html(reencoding_table(df, task, source), "By ids and by text")]
-    if len(pairs): parts += ["<h3>What is lost on the way</h3>", f"<p>{_cell(_loss_verdict(lost))} {_cell(_LOSS)}</p>", table_html(_loss_table(lost), "What is lost on the way")]
-    if len(curves): parts += ["<h3>Prompts</h3>", table_html(prompt_table(df, task, source), "Prompts"), "<h3>Learning curves</h3>", _curves_figure(curves)]
-    if len(pairs): parts += ["<h3>Source and target, prompt by prompt</h3>", _transfer_figure(pairs)] + ([f'<p class="note">{_cell(note)}</p>'] if note else [])
+    aside = [f'<p class="note">{_cell(note)}</p>'] if note else []
+    parts += [f"<ul>{said}</ul>", _accuracy_figure(sc, st)]
+    parts.append(folded("Ours less each other row", f"<p>{_cell(_INTERVALS)}</p>", table_html(_differences_table(diffs), "Differences"), *aside))
+    parts.append(folded("The source by ids and by text", f"<p>{_cell(_REENCODED)}</p>", table_html(reencoding_table(df, task, source), "By ids and by text")))
+    if len(pairs):
+        parts.append(folded("What is lost on the way", f"<p>{_cell(_loss_verdict(lost))} {_cell(_LOSS)}</p>", table_html(_loss_table(lost), "What is lost on the way")))
+    if len(curves):
+        parts += [folded("Prompts", table_html(prompt_table(df, task, source), "Prompts")), folded("Learning curves", _curves_figure(curves))]
+    if len(pairs): parts.append(folded("Source and target, prompt by prompt", _transfer_figure(pairs), *aside))
     return "\n".join(parts)
 
 # %% ../nbs/16_report.ipynb #59c3a4b2
@@ -1485,15 +1488,24 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; pa
 .scroll { overflow-x: auto; max-width: 100%; margin: .8rem 0; } .scroll img { width: 100%; max-width: 62rem; display: block; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .3rem .5rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; white-space: nowrap; } th { border-bottom: 2px solid #888; white-space: normal; overflow-wrap: normal; }
+details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; } summary:focus-visible { outline: 2px solid #0072B2; } @media print { details::details-content { content-visibility: visible; height: auto; } }
 .prompt { font-family: ui-monospace, monospace; white-space: pre; background: #f4f4f4; } .note { border-left: 4px solid #E69F00; background: #fdf6e3; padding: .5rem .8rem; }
 """
 
+def folded(title:str, *parts:str)->str:
+    "What is one touch away: its heading is seen, and the rest once it is asked for."
+    return f"<details><summary>{_cell(title)}</summary>\n" + "\n".join(parts) + "\n</details>"
+
+OPEN = 6      # sections of a page that are seen at once; the others are folded
+
 def _page(title:str, lead:str, sections:list)->str:
-    "The whole page; `sections` holds (heading, html)."
+    "The whole page; `sections` holds (heading, html). The first stands before the contents, and those after `OPEN` are folded."
     toc = "".join(f'<li><a href="#s{i}">{_cell(h)}</a></li>' for i, (h, _) in enumerate(sections))
-    body = "\n".join(f'<section id="s{i}"><h2>{_cell(h)}</h2>\n{html}\n</section>' for i, (h, html) in enumerate(sections))
+    parts = [f'<section id="s{i}"><h2>{_cell(h)}</h2>\n{html if i < OPEN else folded("Show", html)}\n</section>' for i, (h, html) in enumerate(sections)]
+    parts.insert(1, f'<nav aria-label="Contents">{folded("On this page", f"<ol>{toc}</ol>")}</nav>')
+    body = "\n".join(parts)
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{_cell(title)}</title>'
-            f'<style>{_CSS}</style></head>\n<body><h1>{_cell(title)}</h1>\n{lead}\n<nav aria-label="Contents"><ol>{toc}</ol></nav>\n<main>{body}</main></body></html>\n')
+            f'<style>{_CSS}</style></head>\n<body><h1>{_cell(title)}</h1>\n{lead}\n<main>{body}</main></body></html>\n')
 
 # %% ../nbs/16_report.ipynb #5b1a91cb
 def write_report(
@@ -1515,17 +1527,17 @@ def write_report(
     if lacks and not partial: raise InputError(f"{store.path} is unfinished, {len(lacks)} piece(s) missing, the first: {lacks[0]}; call hpt run again with the same folder to finish, or report with --partial")
     if lacks: df, tunes = finished(df, tunes, store.path)
     sections = [("Ours and the Baseline, all in one", _overview_section(df))] if len(each_variant(df)) > 1 else []
+    sections.append(("What the study found", study_section()))
     if methods := methods_section(df, tunes): sections.append(("Methods, side by side", methods))
     sections += [(f"{task}, tuned on {source}{f': {name}' if name else ''}", _task_section(part, _of_variant(tunes, part), task, source)) for task, source, name, part in each_variant(df)]
     sections.append(("Prompts that do not survive as text", f"<p>{_cell(_TRIPS)}</p>" + table_html(roundtrip_table(df), "Round trips")))
     readings = readings_frame(store)
     if len(readings): sections.append(("What the prompts read like", _readings_html(df, readings, stability_maps(store, vocabs))))
     if len(vocabs): sections.append(("Stability of the common tokens", _stability_section(store, tunes, vocabs)))
-    sections.append(("What the study found", study_section()))
     settings = "\n".join(f"<h3>{_cell(title)}</h3>" + table_html(t, title) for title, t in settings_tables(df, vocabs).items())
     sections += [("Settings", settings), ("Time", table_html(time_table(df, tunes, vocabs), "Time")), ("Origin", table_html(provenance_table(origins_frame(store)), "Origin"))]
     lead = "".join(f"<p><b>{_cell(s)}</b></p>" for s in paper_said(df))
-    lead += f"<p>{_cell(_READ)} {_cell(_ran(df))}</p><p>{_cell(headline(df))}</p>"
+    lead += f"<p>{_cell(_ASKED)}</p><p><b>{_cell(headline(df))}</b></p><p>{_cell(_ran(df))} {_cell(_READ)}</p>"
     if lacks: lead += f'<p class="note">{_cell(f"This run is not finished: {len(lacks)} pieces are missing, and what they belong to is left out. The first: {lacks[0]}.")}</p>'
     return write_atomic(out/"index.html", _page("Hard prompts across models", lead, sections))
 
@@ -1555,4 +1567,5 @@ _STUDY = ("The run on this page is small. The stored study asked the same of thr
           "In brackets: the 95 % interval over seeds and texts at once. Its chapter is nbs/35_study.ipynb.")
 
 _TRIPS = "Each different prompt once, over all tables: how many of a row's prompts have other ids when their text is encoded again on their own model, with Wilson's 95 % interval."
+_ASKED = "Asked: does a prompt do better on other models if it is tuned over the tokens whose neighbourhoods agree across models (Ours) than over the whole vocabulary (the Baseline)?"
 _READ = "All numbers on this page are computed from the results folder that it was made from. Ours tunes over the common tokens whose neighbours agree most between source and counterpart; the other rows are its controls."

@@ -128,10 +128,11 @@ def test_python_runs_as_a_file(tmp_path):
     lm = tiny_lm("gpt2")
     lm.model.save_pretrained(tmp_path/"m")
     lm.tokenizer.save_pretrained(tmp_path/"m")
-    (tmp_path/"snippet.py").write_text(to_python(" good", task_of(), tmp_path/"m") + '\nimport sys\nprint(classify("a film", "m")[0]["class"], "hpt_nb" in sys.modules)\n', encoding="utf-8")
+    (tmp_path/"snippet.py").write_text(to_python(" good", task_of(), tmp_path/"m") + '\nimport sys\nprint(classify(["a film"], "m")[0]["class"], classify("a film", "m").strip(), "hpt_nb" in sys.modules)\n', encoding="utf-8")
     done = subprocess.run([sys.executable, "snippet.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[0] in ("great", "bad") and done.stdout.split()[1] == "False"
+    several, one, loaded = done.stdout.split()
+    assert several == one and one in ("great", "bad") and loaded == "False"     # of one text: its label word
 
 def test_json_certifies_on_each_model(tmp_path):
     one, two = tiny_lm("gpt2"), tiny_lm("gemma3")
