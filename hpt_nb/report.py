@@ -1036,13 +1036,21 @@ def overview_table(df:pd.DataFrame)->pd.DataFrame:
     "`overview` as text."
     return _overview_table(overview(df))
 
+def _reach(d:pd.DataFrame)->float:
+    "Points to either side that a figure shows: all estimates, and most intervals whole; two seeds may give ones ten times as wide."
+    wide = (d.seeds_high - d.seeds_low).dropna()/2
+    return max(5., 1.3*float(d.points.abs().max()), 2*float(wide.median()) if len(wide) else 0.)
+
 def plot_overview(d:pd.DataFrame, ax=None):
-    "Ours less Baseline with its interval over seeds, a line for each comparison; filled where neither interval spans zero."
-    ax = _axes(ax)
+    "Ours less Baseline with its interval over seeds, a line for each comparison; filled where neither interval spans zero. An arrow marks an interval that goes on beyond the edge."
+    ax, reach = _axes(ax), _reach(d)
     for y, r in enumerate(d.itertuples()):
         color = _color("Ours") if r.place!="Original" else "#0072B2"
-        if not math.isnan(r.seeds_low): ax.plot([r.seeds_low, r.seeds_high], [y, y], lw=2, color=color, alpha=.6)
+        if not math.isnan(r.seeds_low): ax.plot([max(r.seeds_low, -reach), min(r.seeds_high, reach)], [y, y], lw=2, color=color, alpha=.6)
+        if r.seeds_low < -reach: ax.plot(-reach, y, "<", ms=7, color=color)
+        if r.seeds_high > reach: ax.plot(reach, y, ">", ms=7, color=color)
         ax.plot(r.points, y, "o", ms=7, color=color, mfc=color if not _undecided(r) else "white")
+    ax.set_xlim(-1.05*reach, 1.05*reach)
     ax.axvline(0, color="#888888", lw=1)
     ax.set(xlabel="Ours less Baseline (points)", ylim=(len(d)-.5, -.5))
     ax.set_yticks(range(len(d)), [f"{r.task}, {r.source}" + (f", {r.variant}" if r.variant else "") + f" on {'the source' if r.place=='Original' else r.place}" for r in d.itertuples()], fontsize=8)
@@ -1483,12 +1491,12 @@ def methods_section(df:pd.DataFrame, tunes:pd.DataFrame, weights:dict=None)->str
 # %% ../nbs/16_report.ipynb #d0d1a684
 _CSS = """
 :root { color-scheme: light; } * { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 68rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 77rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; } h3 { margin-top: 1.8rem; }
 .scroll { overflow-x: auto; max-width: 100%; margin: .8rem 0; } .scroll img { width: 100%; max-width: 62rem; display: block; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .3rem .5rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; white-space: nowrap; } th { border-bottom: 2px solid #888; white-space: normal; overflow-wrap: normal; }
-details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; } summary:focus-visible { outline: 2px solid #0072B2; } @media print { details::details-content { content-visibility: visible; height: auto; } }
+.wrap td { white-space: normal; } details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; } summary:focus-visible { outline: 2px solid #0072B2; } @media print { details::details-content { content-visibility: visible; height: auto; } }
 .prompt { font-family: ui-monospace, monospace; white-space: pre; background: #f4f4f4; } .note { border-left: 4px solid #E69F00; background: #fdf6e3; padding: .5rem .8rem; }
 """
 
@@ -1561,7 +1569,8 @@ def study_section()->str:
     "The verdicts of the stored study, to be read beside what a run found."
     table, left = stored_verdicts()
     note = f" {sum(n for _, _, n in left)} of its scores are still missing; a claim without a number waits for them." if left else ""
-    return f"<p>{_cell(_STUDY + note)}</p>" + table_html(verdict_table(table), "The study's claims and verdicts")
+    shown = table_html(verdict_table(table), "Claims and verdicts of the study")
+    return f'<p>{_cell(_STUDY + note)}</p><div class="wrap">{shown}</div>'
 
 _STUDY = ("The run on this page is small. The stored study asked the same of three models (SmolLM2-135M, Gemma-3-270M, and Qwen2.5-Coder-0.5B, which took no part in tuning), with up to 32 seeds. "
           "In brackets: the 95 % interval over seeds and texts at once. Its chapter is nbs/35_study.ipynb.")
