@@ -11,7 +11,8 @@ __all__ = ['KEEPING', 'cmd_vocab', 'cmd_stability', 'cmd_tune', 'cmd_eval', 'cmd
 import argparse, ast, importlib.util, json, os, signal, sys, threading
 from contextlib import contextmanager
 from pathlib import Path
-from .store import MOST, SEEDS, InputError, check_writable, holding_remarks, remark, say_remarks, visible, whole
+from . import __version__
+from .store import MOST, SEEDS, InputError, check_writable, holding_remarks, messages, remark, say_remarks, visible, whole
 
 # %% ../nbs/21_cli.ipynb #164a670b
 def _seeds(text:str)->list:
@@ -118,8 +119,10 @@ def cmd_tune(a):
     from hpt_nb.pez import COMPILE_STEPS, RunSpec, SearchSpace, facts, fast_dtype
     from hpt_nb.scoring import compile_layers
     from hpt_nb.store import Store, config_hash, provenance, to_go_on
+    from hpt_nb.trackers import check_tracker, follower
     from hpt_nb.tasks import load_task
     from hpt_nb.vocab import Vocab, common_vocab, whole_vocab
+    check_tracker(a.tracker)
     store = _tune_folder(Store(to_go_on(a.out, _say)))
     task = load_task(a.task, format=a.format)
     vocab = Vocab.load(a.vocab) if a.vocab else None
@@ -145,11 +148,15 @@ def cmd_tune(a):
         fast = ready(lm)
         space = SearchSpace(fast, vocab)
         checkpoint = store.path/"checkpoints"/f"pass-{config_hash(dict(runs=todo))}.safetensors"
-        runs = method.run(fast, task, [RunSpec(space, a.method, c["seed"]) for c in todo], cfg, progress=not a.quiet, desc=f"tuning {lm.name} on {task.name}",
-                          checkpoint=checkpoint, **extra(list(map(ready, seconds))))
+        how = dict(progress=not a.quiet, desc=f"tuning {lm.name} on {task.name}", checkpoint=checkpoint, **extra(list(map(ready, seconds))))
+        followed = follower(a.tracker, f"{a.method}-{lm.name}-{task.name}", facts(cfg))
+        try: runs = method.run(fast, task, [RunSpec(space, a.method, c["seed"]) for c in todo], cfg, on_judge=followed, **how)
+        finally:
+            if followed: followed.close()
         for c, r in zip(todo, runs):
             store.put("tune", c, r.result(), provenance(fast.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)))
         checkpoint.unlink(missing_ok=True)   # not before the runs are kept
+    else: _say(f"finished before: {a.out} holds all {len(configs)} runs, and nothing is tuned again")
     for c in configs:
         r = store.get("tune", c)
         _say(f"seed {c['seed']}: holdout {r['best_holdout']:.3f} at step {r['best_step']}: {r['prompt_text']!r}")
@@ -341,10 +348,13 @@ def cmd_study(a):
 def cmd_transferable(a):
     "hpt transferable"
     seeds = _seeds(a.seeds)
-    from hpt_nb.practice import summary, transferable
+    from hpt_nb.practice import plan_transferable, summary, transferable
     from hpt_nb.store import to_go_on
-    if a.out: a.out = to_go_on(a.out, _say)
-    got = transferable(a.task, a.models, a.target or (), a.out, a.method, seeds, a.top, a.k, a.limit, a.dtype, not a.quiet, against=a.against or (), start=a.start, steps=a.steps, batch=a.batch, n_tokens=a.tokens, holdout_n=a.holdout, **_settings(a.set))
+    if a.out and not a.dry_run: a.out = to_go_on(a.out, _say)
+    what = dict(out=a.out, method=a.method, seeds=seeds, s=a.top, k=a.k, limit=a.limit, dtype=a.dtype, against=a.against or (), start=a.start)
+    settings = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, holdout_n=a.holdout, **_settings(a.set))
+    if a.dry_run: return _say(plan_transferable(a.task, a.models, a.target or (), **what, **settings))
+    got = transferable(a.task, a.models, a.target or (), **what, progress=not a.quiet, tracker=a.tracker, **settings)
     _say(summary(got))
     _say(f"written: {Path(got['out'])/'prompt.json'}; hpt export {got['out']} --to lm-eval, json, python or peft --out ... takes it away")
 
@@ -378,7 +388,11 @@ def cmd_run(a):
     from hpt_nb.experiments import dry_run, load_preset, variations
     rates = None if a.rates is None else _rates(a.rates)
     if rates and not a.dry_run: raise InputError("--rates goes with --dry-run; a run takes the time that it takes")
-    presets = variations(load_preset(a.preset))
+    from dataclasses import replace
+    from hpt_nb.trackers import check_tracker
+    check_tracker(a.tracker or "")
+    preset = load_preset(a.preset)
+    presets = variations(preset if a.tracker is None else replace(preset, tracker=a.tracker))
     if a.dry_run: return _say("\n\n".join(dry_run(p, a.data, rates=rates, split=a.split) for p in presets.values()))
     if not a.out: raise InputError("no --out; name the results folder")
     from hpt_nb.store import to_go_on
@@ -407,7 +421,7 @@ def _check_folder(out, preset, data):
 
 def _run_one(preset, out, a):
     "One experiment into one folder, by the engine that was asked for."
-    how = dict(progress=not a.quiet, data=a.data, retry_failed=a.retry_failed, split=a.split, anyway=a.anyway)
+    how = dict(progress=not a.quiet, data=a.data, retry_failed=a.retry_failed, split=a.split, anyway=a.anyway, say=_say)
     if a.engine == "local":
         from hpt_nb.experiments import run_preset
         store = run_preset(preset, out, **how)
@@ -456,6 +470,7 @@ def parser()->argparse.ArgumentParser:
     "The argument parser of `hpt`."
     models = "hub id, folder, .gguf file, smollm2-135m, qwen2.5-coder-0.5b (both Apache-2.0) or gemma-3-270m (Gemma Terms of Use)"
     p = _Parser(prog="hpt", description="Hard prompts that transfer: vocabularies, tuning, transfer, reports.")
+    p.add_argument("--version", action="version", version=f"hpt_nb {__version__}")
     sub = p.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     def command(name, run, about):
         c = sub.add_parser(name, help=about, description=about)
@@ -474,6 +489,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--repeats", type=_positive(1000), default=5, metavar="L", help="samples (5)")
     c.add_argument("--k", type=_positive(), default=64, help="neighbours a token (64)"); c.add_argument("--seed", type=_seed, default=0)
     form = dict(choices=["ours", "released"], help="how inputs are written; released: as PEZ's released pipeline does, the label read at a space (as the task says; ours, where it says nothing)")
+    tracker = dict(metavar="WORD", default="", help="follow the tuning: log, tensorboard:FOLDER, trackio:PROJECT or wandb:PROJECT; changes no result")
     c = command("tune", cmd_tune, "tune hard prompts on one model")
     c.add_argument("--format", **form)
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--out", required=True, help="results folder")
@@ -485,6 +501,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--vocab", help="parquet of hpt stability or hpt vocab: only its tokens may be chosen"); c.add_argument("--top", type=_positive(), metavar="S", help="its S most stable")
     c.add_argument("--seeds", default="0", help="such as 0,1,2; tuned side by side")
     for name, default in dict(steps=5000, batch=16, tokens=10, holdout=5000).items(): c.add_argument(f"--{name}", type=_positive(), help=f"as the method was published (pez: {default})")
+    c.add_argument("--tracker", **tracker)
     c.add_argument("--eval-every", type=_positive(), help="steps between holdout scores (pez: 100)")
     c.add_argument("--lr", type=float, help="(pez: 0.3)"); c.add_argument("--init", help="labels, names (as PEZ was released), random, or for soft methods a text")
     c.add_argument("--start", metavar="TEXT", help="a text to start from, which the prompt is then as long as; its tokens stand until they are replaced")
@@ -559,6 +576,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--cpus", type=_positive(), metavar="N", help="with --engine ray: processors, and threads, a worker (1)")
     c.add_argument("--split", type=_positive(), default=0, metavar="N", help="at most N seeds in one tuning pass, so that more devices share the work (all in one)")
     c.add_argument("--data", metavar="DIR", help="folder of task files (sst2.toml, ag_news.toml) that stand in for the hub's tasks")
+    c.add_argument("--tracker", **(tracker | dict(default=None)))
     c.add_argument("--retry-failed", action="store_true", help="try pieces again that failed before")
     c.add_argument("--anyway", action="store_true", help="go on although step 0, Empty against the paper's counts, speaks against it (presets with step0 = true)")
     c = command("status", cmd_status, "what of a run is done, running, failed and left, and how long it will take")
@@ -574,6 +592,8 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--target", nargs="+", metavar="MODEL", help="models that take no part: is the prompt of use there?")
     c.add_argument("--out", metavar="DIR", help="results folder (runs/transferable-TASK); the same again goes on")
     c.add_argument("--against", action="append", metavar="TEXT", help="a hand-written prompt, shown beside the tuned one; again for more")
+    c.add_argument("--tracker", **tracker)
+    c.add_argument("--dry-run", action="store_true", help="say what would be done and how long it would take, and do nothing")
     c.add_argument("--start", metavar="TEXT", help="your own prompt: the search begins at it, and it stays unless something better is found")
     c.add_argument("--method", help="(pez; joint-swaps with --start) pez, pez-reprojected, autoprompt, mixed, gcg, rlprompt, joint, joint-choice or joint-swaps")
     c.add_argument("--seeds", default="0,1,2", help="one prompt each; the best on the holdout is kept (0,1,2)")
@@ -603,7 +623,7 @@ def _escaping_streams():
 # %% ../nbs/21_cli.ipynb #e58cb336
 def main(argv=None)->int:
     "Entry point of `hpt`; returns the exit code."
-    with _escaping_streams(), _terminable(): return _main(argv)
+    with _escaping_streams(), _terminable(), messages(): return _main(argv)
 
 KEEPING = ("run", "tune", "transferable", "study")   # commands that go on where they were stopped
 
