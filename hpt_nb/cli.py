@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEEPING', 'cmd_vocab', 'cmd_stability', 'cmd_tune', 'cmd_eval', 'cmd_audit', 'cmd_predict', 'cmd_labels',
-           'cmd_effects', 'cmd_study', 'cmd_transferable', 'cmd_export', 'cmd_fingerprint', 'cmd_run', 'cmd_status',
-           'cmd_pack', 'cmd_report', 'parser', 'main']
+           'cmd_effects', 'cmd_study', 'cmd_transferable', 'cmd_export', 'cmd_explore', 'cmd_init', 'cmd_fingerprint',
+           'cmd_run', 'cmd_status', 'cmd_pack', 'cmd_report', 'parser', 'main']
 
 # %% ../nbs/21_cli.ipynb #292b191f
 import argparse, ast, importlib.util, json, os, signal, sys, threading
@@ -363,6 +363,19 @@ def cmd_export(a):
     from hpt_nb.export import export_prompt
     _say(export_prompt(a.prompt, a.to, a.out, a.task, a.model, a.seed, a.split, a.limit))
 
+def cmd_explore(a):
+    "hpt explore"
+    out = _out_file(a.out, ".html")
+    from hpt_nb.explorer import explore
+    _say(explore(a.place, out, a.models or (), a.vocab, a.tokens, a.k))
+
+def cmd_init(a):
+    "hpt init"
+    from hpt_nb.example import write_example
+    paths = write_example(a.dir, a.models)
+    _say("\n".join(map(str, paths)))
+    _say(f"change them as you like; hpt run {paths[0]} --dry-run says what would be done")
+
 # %% ../nbs/21_cli.ipynb #e9ada955
 def cmd_fingerprint(a):
     "hpt fingerprint"
@@ -392,7 +405,9 @@ def cmd_run(a):
     from hpt_nb.trackers import check_tracker
     check_tracker(a.tracker or "")
     preset = load_preset(a.preset)
-    presets = variations(preset if a.tracker is None else replace(preset, tracker=a.tracker))
+    if a.tracker is not None: preset = replace(preset, tracker=a.tracker)
+    if a.engine == "ray" and preset.tracker == "log": raise InputError("tracker log shows nothing of Ray's workers; name another, or use --engine local")
+    presets = variations(preset)
     if a.dry_run: return _say("\n\n".join(dry_run(p, a.data, rates=rates, split=a.split) for p in presets.values()))
     if not a.out: raise InputError("no --out; name the results folder")
     from hpt_nb.store import to_go_on
@@ -587,6 +602,16 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--preset", metavar="PRESET_OR_TOML", help="refuse results that this experiment, as it is now, would not make")
     c = command("pack", cmd_pack, "a results folder as one compressed file, which is read in its place")
     c.add_argument("dir", metavar="DIR", help="results folder, or a folder of them where a setting was varied"); c.add_argument("--out", required=True, metavar="FILE", help="such as results/study.hpt")
+    c = command("explore", cmd_explore, "a page to look tokens up in: how stable, which neighbours, which prompts use them")
+    c.add_argument("place", metavar="DIR_OR_PARQUET", help="results folder, pack, or a vocabulary of hpt stability")
+    c.add_argument("--out", required=True, metavar="FILE", help="an .html file")
+    c.add_argument("--models", nargs="+", metavar="MODEL", help="show the neighbours in these, some of the vocabulary's (none)")
+    c.add_argument("--vocab", metavar="NAME", help="which vocabulary of the folder, where it holds several")
+    c.add_argument("--tokens", type=_positive(), default=3000, metavar="N", help="tokens that get neighbours, the most stable (3000)")
+    c.add_argument("--k", type=_positive(), default=10, help="neighbours a token (10)")
+    c = command("init", cmd_init, "an experiment of your own to begin with: a preset, a task and a small table that run as they are")
+    c.add_argument("dir", metavar="DIR", help="folder for them; made if missing")
+    c.add_argument("--models", nargs="+", default=["smollm2-135m", "gemma-3-270m"], metavar="MODEL", help="the source, its counterpart, further models to try the prompts on")
     c = command("transferable", cmd_transferable, "from a labelled file to a prompt, and what it is worth on each model")
     c.add_argument("--task", required=True, help="task file (.toml) or name"); c.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=f"two or more that you may use; the prompt is tuned on the first: {models}")
     c.add_argument("--target", nargs="+", metavar="MODEL", help="models that take no part: is the prompt of use there?")
