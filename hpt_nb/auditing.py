@@ -289,7 +289,7 @@ def audit(
     task,                  # a task's name or file, or a `Task`
     models,                # names, or loaded models; one or more
     prompts=(),            # as of `named_prompts`; none: what no prompt is worth, raw and calibrated
-    limit:int=400,         # texts scored, stratified; all if there are fewer; None: all
+    limit:int|None=400,    # texts scored, stratified; all if there are fewer; None: all
     split:str="validation",
     unlabelled:int=200,    # holdout texts whose label log-probabilities calibrate; their labels are not looked at
     progress:bool=False,   # a bar on stderr

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['KEEPING', 'cmd_vocab', 'cmd_stability', 'cmd_tune', 'cmd_eval', 'cmd_audit', 'cmd_predict', 'cmd_labels',
-           'cmd_effects', 'cmd_study', 'cmd_transferable', 'cmd_export', 'cmd_fingerprint', 'cmd_run', 'cmd_status',
-           'cmd_pack', 'cmd_report', 'parser', 'main']
+           'cmd_effects', 'cmd_study', 'cmd_transferable', 'cmd_export', 'cmd_explore', 'cmd_init', 'cmd_fingerprint',
+           'cmd_run', 'cmd_status', 'cmd_pack', 'cmd_report', 'parser', 'main']
 
 # %% ../nbs/21_cli.ipynb #292b191f
 import argparse, ast, importlib.util, json, os, signal, sys, threading
 from contextlib import contextmanager
 from pathlib import Path
-from .store import MOST, SEEDS, InputError, check_writable, holding_remarks, remark, say_remarks, visible, whole
+from . import __version__
+from .store import MOST, SEEDS, InputError, check_writable, holding_remarks, messages, remark, say_remarks, visible, whole
 
 # %% ../nbs/21_cli.ipynb #164a670b
 def _seeds(text:str)->list:
@@ -125,8 +126,10 @@ def cmd_tune(a):
     from hpt_nb.pez import COMPILE_STEPS, RunSpec, SearchSpace, facts, fast_dtype
     from hpt_nb.scoring import compile_layers
     from hpt_nb.store import Store, config_hash, provenance, to_go_on
+    from hpt_nb.trackers import check_tracker, follower
     from hpt_nb.tasks import load_task
     from hpt_nb.vocab import Vocab, common_vocab, whole_vocab
+    check_tracker(a.tracker)
     store = _tune_folder(Store(to_go_on(a.out, _say)))
     task = load_task(a.task, format=a.format)
     vocab = Vocab.load(a.vocab) if a.vocab else None
@@ -153,11 +156,15 @@ def cmd_tune(a):
         fast = ready(lm)
         space = SearchSpace(fast, vocab)
         checkpoint = store.path/"checkpoints"/f"pass-{config_hash(dict(runs=todo))}.safetensors"
-        runs = method.run(fast, task, [RunSpec(space, a.method, c["seed"]) for c in todo], cfg, progress=not a.quiet, desc=f"tuning {lm.name} on {task.name}",
-                          checkpoint=checkpoint, **extra(list(map(ready, seconds))))
+        how = dict(progress=not a.quiet, desc=f"tuning {lm.name} on {task.name}", checkpoint=checkpoint, **extra(list(map(ready, seconds))))
+        followed = follower(a.tracker, f"{a.method}-{lm.name}-{task.name}", facts(cfg))
+        try: runs = method.run(fast, task, [RunSpec(space, a.method, c["seed"]) for c in todo], cfg, on_judge=followed, **how)
+        finally:
+            if followed: followed.close()
         for c, r in zip(todo, runs):
             store.put("tune", c, r.result(), provenance(fast.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)))
         checkpoint.unlink(missing_ok=True)   # not before the runs are kept
+    else: _say(f"finished before: {a.out} holds all {len(configs)} runs, and nothing is tuned again")
     for c in configs:
         r = store.get("tune", c)
         _say(f"seed {c['seed']}: holdout {r['best_holdout']:.3f} at step {r['best_step']}: {r['prompt_text']!r}")
@@ -354,10 +361,13 @@ def _rules(a):
 def cmd_transferable(a):
     "hpt transferable"
     seeds = _seeds(a.seeds)
-    from hpt_nb.practice import summary, transferable
+    from hpt_nb.practice import plan_transferable, summary, transferable
     from hpt_nb.store import to_go_on
-    if a.out: a.out = to_go_on(a.out, _say)
-    got = transferable(a.task, a.models, a.target or (), a.out, a.method, seeds, a.top, a.k, a.limit, a.dtype, not a.quiet, against=a.against or (), start=a.start, rules=_rules(a), steps=a.steps, batch=a.batch, n_tokens=a.tokens, holdout_n=a.holdout, **_settings(a.set))
+    if a.out and not a.dry_run: a.out = to_go_on(a.out, _say)
+    what = dict(out=a.out, method=a.method, seeds=seeds, s=a.top, k=a.k, limit=a.limit, dtype=a.dtype, against=a.against or (), start=a.start)
+    settings = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, holdout_n=a.holdout, **_settings(a.set))
+    if a.dry_run: return _say(plan_transferable(a.task, a.models, a.target or (), **what, **settings))
+    got = transferable(a.task, a.models, a.target or (), **what, rules=_rules(a), progress=not a.quiet, tracker=a.tracker, **settings)
     _say(summary(got))
     _say(f"written: {Path(got['out'])/'prompt.json'}; hpt export {got['out']} --to lm-eval, json, python or peft --out ... takes it away")
 
@@ -365,6 +375,19 @@ def cmd_export(a):
     "hpt export"
     from hpt_nb.export import export_prompt
     _say(export_prompt(a.prompt, a.to, a.out, a.task, a.model, a.seed, a.split, a.limit))
+
+def cmd_explore(a):
+    "hpt explore"
+    out = _out_file(a.out, ".html")
+    from hpt_nb.explorer import explore
+    _say(explore(a.place, out, a.models or (), a.vocab, a.tokens, a.k))
+
+def cmd_init(a):
+    "hpt init"
+    from hpt_nb.example import write_example
+    paths = write_example(a.dir, a.models)
+    _say("\n".join(map(str, paths)))
+    _say(f"change them as you like; hpt run {paths[0]} --dry-run says what would be done")
 
 # %% ../nbs/21_cli.ipynb #e9ada955
 def cmd_fingerprint(a):
@@ -391,7 +414,13 @@ def cmd_run(a):
     from hpt_nb.experiments import dry_run, load_preset, variations
     rates = None if a.rates is None else _rates(a.rates)
     if rates and not a.dry_run: raise InputError("--rates goes with --dry-run; a run takes the time that it takes")
-    presets = variations(load_preset(a.preset))
+    from dataclasses import replace
+    from hpt_nb.trackers import check_tracker
+    check_tracker(a.tracker or "")
+    preset = load_preset(a.preset)
+    if a.tracker is not None: preset = replace(preset, tracker=a.tracker)
+    if a.engine == "ray" and preset.tracker == "log": raise InputError("tracker log shows nothing of Ray's workers; name another, or use --engine local")
+    presets = variations(preset)
     if a.dry_run: return _say("\n\n".join(dry_run(p, a.data, rates=rates, split=a.split) for p in presets.values()))
     if not a.out: raise InputError("no --out; name the results folder")
     from hpt_nb.store import to_go_on
@@ -420,7 +449,7 @@ def _check_folder(out, preset, data):
 
 def _run_one(preset, out, a):
     "One experiment into one folder, by the engine that was asked for."
-    how = dict(progress=not a.quiet, data=a.data, retry_failed=a.retry_failed, split=a.split, anyway=a.anyway)
+    how = dict(progress=not a.quiet, data=a.data, retry_failed=a.retry_failed, split=a.split, anyway=a.anyway, say=_say)
     if a.engine == "local":
         from hpt_nb.experiments import run_preset
         store = run_preset(preset, out, **how)
@@ -469,6 +498,7 @@ def parser()->argparse.ArgumentParser:
     "The argument parser of `hpt`."
     models = "hub id, folder, .gguf file, smollm2-135m, qwen2.5-coder-0.5b (both Apache-2.0) or gemma-3-270m (Gemma Terms of Use)"
     p = _Parser(prog="hpt", description="Hard prompts that transfer: vocabularies, tuning, transfer, reports.")
+    p.add_argument("--version", action="version", version=f"hpt_nb {__version__}")
     sub = p.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     def command(name, run, about):
         c = sub.add_parser(name, help=about, description=about)
@@ -496,6 +526,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--k", type=_positive(), default=64, help="neighbours a token (64)"); c.add_argument("--seed", type=_seed, default=0)
     selecting(c, labels=False)
     form = dict(choices=["ours", "released"], help="how inputs are written; released: as PEZ's released pipeline does, the label read at a space (as the task says; ours, where it says nothing)")
+    tracker = dict(metavar="WORD", default="", help="follow the tuning: log, tensorboard:FOLDER, trackio:PROJECT or wandb:PROJECT; changes no result")
     c = command("tune", cmd_tune, "tune hard prompts on one model")
     c.add_argument("--format", **form)
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--out", required=True, help="results folder")
@@ -507,6 +538,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--vocab", help="parquet of hpt stability or hpt vocab: only its tokens may be chosen"); c.add_argument("--top", type=_positive(), metavar="S", help="its S most stable")
     c.add_argument("--seeds", default="0", help="such as 0,1,2; tuned side by side")
     for name, default in dict(steps=5000, batch=16, tokens=10, holdout=5000).items(): c.add_argument(f"--{name}", type=_positive(), help=f"as the method was published (pez: {default})")
+    c.add_argument("--tracker", **tracker)
     c.add_argument("--eval-every", type=_positive(), help="steps between holdout scores (pez: 100)")
     c.add_argument("--lr", type=float, help="(pez: 0.3)"); c.add_argument("--init", help="labels, names (as PEZ was released), random, or for soft methods a text")
     c.add_argument("--start", metavar="TEXT", help="a text to start from, which the prompt is then as long as; its tokens stand until they are replaced")
@@ -582,6 +614,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--cpus", type=_positive(), metavar="N", help="with --engine ray: processors, and threads, a worker (1)")
     c.add_argument("--split", type=_positive(), default=0, metavar="N", help="at most N seeds in one tuning pass, so that more devices share the work (all in one)")
     c.add_argument("--data", metavar="DIR", help="folder of task files (sst2.toml, ag_news.toml) that stand in for the hub's tasks")
+    c.add_argument("--tracker", **(tracker | dict(default=None)))
     c.add_argument("--retry-failed", action="store_true", help="try pieces again that failed before")
     c.add_argument("--anyway", action="store_true", help="go on although step 0, Empty against the paper's counts, speaks against it (presets with step0 = true)")
     c = command("status", cmd_status, "what of a run is done, running, failed and left, and how long it will take")
@@ -592,11 +625,23 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--preset", metavar="PRESET_OR_TOML", help="refuse results that this experiment, as it is now, would not make")
     c = command("pack", cmd_pack, "a results folder as one compressed file, which is read in its place")
     c.add_argument("dir", metavar="DIR", help="results folder, or a folder of them where a setting was varied"); c.add_argument("--out", required=True, metavar="FILE", help="such as results/study.hpt")
+    c = command("explore", cmd_explore, "a page to look tokens up in: how stable, which neighbours, which prompts use them")
+    c.add_argument("place", metavar="DIR_OR_PARQUET", help="results folder, pack, or a vocabulary of hpt stability")
+    c.add_argument("--out", required=True, metavar="FILE", help="an .html file")
+    c.add_argument("--models", nargs="+", metavar="MODEL", help="show the neighbours in these, some of the vocabulary's (none)")
+    c.add_argument("--vocab", metavar="NAME", help="which vocabulary of the folder, where it holds several")
+    c.add_argument("--tokens", type=_positive(), default=3000, metavar="N", help="tokens that get neighbours, the most stable (3000)")
+    c.add_argument("--k", type=_positive(), default=10, help="neighbours a token (10)")
+    c = command("init", cmd_init, "an experiment of your own to begin with: a preset, a task and a small table that run as they are")
+    c.add_argument("dir", metavar="DIR", help="folder for them; made if missing")
+    c.add_argument("--models", nargs="+", default=["smollm2-135m", "gemma-3-270m"], metavar="MODEL", help="the source, its counterpart, further models to try the prompts on")
     c = command("transferable", cmd_transferable, "from a labelled file to a prompt, and what it is worth on each model")
     c.add_argument("--task", required=True, help="task file (.toml) or name"); c.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=f"two or more that you may use; the prompt is tuned on the first: {models}")
     c.add_argument("--target", nargs="+", metavar="MODEL", help="models that take no part: is the prompt of use there?")
     c.add_argument("--out", metavar="DIR", help="results folder (runs/transferable-TASK); the same again goes on")
     c.add_argument("--against", action="append", metavar="TEXT", help="a hand-written prompt, shown beside the tuned one; again for more")
+    c.add_argument("--tracker", **tracker)
+    c.add_argument("--dry-run", action="store_true", help="say what would be done and how long it would take, and do nothing")
     c.add_argument("--start", metavar="TEXT", help="your own prompt: the search begins at it, and it stays unless something better is found")
     c.add_argument("--method", help="(pez; joint-swaps with --start) pez, pez-reprojected, autoprompt, mixed, gcg, rlprompt, joint, joint-choice or joint-swaps")
     c.add_argument("--seeds", default="0,1,2", help="one prompt each; the best on the holdout is kept (0,1,2)")
@@ -627,7 +672,7 @@ def _escaping_streams():
 # %% ../nbs/21_cli.ipynb #e58cb336
 def main(argv=None)->int:
     "Entry point of `hpt`; returns the exit code."
-    with _escaping_streams(), _terminable(): return _main(argv)
+    with _escaping_streams(), _terminable(), messages(): return _main(argv)
 
 KEEPING = ("run", "tune", "transferable", "study")   # commands that go on where they were stopped
 

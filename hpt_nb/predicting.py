@@ -53,7 +53,7 @@ def predict(
     lm:LM,              # a loaded model
     rows,               # a table, or the path of a csv, tsv, jsonl or parquet file
     text:str="text",    # its column of texts
-    label:str=None,     # its column of labels: how many are right? None: not asked
+    label:str|None=None,# its column of labels: how many are right? None: not asked
     calibrated:bool=False,
     task=None,          # a `Task`, whose holdout calibrates where the prompt keeps no constants for this model
     skip_empty:bool=False,

@@ -145,7 +145,7 @@ class Prompt(ModelHubMixin, library_name="hpt_nb", tags=["hard-prompt", "prompt-
         calibration=None,    # model name -> `constants`
         scores=(),           # what it was found to be worth: dicts
         origin=None,         # how it came about: a dict of JSON values
-        bos:bool=None,       # does BOS go before it? None: as the tokenizer has it
+        bos:bool|None=None,  # does BOS go before it? None: as the tokenizer has it
     ):
         if not isinstance(text, str): raise InputError(f"prompt {text!r}: need a text (ids belong to one model: use Prompt.of)")
         self.text, self.task, self.bos = text, task_parts(task), bos

@@ -19,7 +19,7 @@ ZIPF = 3.25   # least frequency of a word: about 1.8 in a million. Chosen below
 def _frequency():
     "wordfreq's `zipf_frequency`. `InputError` if it is not installed."
     try: from wordfreq import zipf_frequency
-    except ImportError: raise InputError('no word list: the package wordfreq is missing; pip install "hpt_nb[readability]", or give words=, a collection of lower-case words') from None
+    except ImportError: raise InputError('no word list: the package wordfreq is missing; pip install wordfreq, or give words=, a collection of lower-case words') from None
     return zipf_frequency
 
 @lru_cache(maxsize=1 << 16)
@@ -39,7 +39,7 @@ def is_word(
     words=None,      # a collection of lower-case words; None: wordfreq's English list
     zipf:float=ZIPF, # least frequency, log10 of occurrences in 1e9 words; for wordfreq only
 )->bool:
-    "Is it one real English word? `InputError` where the list is wordfreq's and that is not installed (`hpt_nb[readability]`)."
+    "Is it one real English word? `InputError` where the list is wordfreq's and that is not installed."
     word = _letters_of(text)
     if word is None: return False
     if len(word) == 1: return word in ("a", "i")

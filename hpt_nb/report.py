@@ -1563,7 +1563,7 @@ def _readings_html(df, readings, maps)->str:
     note = "" if has_words() else f'<p class="note">{_cell(_NO_WORDS)}</p>\n'   # the word list is an optional extra
     return note + _reading_section(features_frame(df, readings, maps), unread(df, readings))
 
-_NO_WORDS = "The package wordfreq is not installed, so nothing is said of words here: pip install 'hpt_nb[readability]', and make the page again."
+_NO_WORDS = "The package wordfreq is not installed, so nothing is said of words here: pip install wordfreq, and make the page again."
 
 def study_section()->str:
     "The verdicts of the stored study, to be read beside what a run found."

@@ -10,7 +10,7 @@ __all__ = ['KEPT_SPLITS', 'JOINED_ROW', 'JOINED_TOKENS', 'OBJECTIVES', 'PROGRAMS
            'logits_many', 'label_logprobs_many', 'evaluate']
 
 # %% ../nbs/05_scoring.ipynb #2f1de8ad
-import contextlib, copy, os, sys, weakref, unicodedata
+import contextlib, copy, logging, os, weakref, unicodedata
 from collections import defaultdict
 import torch
 from torch import Tensor
@@ -771,6 +771,8 @@ def _exact(lm:LM)->LM|None:
     except _CANNOT: return None
 
 # %% ../nbs/05_scoring.ipynb #5c0a1006
+_log = logging.getLogger("hpt_nb.scoring")
+
 @torch.no_grad()
 def _holds(lm:LM, labels:Tensor, way:str, p:int, n:int)->bool:
     "`_agrees`, in float32 and in the model's own format."
@@ -790,7 +792,7 @@ def _way_of(lm:LM, labels:Tensor)->str:
     base._labels, base._shown = labels, (3, 16)
     base._way = next(way for way in PrefixScorer.ways if all(_holds(base, labels, way, p, 16) for p in (3, 0)))
     if base._way != "packed":
-        print(f"{base.name}: {type(base.model).__name__} cannot share a prefix; scoring the {base._way} way, slower, same numbers", file=sys.stderr)
+        _log.warning(f"{base.name}: {type(base.model).__name__} cannot share a prefix; scoring the {base._way} way, slower, same numbers")
     return base._way
 
 def _ensure(lm:LM, p:int, n:int):
@@ -802,7 +804,7 @@ def _ensure(lm:LM, p:int, n:int):
     left = PrefixScorer.ways[PrefixScorer.ways.index(before):]
     base._way = next(way for way in left if _holds(base, base._labels, way, p, n))
     if base._way != before:
-        print(f"{base.name}: inputs of {n} tokens are scored the {base._way} way, slower, same numbers; the {before} way would change them", file=sys.stderr)
+        _log.warning(f"{base.name}: inputs of {n} tokens are scored the {base._way} way, slower, same numbers; the {before} way would change them")
 
 # %% ../nbs/05_scoring.ipynb #5c0a1002
 def check_lengths(lm:LM, prefix_rpd:Tensor, seqs:list):
@@ -872,7 +874,7 @@ def label_logprobs(
     task,               # labels, suffix, max_text_tokens, strip (`hpt_nb.tasks.Task`)
     texts,              # n strings
     prompt=None,        # str, ids, or None
-    max_tokens:int=None,# tokens in one pass; None: from the free memory
+    max_tokens:int|None=None,# tokens in one pass; None: from the free memory
     on_pass=None,       # called with the number of texts done after each pass (a progress bar's update)
 )->Tensor:              # (n, labels) float32
     "Log-probability of each label word after [prompt; text; template], normalised over the label words (Eq. 1)."

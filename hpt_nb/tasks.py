@@ -192,6 +192,10 @@ class Task:
         "12 hexadecimal digits; changes with anything that changes a result."
         return config_hash({k:v for k,v in self.config.items() if k != "name"})
 
+    def subset(self, split:str, n:int, seed:int=0)->Split:
+        "A fixed part of a split (\"train\", \"holdout\" or \"validation\"): `n` examples, each class in proportion, in the split's order; the whole split if it has no more than `n`."
+        return _subset(self, split, n, seed)
+
 # %% ../nbs/02_tasks.ipynb #597e7351
 def class_names(
     task,       # has `.labels`, and `.info` or `.classes` where names were given
@@ -266,7 +270,6 @@ def _subset(self:Task, split:str, n:int, seed:int=0)->Split:
     order, sizes, rows = sorted(range(len(whole)), key=lambda i: (_place(whole.texts[i], seed), i)), Counter(whole.labels), []
     for y,m in zip(sorted(sizes), _allot([sizes[y] for y in sorted(sizes)], n)): rows += [i for i in order if whole.labels[i] == y][:m]
     return whole.take(sorted(rows))
-Task.subset = _subset
 
 # %% ../nbs/02_tasks.ipynb #f226d8a3
 _LINE = re.compile(r"\r\n?|\n")

@@ -73,6 +73,23 @@ class Vocab:
         if model not in self.models: raise InputError(f"{model}: not a model of this vocabulary ({', '.join(self.models)}); extract one with it")
         return self.ids[self.models.index(model)]
 
+    def top(self, s:int)->"Vocab":
+        "The s tokens of highest J, best first; ties to the lower position. `InputError` if there are fewer."
+        return _top(self, s)
+
+    def sample(self, s:int, seed:int)->"Vocab":
+        "s tokens drawn without replacement, in their old order. The same seed gives the same tokens."
+        return _sample(self, s, seed)
+
+    def save(self, path)->Path:
+        "Write the vocabulary as parquet, whole or not at all; best first if it has scores."
+        return _save(self, path)
+
+    @staticmethod
+    def load(path)->"Vocab":
+        "Read a vocabulary. `InputError` for a file that is missing, damaged, or not one of ours."
+        return _load(path)
+
 # %% ../nbs/03_vocab.ipynb #6477aa8d
 def _size(self:Vocab, s:int)->int:
     if not isinstance(s, int) or isinstance(s, bool) or not 1 <= s <= len(self): raise InputError(f"{s} tokens asked of a vocabulary of {len(self)}; need 1 <= s <= {len(self)}")
@@ -87,8 +104,6 @@ def _sample(self:Vocab, s:int, seed:int)->Vocab:
     "s tokens drawn without replacement, in their old order. The same seed gives the same tokens."
     rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(whole("seed", seed, *SEEDS)))[:_size(self, s)]
     return self.take(rows.sort().values, sample=s, seed=seed)
-
-Vocab.top, Vocab.sample = _top, _sample
 
 # %% ../nbs/03_vocab.ipynb #d91e87af
 def _origin(lm)->dict:
@@ -215,8 +230,6 @@ def _save(self:Vocab, path)->Path:
     pq.write_table(pa.table(cols).replace_schema_metadata({"hpt_nb":json.dumps(note, ensure_ascii=False)}), buf := io.BytesIO(), compression="zstd", compression_level=19)   # small enough to keep beside the results
     return write_atomic(path, buf.getvalue())
 
-Vocab.save = _save
-
 # %% ../nbs/03_vocab.ipynb #bd4cc2fc
 def _load(path)->Vocab:
     "Read a vocabulary. `InputError` for a file that is missing, damaged, or not one of ours."
@@ -234,8 +247,6 @@ def _load(path)->Vocab:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError): raise InputError(f"{path}: a parquet file, but not a vocabulary of ours; {redo}") from None
     if not whole: raise InputError(f"{path}: its content does not match its checksum (damaged or edited); {redo}")
     return v
-
-Vocab.load = staticmethod(_load)
 
 # %% ../nbs/03_vocab.ipynb #465bd1f3
 KINDS = ("word", "piece", "number", "punctuation", "space", "other script", "mixed")

@@ -206,7 +206,7 @@ def test_without_ray_one_line_says_what_to_install(place, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["run", "preset.toml", "--out", "none", "--engine", "ray"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and "pip install 'hpt_nb[ray]'" in err and not Path("none").exists()
+    assert out == "" and err.count("\n") == 1 and "pip install ray," in err and not Path("none").exists()
 
 
 @pytest.mark.parametrize("script", sorted((HERE.parent / "examples").glob("*.sh")), ids=lambda p: p.name)

@@ -21,8 +21,8 @@ def test_example_runs_on_tiny_models(monkeypatch, capsys):
     texts = [f"{t} {n}" for n, t in enumerate(t for t in TEXT[:20] if t.strip())]
     split = Split(texts, [i % 2 for i in range(len(texts))])
     task = Task("movie_snippets", ". It was", (" bad", " good"), split, split, split)
-    monkeypatch.setattr("hpt_nb.models.load_lm", lms.__getitem__)
-    monkeypatch.setattr("hpt_nb.tasks.load_task", {task.name: task}.__getitem__)
+    monkeypatch.setattr("hpt_nb.load_lm", lms.__getitem__)
+    monkeypatch.setattr("hpt_nb.load_task", {task.name: task}.__getitem__)
     scope = {}
     exec(CODE.replace("k=64", "k=4").replace("top(8192)", "top(16)"), scope)
     said = capsys.readouterr().out.strip().splitlines()

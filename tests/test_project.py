@@ -20,7 +20,8 @@ NBS, LIB = ROOT/"nbs", ROOT/"hpt_nb"
 NOTEBOOKS = sorted(NBS.glob("*.ipynb"))
 CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d[a-z]?_", p.name)]   # 05a stands between 05 and 06
 REPORTS = [p for p in CHAPTERS if p.name.startswith(("29_", "3"))]   # the only ones that keep outputs
-MODULES = sorted(p for p in LIB.glob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
+BY_HAND = ("__init__.py", "__main__.py")   # the names of the package, and `python -m hpt_nb`: no notebook makes them
+MODULES = sorted(p for p in LIB.glob("*.py") if p.name not in (*BY_HAND, "_modidx.py"))
 SETTINGS = configparser.ConfigParser(delimiters=["="], interpolation=None)
 SETTINGS.read(ROOT/"settings.ini", encoding="utf-8")
 SETTINGS = SETTINGS["DEFAULT"]
@@ -69,7 +70,7 @@ def fresh(tmp_path_factory):
     shutil.copy(ROOT/"settings.ini", root)
     shutil.copytree(NBS, root/"nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     (root/"hpt_nb").mkdir()
-    shutil.copy(LIB/"__init__.py", root/"hpt_nb")
+    for name in BY_HAND: shutil.copy(LIB/name, root/"hpt_nb")
     bin_ = Path(sys.executable).parent
     run(bin_/"nbdev_export", cwd=root)
     run(bin_/"nbdev_clean", cwd=root)
@@ -119,7 +120,7 @@ def imports(path):
             module = node.module or ""
             if node.level == 0 and not module.startswith("hpt_nb"): continue
             module = module.removeprefix("hpt_nb").strip(".")
-            yield from [module.split(".")[0]] if module else [a.name for a in node.names]
+            yield from [module.split(".")[0]] if module else [a.name for a in node.names if a.name != "__version__"]
             assert all(a.name != "*" for a in node.names), f"{path.name} imports * from {module}"
         elif isinstance(node, ast.Import):
             yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("hpt_nb."))
@@ -152,16 +153,16 @@ def test_public_functions_are_documented(path):
 def wheel(tmp_path_factory):
     "The wheel, built from a copy with what this environment has: nothing is fetched."
     root = tmp_path_factory.mktemp("wheel")
-    for name in ("settings.ini", "setup.py", "MANIFEST.in", "LICENSE", "README.md"): shutil.copy(ROOT/name, root)
+    for name in ("settings.ini", "setup.py", "MANIFEST.in", "LICENSE", "NOTICE", "README.md"): shutil.copy(ROOT/name, root)
     shutil.copytree(LIB, root/"hpt_nb", ignore=shutil.ignore_patterns("__pycache__"))
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", root/"out", root)
     with zipfile.ZipFile(next((root/"out").glob("*.whl"))) as z:
         return {n: z.read(n).decode("utf-8") for n in z.namelist()}
 
 def test_wheel_holds_the_library(wheel):
-    want = {f"hpt_nb/{p.relative_to(LIB).as_posix()}" for p in LIB.rglob("*") if p.suffix in (".py", ".toml", ".json")}
+    want = {f"hpt_nb/{p.relative_to(LIB).as_posix()}" for p in LIB.rglob("*") if p.suffix in (".py", ".toml", ".json", ".typed")}
     assert {n for n in wheel if n.startswith("hpt_nb/")} == want
-    assert any(n.endswith("LICENSE") for n in wheel)
+    for name in ("LICENSE", "NOTICE"): assert any(n.endswith(name) for n in wheel)
 
 def test_wheel_says_what_settings_say(wheel):
     meta = message_from_string(next(v for n, v in wheel.items() if n.endswith(".dist-info/METADATA")))
@@ -172,6 +173,10 @@ def test_wheel_says_what_settings_say(wheel):
     assert {split(r) for r in plain} == {split(r) for r in loose(SETTINGS["requirements"].split())}
     assert len(said - plain) == sum(len(SETTINGS[k].split()) for k in SETTINGS if k.endswith("_requirements"))
     assert meta["Version"] == SETTINGS["version"] and meta["Requires-Python"] == f">={SETTINGS['min_python']}"
+    urls = dict(u.split(", ", 1) for u in meta.get_all("Project-URL"))
+    assert {"Documentation", "Source", "Issues", "Changelog"} <= set(urls) and all(u.startswith("https://") for u in urls.values())
+    assert {"Typing :: Typed", "Development Status :: 3 - Alpha", "Intended Audience :: Science/Research"} <= set(meta.get_all("Classifier"))
+    assert set(meta.get_all("License-File")) == {"LICENSE", "NOTICE"} and meta["License"] == "Apache-2.0"
     assert "hpt = hpt_nb.cli:main" in next(v for n, v in wheel.items() if n.endswith("entry_points.txt"))
 
 def test_constraints_meet_the_requirements():
