@@ -19,7 +19,7 @@ import pandas as pd
 from .store import InputError, check_writable, provenance, say_remarks, visible, whole, write_atomic
 from .models import LM
 from .tasks import class_names, load_task
-from .scoring import check_lengths, label_ids, label_logprobs_many, prefix_embeddings, prompt_to_ids, text_ids, texts_cut
+from .scoring import check_lengths, label_ids, label_logprobs_many, prefix_embeddings, prompt_to_ids, remark_joins, text_ids, texts_cut
 from .transfer import certify
 from .calibration import CONTENT_FREE, accuracy, calibrated, centre_means, class_shares, content_free, guesses, measures
 from .stats import crossed_contrast, decide, holm, over_targets, text_values
@@ -252,6 +252,7 @@ def check_prompts(
     label_ids(lm, task)
     seqs = text_ids(lm, task, texts)
     check_lengths(lm, prefix_embeddings(lm, max(prompts, key=lambda p: len(prompt_to_ids(lm, p)))), seqs)
+    remark_joins(lm, task, texts[:200], max(prompts, key=lambda p: len(p or "")))
 
 def _read(lm:LM, text:str)->dict:
     "What a model reads of a prompt."

@@ -93,6 +93,10 @@ def _settings(pairs)->dict:
         out[name.replace("-", "_")] = value
     return out
 
+def _place_of(a)->dict:
+    "Where the prompt stands, as far as the command line says it."
+    return dict(prompt_at=a.prompt_at, chat=a.chat or None, system=a.system, control=a.control or None)
+
 def _tune_folder(store):
     "`store`, if the prompts of hpt tune can be kept in it and found there again."
     check_writable(store.path, folder=True)
@@ -102,10 +106,11 @@ def _tune_folder(store):
 
 def _remark_used(lm, task, cfg):
     "Say where a tuning run uses other numbers than its settings name."
-    from hpt_nb.scoring import texts_cut
+    from hpt_nb.scoring import remark_joins, texts_cut
     held = task.subset("holdout", min(cfg.holdout_n, len(task.holdout)))
     if len(held) < cfg.holdout_n: remark(f"prompts are chosen on {len(held)} holdout texts, all that there are, not on {cfg.holdout_n}")
     if cfg.eval_every > cfg.steps: remark(f"prompts are judged once, after the last of {cfg.steps} steps, not every {cfg.eval_every}")
+    remark_joins(lm, task, held.texts[:200])
     if cut := texts_cut(lm, task, held.texts): remark(f"{cut} of {len(held)} holdout texts are longer than {task.max_text_tokens} tokens and cut")
 
 def cmd_tune(a):
@@ -124,6 +129,7 @@ def cmd_tune(a):
     if "whole" not in method.kinds and not a.vocab and not method.shares: raise InputError(f"method {a.method} needs --vocab, tokens that all its models share; make them with hpt vocab or hpt stability {a.model} {' '.join(names)}")
     from hpt_nb.models import identity, load_lm
     from hpt_nb.pez import COMPILE_STEPS, RunSpec, SearchSpace, facts, fast_dtype
+    from hpt_nb.places import chat_facts
     from hpt_nb.scoring import compile_layers
     from hpt_nb.store import Store, config_hash, provenance, to_go_on
     from hpt_nb.trackers import check_tracker, follower
@@ -131,7 +137,7 @@ def cmd_tune(a):
     from hpt_nb.vocab import Vocab, common_vocab, whole_vocab
     check_tracker(a.tracker)
     store = _tune_folder(Store(to_go_on(a.out, _say)))
-    task = load_task(a.task, format=a.format)
+    task = load_task(a.task, format=a.format, **_place_of(a))
     vocab = Vocab.load(a.vocab) if a.vocab else None
     if vocab is not None: vocab = _select(vocab, a, task)
     if a.top: vocab = vocab.top(a.top)
@@ -147,7 +153,7 @@ def cmd_tune(a):
     def ready(m): return compile_layers(m.cast(getattr(torch, dtype))) if compiled else m.cast(getattr(torch, dtype))
     def extra(each): return {method.extra: each if method.extra == "also" else each[0]} if each else {}
     configs = [dict(task=task.name, task_hash=task.hash, source=lm.name, source_id=lm_id(lm), counterpart=None, row="tune", method=a.method, **extra([lm_id(m) for m in seconds]),
-                    vocab=dict(kind=kind, s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **({"compiled": True} if compiled else {}), **facts(cfg)) for s in seeds]
+                    vocab=dict(kind=kind, s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **({"compiled": True} if compiled else {}), **chat_facts(lm, task), **facts(cfg)) for s in seeds]
     todo = [c for c in configs if not store.has("tune", c)]
     _remark_used(lm, task, cfg)
     say_remarks()
@@ -189,20 +195,21 @@ def _lean_said(shares:list, split, task)->str:
 def cmd_eval(a):
     "hpt eval"
     from hpt_nb.models import load_lm
-    from hpt_nb.scoring import check_lengths, evaluate, label_ids, prefix_embeddings, prompt_to_ids, text_ids, texts_cut
+    from hpt_nb.scoring import check_lengths, evaluate, label_ids, prefix_embeddings, prompt_to_ids, remark_joins, text_ids, texts_cut
     from hpt_nb.tasks import load_task
     from tqdm.auto import tqdm
-    task = load_task(a.task, format=a.format)
+    task = load_task(a.task, format=a.format, **_place_of(a))
     split = task.subset(a.split, min(a.limit, len(getattr(task, a.split))), seed=0) if a.limit else getattr(task, a.split)
     lm = load_lm(a.model, dtype=a.dtype, bos=_BOS[a.bos])
     label_ids(lm, task)                    # words and lengths that cannot work are found before the bar stands
-    check_lengths(lm, prefix_embeddings(lm, a.prompt or None), text_ids(lm, task, split.texts))
+    check_lengths(lm, prefix_embeddings(lm, a.prompt or None, task.control), text_ids(lm, task, split.texts))
+    remark_joins(lm, task, split.texts, a.prompt or None)
     say_remarks()
     with tqdm(total=len(split), unit="text", desc=f"{lm.name} on {task.name}", disable=a.quiet or a.json) as bar:
         got = evaluate(lm, task, split, a.prompt or None, on_pass=bar.update)
     cut, shares = texts_cut(lm, task, split.texts), _shares(got, len(task.labels))
     out = dict(accuracy=got["accuracy"], correct=got["correct"], n=got["n"], cut=cut, model=lm.name, task=task.name, split=a.split, dtype=str(lm.dtype).removeprefix("torch."),
-               prompt=a.prompt, prompt_ids=prompt_to_ids(lm, a.prompt or None), shares=shares)
+               prompt=a.prompt, prompt_ids=prompt_to_ids(lm, a.prompt or None, task.control), shares=shares)
     _say(json.dumps(out) if a.json else f"{got['correct']} of {got['n']} right, accuracy {got['accuracy']:.4f} ({lm.name}, {out['dtype']}, {task.name} {a.split}{f'; {cut} texts cut at {task.max_text_tokens} tokens' if cut else ''})")
     if not a.json and (said := _lean_said(shares, split, task)): _say(said)
 
@@ -223,7 +230,7 @@ def cmd_audit(a):
     if a.out: check_writable(a.out, folder=True)
     from hpt_nb.auditing import audit, audit_text, write_audit
     from hpt_nb.tasks import load_task
-    task = load_task(a.task, format=a.format)
+    task = load_task(a.task, format=a.format, **_place_of(a))
     found = audit(task, a.models, prompts, a.limit, a.split, a.unlabelled, progress=not (a.quiet or a.json))
     page = write_audit(found, a.out) if a.out else None
     if a.json: return _say(json.dumps(found, ensure_ascii=False))
@@ -237,7 +244,7 @@ def _prompt_to_use(a):
     if a.prompt is not None and a.prompt_file: raise InputError("--prompt and --prompt-file exclude each other; give one")
     kept = Prompt.load(a.prompt_file) if a.prompt_file else None
     if kept is None and not a.task: raise InputError("no --task; give the task whose template and label words the prompt stands before, or a --prompt-file that holds it")
-    task = load_task(a.task, format=a.format) if a.task else None
+    task = load_task(a.task, format=a.format, **_place_of(a)) if a.task else None
     return kept or Prompt(a.prompt or "", task), task
 
 def cmd_predict(a):
@@ -263,7 +270,7 @@ def cmd_labels(a):
     from hpt_nb.labelling import compare_labels, labels_said
     from hpt_nb.tasks import load_task
     from tqdm.auto import tqdm
-    task = load_task(a.task, format=a.format)
+    task = load_task(a.task, format=a.format, **_place_of(a))
     with tqdm(unit="text", desc=f"label words of {task.name}", disable=a.quiet or a.json) as bar:
         found = compare_labels(task, a.models, a.words or (), a.prompt or None, a.limit, bar.update)
     say_remarks()
@@ -527,8 +534,15 @@ def parser()->argparse.ArgumentParser:
     selecting(c, labels=False)
     form = dict(choices=["ours", "released"], help="how inputs are written; released: as PEZ's released pipeline does, the label read at a space (as the task says; ours, where it says nothing)")
     tracker = dict(metavar="WORD", default="", help="follow the tuning: log, tensorboard:FOLDER, trackio:PROJECT or wandb:PROJECT; changes no result")
+    def placed(c):
+        "How and where: the options of every command that puts inputs together."
+        c.add_argument("--format", **form)
+        c.add_argument("--prompt-at", metavar="PLACE", help="where the prompt stands: before, between, after, or a pattern such as '{text} {prompt}' (as the task says; before)")
+        c.add_argument("--chat", action="store_true", help="put each model's own chat template around it")
+        c.add_argument("--system", metavar="TEXT", help="with --chat: what the system is told")
+        c.add_argument("--control", action="store_true", help="read control tokens' names in template, pattern, system text and prompt as the tokens")
     c = command("tune", cmd_tune, "tune hard prompts on one model")
-    c.add_argument("--format", **form)
+    placed(c)
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--out", required=True, help="results folder")
     method = c.add_argument("--method", default="pez")
     c.later = lambda: setattr(method, "help", "; ".join(f"{name}: {about}" for name, about in _methods().items()).replace("%", "%%"))
@@ -548,7 +562,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--bos", **bos)
     selecting(c)
     c = command("eval", cmd_eval, "accuracy of a prompt on a task")
-    c.add_argument("--format", **form)
+    placed(c)
     c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--prompt", default="", help="text before each input; none: the template alone")
     c.add_argument("--split", default="validation", choices=["train", "holdout", "validation"]); c.add_argument("--limit", type=_positive(), metavar="N", help="a stratified subset of N texts")
     c.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"]); c.add_argument("--bos", **bos); c.add_argument("--json", action="store_true", help="one JSON object")
@@ -560,7 +574,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--limit", type=_positive(), default=400, metavar="N", help="texts that are scored, the classes in proportion (400)")
     c.add_argument("--split", default="validation", choices=["train", "validation"])
     c.add_argument("--unlabelled", type=_positive(), default=200, metavar="N", help="holdout texts that calibrate; their labels are not used (200)")
-    c.add_argument("--format", **form)
+    placed(c)
     c.add_argument("--out", metavar="DIR", help="folder for index.html, audit.json and audit.txt")
     c.add_argument("--json", action="store_true", help="one JSON object")
     c = command("predict", cmd_predict, "a class and probabilities for each text of a table")
@@ -569,7 +583,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--prompt", metavar="TEXT", help="text before each input; none: the template alone")
     c.add_argument("--prompt-file", metavar="FILE", help="a prompt of hpt transferable (its folder too), hpt export --to json or Prompt.save, which knows its task")
     c.add_argument("--task", help="task file or name: template and label words, and a holdout to calibrate on")
-    c.add_argument("--format", **form)
+    placed(c)
     c.add_argument("--calibrated", action="store_true", help="take away the prompt's lean: by constants kept with the prompt, else from the task's holdout, else from FILE itself")
     c.add_argument("--text", default="text", metavar="COLUMN", help="column of the texts (text)")
     c.add_argument("--label", metavar="COLUMN", help="column of labels: say how many are right")
@@ -583,7 +597,7 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("--words", action="append", metavar="A,B,...", help="another set, one word per class in the task's order; again for more")
     c.add_argument("--prompt", metavar="TEXT", help="a text before each input")
     c.add_argument("--limit", type=_positive(), default=200, metavar="N", help="holdout texts (200)")
-    c.add_argument("--format", **form)
+    placed(c)
     c.add_argument("--json", action="store_true", help="one JSON array")
     c = command("effects", cmd_effects, "what single tokens do to each model's answers, alone as a prompt")
     c.add_argument("models", nargs="+", metavar="MODEL", help=models)

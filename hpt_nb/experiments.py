@@ -31,6 +31,7 @@ from .models import LM, gguf_header, _find, as_device, identity, load_lm
 from .tasks import FORMATS, load_task, task_format
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
+from .places import chat_facts
 from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, logits_many, read_text, text_ids, texts_cut
 from .pez import COMPILE_STEPS, METHODS, PEZ_STARTS, PezConfig, RunSpec, SearchSpace, facts, fast_dtype, shown_tokens, tune_runs, _start
 from .swaps import SWAP_METHODS, tune_swaps
@@ -499,14 +500,14 @@ def tune_config(method, task, source:LM, counterpart, row, seed, vocab:Vocab, cf
     if compiled: more["compiled"] = True
     if arm and row not in ROWS: more["arm"] = arm.config
     return dict(task=task.name, task_hash=task.hash, source=source.name, source_id=lm_id(source), counterpart=counterpart, row=row, method=method,
-                vocab=dict(kind=kind, s=len(vocab), seed=seed if drawn else None, hash=vocab.hash), seed=seed, dtype=dtype, **more, **facts(cfg))
+                vocab=dict(kind=kind, s=len(vocab), seed=seed if drawn else None, hash=vocab.hash), seed=seed, dtype=dtype, **more, **chat_facts(source, task), **facts(cfg))
 
 def eval_config(preset, task, split_n, prompt:dict, target:LM, role, mode, ids)->dict:
     "Identity of one prompt's score on one model."
     return dict(task=task.name, task_hash=task.hash, split="validation", n=split_n, source=prompt["source"],
                 **{k: prompt[k] for k in ("counterpart", "row", "seed", "steps", "method")},
                 target=target.name, target_id=lm_id(target), role=role, mode=mode, prompt_ids=list(ids), dtype=preset.scoring_dtype,
-                **({"holdout": preset.holdout} if preset.holdout else {}))
+                **({"holdout": preset.holdout} if preset.holdout else {}), **chat_facts(target, task))
 
 # %% ../nbs/14_experiments.ipynb #b65b5770
 def known_models(cells)->dict:
@@ -868,7 +869,7 @@ SHARED_TOKENS = 1 << 18   # of texts that a GPU is given in one call, some passe
 # %% ../nbs/14_experiments.ipynb #a17c0de8
 def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo)->dict:
     "One eval cell: from the store, from an equal one (`memo`), or computed."
-    ids = prompt["prompt_ids"] if mode == "ids" else read_text(target, prompt["prompt_text"], about=("a prompt", target.name))["ids"]   # where it is read as another text, that is said once a model
+    ids = prompt["prompt_ids"] if mode == "ids" else read_text(target, prompt["prompt_text"], about=("a prompt", target.name), control=getattr(task, "control", False))["ids"]   # where it is read as another text, that is said once a model
     config = eval_config(preset, task, len(split), prompt, target, role, mode, ids)
     stored = store.get("eval", config)
     key = _memo_key(preset, task, split, target, ids)

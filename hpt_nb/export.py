@@ -7,10 +7,11 @@ __all__ = ['CALIBRATE_ON', 'FORMS', 'check_carried', 'bos_of', 'harness_ids', 'c
            'kept_constants', 'to_python', 'read_prompt', 'loadable', 'export_prompt']
 
 # %% ../nbs/17_export.ipynb #cec3e162
-import json, re
+import inspect, json, re
 from pathlib import Path
 from .models import LM, SHIPPED, _find, identity, known_by, load_lm, memory_hash, same_model
 from .tasks import FORMATS, TASKS, Split, class_names, load_task, task_format
+from .places import chat_frame, frame_of, is_placed, one_string, order_of, portable, put_together
 from .scoring import label_ids, label_logprobs, text_ids, prompt_to_ids
 from .soft import save_peft, vectors_from_text
 from .store import InputError, Store, check_writable, is_pack, remark, write_atomic
@@ -19,10 +20,16 @@ from .transfer import certify
 
 # %% ../nbs/17_export.ipynb #17e00002
 _CARRIED = ("name", "suffix", "labels", "max_text_tokens", "strip", "format", "train", "holdout", "validation")   # what an export carries of a task, or needs none of
+_PLACE = ("prompt_at", "chat", "system", "control")   # what those carry that put the input together themselves
 
 def check_carried(task, form:str):
     "`InputError` for a task with a setting that this form would lose."
-    lost, how = [k for k in task.config if k not in _CARRIED], task_format(task)
+    moved = getattr(task, "prompt_at", "before") != "before" or getattr(task, "system", None)
+    def known(k): return k in _CARRIED or k in _PLACE and form != "peft" and task.config[k] == getattr(task, k, None)
+    if form == "peft" and moved:
+        raise InputError(f"{task.name}: a PEFT adapter stands before everything that a model reads, and this task's prompt does not (prompt_at = {task.prompt_at!r}); "
+                         "take the prompt away --to python, json or lm-eval")
+    lost, how = [k for k in task.config if not known(k)], task_format(task)
     if (how.before, how.join, how.end == "own") != ("", "apart", False):   # a form writes text and template, apart, and nothing between
         lost.append("format")
     if lost:
@@ -52,14 +59,15 @@ def contexts(
     texts,             # n strings
     lm:LM=None,        # cuts long texts at `max_text_tokens` of its tokens; None: nothing is cut
 )->list[str]:          # n strings: all that stands before the label word
-    "[prompt; text; template] as one string a text."
+    "[prompt; text; template], or however the task puts them, as one string a text; a chat template is that of `lm`."
     form = task_format(task, bool(lm and lm.bos_ids))
     room = form.room(lm, task.max_text_tokens) if lm else None
     def cut(text):
         text = form.write(text)
         ids = lm.encode(text) if lm else []
         return lm.decode(ids[:room]) if lm and len(ids) > room else text
-    return [prompt + cut(text) + form.tail for text in texts]
+    frame = frame_of(lm, task) if lm else ()
+    return [one_string(task, frame, prompt, cut(text), form.tail) for text in texts]
 
 # %% ../nbs/17_export.ipynb #4192b7a0
 def compare_ids(
@@ -69,8 +77,9 @@ def compare_ids(
     texts,        # n strings
 )->dict:          # {"n", "differ": row numbers, "labels": the label words of several tokens}
     "For which texts does a harness, given one string, read other ids than `label_logprobs` does on pieces tokenised apart?"
-    labels, head = label_ids(lm, task).tolist(), lm.bos_ids + prompt_to_ids(lm, prompt)
-    def same(context, ids): return all(harness_ids(lm, context, word) == (head + ids, [i] + lm.encode(word)[1:]) for word, i in zip(task.labels, labels))
+    labels, own = label_ids(lm, task).tolist(), prompt_to_ids(lm, prompt, getattr(task, "control", False))
+    def whole(ids): return [*lm.bos_ids, *ids[:(at := getattr(ids, "at", 0))], *own, *ids[at:]]
+    def same(context, ids): return all(harness_ids(lm, context, word) == (whole(ids), [i] + lm.encode(word)[1:]) for word, i in zip(task.labels, labels))
     differ = [n for n, (c, ids) in enumerate(zip(contexts(prompt, task, texts, lm), text_ids(lm, task, texts))) if not same(c, ids)]
     return dict(n=len(texts), differ=differ, labels=[w for w in task.labels if len(lm.encode(w)) > 1])
 
@@ -103,12 +112,22 @@ def loglikelihood_apart(self, requests, disable_tqdm=False):
     def bos(doc): return own if doc.get("bos") is None else (own or [self.tokenizer.bos_token_id]) if doc["bos"] else []   # or as the prompt was tuned
     def context(doc):
         start, end = bos(doc), ids(doc["suffix"])
+        if "parts" in doc:   # the prompt does not simply stand first
+            return start + put_together(self.tokenizer, doc["parts"], doc["prompt"], ids(doc["text"])[:doc["cut"]], doc["suffix"], doc["control"], start, doc.get("bos") is False)
         room = doc["cut"] - (len(start) + len(end) if doc.get("whole") else 0)   # does the limit count BOS and template too?
         return start + ids(doc["prompt"]) + ids(doc["text"])[:room] + end
     return self._loglikelihood_tokens([(r.args, context(r.doc), ids(r.args[1])[:1]) for r in requests], disable_tqdm=disable_tqdm)
 
 TemplateLM.loglikelihood_apart = loglikelihood_apart
 '''
+
+def _sources()->str:
+    "What puts an input together, as source: it needs transformers alone."
+    return "\n" + inspect.getsource(chat_frame) + "\n" + inspect.getsource(put_together)
+
+def _special(task)->bool:
+    "Does an export have to put a task's inputs together piece by piece?"
+    return is_placed(task) or getattr(task, "control", False)
 
 # %% ../nbs/17_export.ipynb #7940d4e0
 def _note(lm, prompt, got)->dict:
@@ -149,9 +168,10 @@ def to_lm_eval(
     bos, form = bos_of(lm) if bos is None and lm else bos, task_format(task)
     parts = dict(prompt=prompt, suffix=form.tail, cut=task.max_text_tokens, **({} if bos is None else dict(bos=bos)))
     if form.limit == "whole": parts["whole"] = True
+    if _special(task): parts |= dict(parts=portable(task), control=getattr(task, "control", False))
     lines = [json.dumps(dict(context=c, label=y, text=form.write(t), **parts), ensure_ascii=False) for c, t, y in zip(contexts(prompt, task, rows.texts, lm), rows.texts, rows.labels)]
     got = compare_ids(lm, prompt, task, rows.texts) if lm else dict(n=len(lines), differ=None, labels=None)
-    write_atomic(f"{folder}/hpt_task.py", _MODULE)
+    write_atomic(f"{folder}/hpt_task.py", _MODULE + (_sources() if _special(task) else ""))
     write_atomic(f"{folder}/{name}.jsonl", "\n".join(lines) + "\n")
     return dict(name=name, yaml=str(write_atomic(f"{folder}/{name}.yaml", _task_yaml(name, prompt, task, _note(lm, prompt, got) if lm else None, bos))), **got)
 
@@ -174,7 +194,7 @@ def to_json(
     text = certify(lms[0], prompt)["text"]
     certs = [dict(model=lm.info | known_by(lm), **certify(lm, text if i else prompt)) for i, lm in enumerate(lms)]
     bos = bos_of(lms[0])
-    body = dict(schema=1, prompt=text, order=["prompt", "text", "suffix", "label word"], pieces_tokenised="apart", **({} if bos is None else dict(bos=bos)), task={**task.config, "hash": task.hash}, **_written(task), certificates=certs, **facts)
+    body = dict(schema=1, prompt=text, order=order_of(task), pieces_tokenised="apart", **({} if bos is None else dict(bos=bos)), task={**task.config, "hash": task.hash}, **_written(task), certificates=certs, **facts)
     try: out = json.dumps(body, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     except (TypeError, ValueError) as e: raise InputError(f"a fact cannot be stored as JSON ({e}); use str, int, finite float, bool, None, list, dict") from None
     if path is not None: write_atomic(path, out)
@@ -210,7 +230,7 @@ LABELS = {labels}
 CLASSES = {classes}   # what the label words stand for
 MEANS = {means}   # model -> mean log-probability of each class on unlabelled texts there; {means_said}
 _loaded = {{}}
-
+{more}
 def load(model=MODEL, tokenizer=None):
     "(model, tokenizer) of a hub id or folder; a loaded model goes through with its tokenizer."
     if model is None or hasattr(model, "forward") and tokenizer is None: raise ValueError("need a model: a hub id, a folder, or a loaded one with its tokenizer")
@@ -229,7 +249,7 @@ def logp(texts, model=MODEL, tokenizer=None, batch=16):
     model, tokenizer = load(model, tokenizer)
     def ids(text): return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     head, end, words = start(tokenizer), ids(SUFFIX), [ids(w)[0] for w in LABELS]
-    seqs = [head + ids(PROMPT) + ids(text{strip})[:{cut}] + end for text in texts]
+    seqs = [{whole} for text in texts]
     last = {{"logits_to_keep": 1}} if "logits_to_keep" in inspect.signature(model.forward).parameters else {{}}
     out, order = torch.empty(len(seqs), len(words), dtype=torch.float64), sorted(range(len(seqs)), key=lambda i: len(seqs[i]))
     while order:
@@ -283,9 +303,14 @@ def to_python(
     name, form, hub = re.sub(r"[^\w .-]", "_", task.name), task_format(task), None if model == "MODEL" else _written_model(model)
     cut = f"{task.max_text_tokens} - len(head + end)" if form.limit == "whole" else task.max_text_tokens
     means = {m: c["means"] for m, c in (calibration or {}).items()}
+    text = f"ids(text{'.strip()' if form.text == 'stripped' else ''})[:{cut}]"
+    whole, more = f"head + ids(PROMPT) + {text} + end", ""
+    if _special(task):
+        whole = f"head + put_together(tokenizer, PARTS, PROMPT, {text}, SUFFIX, CONTROL, head, {bos is False})"
+        more = f"PARTS, CONTROL = {ascii(portable(task))}, {getattr(task, 'control', False)}   # the input, piece by piece\n{_sources()}"
     return _SNIPPET.format(name=name, bos=_STARTS[bos], model=ascii(hub), model_said="\"a hub id or folder\"" if hub is None else "MODEL", prompt=ascii(prompt), suffix=ascii(form.tail), labels=ascii(list(task.labels)),
                            classes=ascii(class_names(task)), means=ascii(means), means_said="of the prompt's calibration" if means else "none are kept with this prompt: mean_logp makes them",
-                           cut=cut, strip=".strip()" if form.text == "stripped" else "")
+                           whole=whole, more=more)
 
 # %% ../nbs/17_export.ipynb #5332d35e
 def _whole_prompt(body, where)->dict:

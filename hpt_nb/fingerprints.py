@@ -17,6 +17,7 @@ import torch
 from tqdm.auto import tqdm
 from .store import InputError
 from .models import LM, as_dtype
+from .places import is_placed
 from .tasks import FORMATS, Format, task_format
 from .scoring import PrefixScorer, label_ids
 from .paper import COUNTS, EMPTY, SIZES, count_of, paper_count, short_name
@@ -40,6 +41,7 @@ def formats(
     **only,        # choices to keep to: formats(task, bos=[False], join=["apart"])
 )->list:           # of `Format`; the first is this project's own way (`scoring.text_ids`), if the task's template ends in no space
     "Every combination of the open choices; of `limit` only \"text\", since the other matters for long texts alone. `InputError` for an unknown choice."
+    if is_placed(task): raise InputError("formats are compared with the prompt before the text and without a chat template; give a task that says prompt_at = \"before\" and no chat")
     bare = [w.strip() for w in task.labels]
     choices = dict(text=["stripped", "as given", "spaced"], before=["", " "], join=["apart", "whole"], suffix=_suffixes(task), end=["", "space", "own"], bos=[False, True],
                    labels=[tuple(" " + w for w in bare), tuple(bare)], dtype=["float32", "bfloat16"], limit=LIMITS)

@@ -83,7 +83,8 @@ def compare_labels(
     task = load_task(task) if isinstance(task, (str, Path)) else task
     sets, held = candidate_sets(task, words), task.subset("holdout", min(whole("limit", limit), len(task.holdout)))
     lms = [as_lm(m) for m in ([models] if isinstance(models, (str, Path, LM)) else models)]
-    forms = [SimpleNamespace(labels=s, suffix=task.suffix, max_text_tokens=task.max_text_tokens, strip=task.strip, format=task.format) for s in sets]
+    kept = {k: getattr(task, k) for k in ("suffix", "max_text_tokens", "strip", "format", "prompt_at", "chat", "system", "control")}
+    forms = [SimpleNamespace(labels=s, **kept) for s in sets]
     for lm in lms:
         for form in forms: label_ids(lm, form)
     rows = []

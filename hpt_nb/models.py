@@ -341,11 +341,11 @@ class LM:
         "Rows that the tokenizer cannot name (padding)."
         return self._names.nameless
 
-    def encode(self, text:str)->list:
-        "Ids of a text. Nothing is put before it, and a special token's name in it is read as plain text where the tokenizer can do that. `InputError` for half a character, and for a token for which the model has no row."
+    def encode(self, text:str, control:bool=False)->list:
+        "Ids of a text. Nothing is put before it. A special token's name in it is read as plain text where the tokenizer can do that; with `control`, as the token. `InputError` for half a character, and for a token for which the model has no row."
         try: text.encode()
         except UnicodeEncodeError as e: raise InputError(f"{text[max(0, e.start-20):e.end]!r}: half a character (a lone surrogate), which has no UTF-8 and no tokens; repair the text") from None
-        ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
+        ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control, verbose=False)["input_ids"])
         if max(ids, default=0) >= self.n_rows: raise _rowless(self, text, next(i for i in ids if i >= self.n_rows))
         return ids
     def decode(self, ids)->str:

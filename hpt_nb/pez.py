@@ -23,6 +23,7 @@ from transformers import Adafactor
 from .store import SEEDS, InputError, check_fields, config_hash, listed, whole, write_atomic
 from .models import LM, pad_row, token_text
 from .vocab import Vocab, ids_of, whole_vocab
+from .places import chat_facts
 from .scoring import OBJECTIVES, PrefixScorer, label_ids, text_ids
 
 # %% ../nbs/06_pez.ipynb #81f38982
@@ -338,7 +339,7 @@ def spec_facts(specs)->list:
 
 def _identity(self)->str:
     "Hash of everything that the pass depends on."
-    return config_hash(dict(state=2, lm=lm_facts(self.lm), task=self.task.hash, cfg=facts(self.cfg), runs=spec_facts(self.specs)))
+    return config_hash(dict(state=2, lm=lm_facts(self.lm), task=self.task.hash, cfg=facts(self.cfg), runs=spec_facts(self.specs), **chat_facts(self.lm, self.task)))
 
 def _save(self, path):
     state = self.adafactor.state

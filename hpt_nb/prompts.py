@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from .store import InputError, visible, write_atomic
 from .models import LM, load_lm
 from .tasks import Task, class_names
+from .places import order_of
 from .scoring import label_logprobs
 from .calibration import CONTENT_FREE, calibrated, centre_means
 from .experiments import Models
@@ -118,8 +119,12 @@ def card_text(
 )->str:       # markdown
     "What a hub shows of a prompt."
     task = prompt.task
-    lines = [_HEAD, f"# A prompt for {visible(task['name'])}", "", "The model reads the prompt, then the text, then the template, and the label word comes next:", "",
-             f"    {json.dumps(prompt.text, ensure_ascii=False)} + text + {json.dumps(task['suffix'], ensure_ascii=False)}", "",
+    of = dict(prompt=json.dumps(prompt.text, ensure_ascii=False), suffix=json.dumps(task["suffix"], ensure_ascii=False))
+    order = [of.get(piece, piece) for piece in order_of(prompt.template)[:-1]]
+    usual = order_of(prompt.template) == ["prompt", "text", "suffix", "label word"]
+    reads = "the prompt, then the text, then the template" if usual else "these pieces, each tokenised by itself"
+    lines = [_HEAD, f"# A prompt for {visible(task['name'])}", "", f"The model reads {reads}, and the label word comes next:", "",
+             "    " + " + ".join(order), "",
              "Classes and their label words: " + ", ".join(f"{visible(str(c))} ({json.dumps(w, ensure_ascii=False)})" for c, w in zip(task["classes"], task["labels"])) + ".", ""]
     for cert in prompt.certificates:
         reads = "the text comes back from its tokens" if cert.get("agrees") else "the text does not come back as it was"
@@ -232,7 +237,7 @@ class Prompt(ModelHubMixin, library_name="hpt_nb", tags=["hard-prompt", "prompt-
 
     def body(self)->dict:
         "The prompt as JSON values, as `hpt export` reads them."
-        out = dict(self.origin, schema=SCHEMA, prompt=self.text, order=["prompt", "text", "suffix", "label word"], pieces_tokenised="apart",
+        out = dict(self.origin, schema=SCHEMA, prompt=self.text, order=order_of(self.template), pieces_tokenised="apart",
                    task=self.task, certificates=self.certificates, calibration=self.calibration, scores=self.scores)
         return out if self.bos is None else out | dict(bos=self.bos)
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KEPT_SPLITS', 'JOINED_ROW', 'JOINED_TOKENS', 'OBJECTIVES', 'PROGRAMS', 'label_ids', 'text_ids', 'texts_cut',
            'read_text', 'prompt_to_ids', 'prefix_embeddings', 'plain_logits', 'LabelHead', 'pack', 'Layout',
-           'free_bytes', 'token_bytes', 'fit_tokens', 'PrefixScorer', 'logits', 'centred_losses', 'loss_and_grad',
-           'WholeHead', 'vocabulary_logp', 'run_losses', 'check_lengths', 'compile_layers', 'label_logprobs', 'tiled',
-           'logits_many', 'label_logprobs_many', 'evaluate']
+           'free_bytes', 'token_bytes', 'fit_tokens', 'arrange', 'PrefixScorer', 'logits', 'centred_losses',
+           'loss_and_grad', 'WholeHead', 'vocabulary_logp', 'run_losses', 'check_lengths', 'compile_layers',
+           'label_logprobs', 'tiled', 'logits_many', 'label_logprobs_many', 'count_joins', 'remark_joins', 'evaluate']
 
 # %% ../nbs/05_scoring.ipynb #2f1de8ad
 import contextlib, copy, logging, os, weakref, unicodedata
@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from .store import InputError, remark, whole
 from .arrays import kept_labels
 from .models import LM, token_text
+from .places import check_control, control_names, frame_of, is_placed, one_string, placing, without_bos
 from .tasks import task_format
 
 # %% ../nbs/05_scoring.ipynb #33c7de40
@@ -76,25 +77,34 @@ def label_ids(
 KEPT_SPLITS = 4        # of a tokenizer, those asked for last; a pass asks for the same training texts as the one before it
 _splits = weakref.WeakKeyDictionary()   # tokenizer -> what was asked of it -> ids
 
-def _cut(lm:LM, texts, form, most:int)->list:
-    "The lists of `text_ids`; those of a split (a tuple of texts) are kept."
-    def read(): return form.all_ids(lm, texts, most)
+def _cut(lm:LM, texts, form, most:int, around=None)->list:
+    "The lists of `text_ids`; those of a split (a tuple of texts) are kept. `around`: what stands around prompt and text (`Placing`)."
+    def read():
+        if around is None: return form.all_ids(lm, texts, most)
+        room = form.room(lm, most)
+        return [around.around(lm.encode(form.write(t))[:room]) for t in texts]
     if not isinstance(texts, tuple): return read()   # a list may change
-    kept, asked = _splits.setdefault(lm.tokenizer, {}), (texts, form, most)
+    kept, asked = _splits.setdefault(lm.tokenizer, {}), (texts, form, most, around)
     found = kept.pop(asked) if asked in kept else read()
     while len(kept) >= KEPT_SPLITS: del kept[next(iter(kept))]
     kept[asked] = found   # the latest stands last
     return list(found)
 
+def _ids_of(lm:LM, task, texts, most:int)->list:
+    "The lists of `text_ids`, for texts cut at `most` tokens."
+    form = task_format(task, bos=bool(lm.bos_ids))
+    check_control(lm, task.suffix, control=form.control)
+    return _cut(lm, texts, form, most, placing(lm, task, form.ends(lm)) if is_placed(task) else None)
+
 def text_ids(
     lm:LM,
-    task,              # has `.suffix`, `.max_text_tokens`, `.strip`, and `.format` if it is not "ours"
+    task,              # has `.suffix`, `.max_text_tokens`, `.strip`, and what is special: `.format`, `.prompt_at`, `.chat`, `.system`, `.control`
     texts,             # n strings
-)->list[list[int]]:    # n lists: the text's tokens, cut at the tail, then the template's
-    "Token ids of [text; template] in the task's format (`hpt_nb.tasks.task_format`); the pieces are tokenised apart, as in the released PEZ pipeline."
+)->list[list[int]]:    # n lists: the text's tokens, cut at the tail, then the template's; `Placed` ones where the prompt does not simply stand first
+    "Token ids of [text; template] in the task's format (`hpt_nb.tasks.task_format`); the pieces are tokenised apart, as in the released PEZ pipeline. `InputError` for a model without the chat template that is asked for, and for control tokens that would be read as characters."
     odd = next((i for i, t in enumerate(texts) if not isinstance(t, str)), None)
     if odd is not None: raise InputError(f"text {odd} is {texts[odd]!r}; need a string (a missing value of a table?)")
-    seqs = _cut(lm, texts, task_format(task, bos=bool(lm.bos_ids)), task.max_text_tokens)
+    seqs = _ids_of(lm, task, texts, task.max_text_tokens)
     if not all(seqs): raise InputError("a text and the template are both empty: nothing to read the label after; give the task a suffix")
     return seqs
 
@@ -105,7 +115,7 @@ def texts_cut(
     texts,    # n strings
 )->int:
     "How many texts have more tokens than the task reads of them."
-    read, uncut = text_ids(lm, task, texts), task_format(task, bos=bool(lm.bos_ids)).all_ids(lm, texts, 10**9)
+    read, uncut = text_ids(lm, task, texts), _ids_of(lm, task, list(texts), 10**9)
     return sum(len(a) < len(b) for a, b in zip(read, uncut))
 
 # %% ../nbs/05_scoring.ipynb #1d685168
@@ -113,10 +123,13 @@ def read_text(
     lm:LM,
     text:str,
     about=None,   # as in `remark`
+    control:bool=False, # are control tokens' names in it read as the tokens?
 )->dict:          # {"ids", "back": their text, "same": is it the text that went in?, "unknown": tokens that stand for what the tokenizer does not know}
     "What a model makes of a prompt's text; said where it is not what went in. A space at the start does not count: some tokenizers put one there, others take it away."
-    ids = lm.encode(text)
-    back, unknown = lm.decode(ids), sum(i in lm.special_ids for i in ids)   # plain text becomes a special token only where nothing else fits
+    ids, named = lm.encode(text, control=True) if control else lm.encode(text), control_names(lm, text)
+    if named and not control: remark(f"{lm.name} reads {named[0]!r} in the prompt {text!r} as characters, not as its control token; control = true in the task has it read as the token", about and (*about, "control"))
+    meant = set(lm.tokenizer.convert_tokens_to_ids(named)) if control and named else ()
+    back, unknown = lm.decode(ids), sum(i in lm.special_ids and i not in meant for i in ids)   # plain text becomes a special token only where nothing else fits
     same = not unknown and back.removeprefix(" ") == text.removeprefix(" ")
     if not same: remark(f"{lm.name} reads the prompt {text!r} as {back!r}" + (f", {unknown} of {len(ids)} tokens unknown to it" if unknown else "") + "; its scores there are those of the changed text", about)
     return dict(ids=ids, back=back, same=same, unknown=unknown)
@@ -124,11 +137,12 @@ def read_text(
 def prompt_to_ids(
     lm:LM,
     prompt,       # str, ids (list or 1-D tensor), a `Prompt` (its text) or None
+    control:bool=False, # as in `read_text`
 )->list[int]:     # ids of the prompt alone; [] for None
     "Ids of a prompt given as text, as ids, as an object with a text, or not at all."
     if prompt is None: return []
-    if isinstance(prompt, str): return read_text(lm, prompt)["ids"]
-    if isinstance(getattr(prompt, "text", None), str): return read_text(lm, prompt.text)["ids"]
+    if isinstance(prompt, str): return read_text(lm, prompt, control=control)["ids"]
+    if isinstance(getattr(prompt, "text", None), str): return read_text(lm, prompt.text, control=control)["ids"]
     ids = [int(i) for i in prompt]
     bad = next((i for i in ids if not (0 <= i < len(lm.embeddings) or i < 0 and lm.takes_pad)), None)   # below 0: an added <pad> row
     if bad is not None: raise InputError(f"prompt id {bad} is outside {lm.name}'s {len(lm.embeddings)} embedding rows; give ids of that model")
@@ -137,9 +151,10 @@ def prompt_to_ids(
 def prefix_embeddings(
     lm:LM,
     prompt=None,  # str, ids or None
-)->Tensor:        # (1, p, d) what the model receives before the text: [BOS; prompt]
-    "Input embeddings of the tokens before the text."
-    return lm.vectors(lm.bos_ids + prompt_to_ids(lm, prompt))[None]
+    control:bool=False, # as in `read_text`
+)->Tensor:        # (1, p, d) [BOS; prompt]: what the model receives before the text, where the prompt stands first
+    "Input embeddings of BOS and a prompt."
+    return lm.vectors(lm.bos_ids + prompt_to_ids(lm, prompt, control))[None]
 
 # %% ../nbs/05_scoring.ipynb #5c0a1001
 def _forget(model):
@@ -153,18 +168,26 @@ def _forget(model):
             if "dynamic" in str(module.rope_type): setattr(module, name, getattr(module, key).to(now.device).clone())
 
 # %% ../nbs/05_scoring.ipynb #a847c58e
+def _whole_input(lm:LM, prefix_pd:Tensor, ids:list)->Tensor:
+    "(t, d) embeddings of one input: its prompt at its place, BOS before everything."
+    def rows(part): return lm.embeddings[torch.tensor(part, dtype=torch.long, device=lm.embeddings.device)]
+    own, at = prefix_pd.to(lm.embeddings.dtype), getattr(ids, "at", 0)
+    if not at: return torch.cat([own, rows(ids)])
+    b = len(lm.bos_ids)
+    return torch.cat([own[:b], rows(ids[:at]), own[b:], rows(ids[at:])])
+
 def plain_logits(
     lm:LM,
     labels:Tensor,        # (labels,) int64 token of each label
-    prefix_rpd:Tensor,    # (r, p, d) embeddings before the text, one row a run
-    seqs:list,            # n lists of ids
+    prefix_rpd:Tensor,    # (r, p, d) embeddings of [BOS; prompt], one row a run
+    seqs:list,            # n lists of ids, as of `text_ids`: the prompt stands before them, or where a `Placed` one says
     runs=None,            # n run numbers, 0 <= run < r; None: all 0
 )->Tensor:                # (n, labels) float32 logits, differentiable in prefix_rpd
     "Label logits the slow, obvious way: a full forward pass for each text."
     out = []
     for s, r in zip(seqs, runs if runs is not None else [0]*len(seqs)):
         _forget(lm.model)
-        x_td = torch.cat([prefix_rpd[r].to(lm.embeddings.dtype), lm.embeddings[torch.tensor(s, device=lm.embeddings.device)]])
+        x_td = _whole_input(lm, prefix_rpd[r], s)
         out.append(lm.model(inputs_embeds=x_td[None], use_cache=False).logits[0, -1, labels.to(lm.device)].float())
     return torch.stack(out)
 
@@ -350,6 +373,44 @@ def _masks(model, layout:Layout, p:int, inside:bool=False):
         return {"full_attention": additive(layout.mask(p, None, inside)), "sliding_attention": additive(layout.mask(p, window, inside))}
     return additive(layout.mask(p, window if not _layer_types(model) else None, inside))
 
+# %% ../nbs/05_scoring.ipynb #5c1a0002
+def _begins_alike(seqs:list)->tuple|None:
+    "(ids before the prompt, ids after it that all inputs share). None where inputs differ up to the prompt, or one ends with it."
+    one = seqs[0]
+    at, common = getattr(one, "at", 0), getattr(one, "common", 0)
+    begin = one[:at + common]
+    for s in seqs:
+        alike = (getattr(s, "at", 0), getattr(s, "common", 0)) == (at, common) and s[:at + common] == begin
+        if not alike or len(s) == at + common: return None
+    return begin[:at], begin[at:]
+
+def _inside(seqs:list, b:int, p:int)->list:
+    "Inputs with the prompt in its place, as ids below 0: row j of a prefix of p rows, of which b are BOS, is -1 - j."
+    rows = list(range(-1, -p - 1, -1))
+    return [[*rows[:b], *s[:(at := getattr(s, "at", 0))], *rows[b:], *s[at:]] for s in seqs]
+
+def arrange(
+    lm:LM,
+    prefix_rpd:Tensor,  # (r, p, d) embeddings of [BOS; prompt]
+    seqs:list,          # n lists of ids
+)->tuple:               # (prefixes (r, q, d), n lists of ids, `place`)
+    "What is read once and what is read with each text. `place`: None (prefix and inputs as given), \"inside\" (the prompt is in the inputs, as ids below 0), or (BOS rows, rows of the head): the prefix has grown."
+    if not any(getattr(s, "at", 0) or getattr(s, "common", 0) for s in seqs): return prefix_rpd, seqs, None
+    b, shared = len(lm.bos_ids), _begins_alike(seqs)
+    if shared is None:
+        remark(f"{lm.name}: the prompt stands after what differs from text to text, so no prefix is shared and every input is read whole: the same numbers, slower", ("inside", lm.name))
+        return prefix_rpd, _inside(seqs, b, prefix_rpd.shape[1]), "inside"
+    head, after = (lm.embeddings[torch.tensor(ids, dtype=torch.long, device=lm.embeddings.device)].to(prefix_rpd) for ids in shared)
+    r, n = len(prefix_rpd), len(shared[0]) + len(shared[1])
+    wide = [prefix_rpd[:, :b], head.expand(r, -1, -1), prefix_rpd[:, b:], after.expand(r, -1, -1)]
+    return torch.cat(wide, 1), [s[n:] for s in seqs], (b, len(shared[0]))
+
+def _own_rows(grad_rqd:Tensor, place, p:int)->Tensor:
+    "(r, p, d) of a grown prefix's gradient: that of [BOS; prompt]."
+    if not isinstance(place, tuple): return grad_rqd
+    b, h = place
+    return torch.cat([grad_rqd[:, :b], grad_rqd[:, b + h:h + p]], 1)
+
 # %% ../nbs/05_scoring.ipynb #f470a9bf
 class PrefixScorer:
     "Label logits of [prefix; text; template] for many texts and several prefixes, each prefix read once."
@@ -410,6 +471,20 @@ class PrefixScorer:
             out = self.lm.model(inputs_embeds=x_btd, position_ids=pos, attention_mask=_masks(self.lm.model, lay, p, inside=True), use_cache=False)
         return out.logits[:,0].float(), lay.texts
 
+    def _within(self, prefix_rpd:Tensor, rows:list, seqs:list, runs:list)->tuple[Tensor, list]:
+        "The same with the prompt inside each input, as ids below 0; no cache."
+        lay, emb, q = Layout(rows, seqs, runs, device=self.lm.device), self.lm.embeddings, prefix_rpd.shape[1]
+        ids = lay.ids.to(emb.device)
+        x_btd = emb[ids.clamp(min=0)]
+        if q:
+            own_btd = prefix_rpd.to(emb)[lay.runs[:,None].to(emb.device), (-1 - ids).clamp(min=0)]
+            x_btd = torch.where((ids < 0)[...,None], own_btd, x_btd)
+        how = dict(attention_mask=(lay.seg >= 0).long())
+        if self.way == "packed": how = dict(attention_mask=_masks(self.lm.model, lay, 0), position_ids=lay.pos)
+        self.head.at, self.tokens = lay.ends, self.tokens + ids.numel()
+        with _headed(self.lm.model, self.head): out = self.lm.model(inputs_embeds=x_btd, use_cache=False, **how)
+        return out.logits[:,0].float(), lay.texts
+
     def _padded(self, prefix_rpd:Tensor, rows:list, seqs:list, runs:list)->tuple[Tensor, list]:
         "The same with prefix and text in one row, one text a row, padded right; no cache, no 4-D mask."
         lay, emb = Layout(rows, seqs, runs, device=self.lm.device), self.lm.embeddings
@@ -461,8 +536,9 @@ def _check_finite(scorer, logits_nc:Tensor, prefix_rpd:Tensor, seqs:list, runs:l
         logits_nc[i] = alone
 
 # %% ../nbs/05_scoring.ipynb #6fe6a377
-def _rows(self, seqs, runs):
-    return [[i] for i in sorted(range(len(seqs)), key=lambda i: -len(seqs[i]))] if self.way == "padded" else pack([len(s) for s in seqs], runs, self.row_tokens)
+def _rows(self, seqs, runs, place=None):
+    if self.way == "padded": return [[i] for i in sorted(range(len(seqs)), key=lambda i: -len(seqs[i]))]
+    return pack([len(s) for s in seqs], runs, max(self.row_tokens, JOINED_ROW) if place == "inside" else self.row_tokens)
 
 JOINED_ROW = 256                          # room in a row that carries its own copy of the prefix, tokens
 JOINED_TOKENS = {"cpu": 512, "cuda": 8192}   # up to here a pass of its own for the prefix costs more than its copies; measured on a CPU alone
@@ -472,17 +548,26 @@ def _joined_rows(self, seqs, runs, prefix_rpd):
     if self.way != "packed" or not prefix_rpd.shape[1] or sum(map(len, seqs)) > JOINED_TOKENS.get(self.lm.device.type, 512): return None
     return pack([len(s) for s in seqs], runs, JOINED_ROW)
 
+def _forward_of(self, prefix_rpd, seqs, runs, place)->tuple:
+    "(what gives the logits and text numbers of some rows, tokens that a row has beside its texts), for prefix and inputs as they are arranged."
+    p = prefix_rpd.shape[1]
+    if place == "inside": return lambda part: self._within(prefix_rpd, part, seqs, runs), 0
+    if self.way == "padded": return lambda part: self._padded(prefix_rpd, part, seqs, runs), p
+    kv = self.read_prefix(prefix_rpd)
+    return lambda part: self._packed(kv, p, part, seqs, runs), 0
+
 @torch.no_grad()
 def _unchecked(self, prefix_rpd, seqs, runs, on_pass=None):
     "(n, labels) float32 label logits, finite or not."
-    out, p = torch.empty(len(seqs), len(self.labels)), prefix_rpd.shape[1]
+    out = torch.empty(len(seqs), len(self.labels))
     if self.way == "plain": return self._plain(prefix_rpd, seqs, runs).cpu()
-    kv = self.read_prefix(prefix_rpd) if self.way == "packed" else None
+    prefix_rpd, seqs, place = arrange(self.lm, prefix_rpd, seqs)
+    forward, extra = _forward_of(self, prefix_rpd, seqs, runs, place)
     def work(part):
-        got, texts = self._packed(kv, p, part, seqs, runs) if self.way == "packed" else self._padded(prefix_rpd, part, seqs, runs)
+        got, texts = forward(part)
         out[texts] = got.cpu()
         if on_pass: on_pass(len(texts))
-    _retrying(self, _rows(self, seqs, runs), seqs, 0 if self.way == "packed" else p, False, work)
+    _retrying(self, _rows(self, seqs, runs, place), seqs, extra, False, work)
     return out
 
 def logits(self, prefix_rpd, seqs, runs=None, on_pass=None):
@@ -586,21 +671,24 @@ def loss_and_grad(self, prefix_rpd, seqs, targets, runs=None, objective="labels"
     if objective not in OBJECTIVES: raise InputError(f"objective={objective!r}; need {', '.join(OBJECTIVES[:-1])} or {OBJECTIVES[-1]}")
     if objective == "vocabulary": return _whole_loss_and_grad(self, prefix_rpd, seqs, targets, runs)
     check_lengths(self.lm, prefix_rpd, seqs)
-    runs = runs if runs is not None else [0]*len(seqs)
+    runs, given, place = runs if runs is not None else [0]*len(seqs), (prefix_rpd, seqs), None
+    if self.way != "plain": prefix_rpd, seqs, place = arrange(self.lm, prefix_rpd, seqs)
     r, targets_n, runs_n = len(prefix_rpd), torch.tensor(targets), torch.tensor(runs)
     loss_r, share_n, before = torch.zeros(r), 1/torch.bincount(runs_n, minlength=r)[runs_n], self.tokens
     leaf = prefix_rpd.detach().float().requires_grad_()
-    rows, joined = _rows(self, seqs, runs), _joined_rows(self, seqs, runs, leaf)
-    packed = self.way == "packed" and not joined
+    inside = place == "inside"
+    rows, joined = _rows(self, seqs, runs, place), None if inside else _joined_rows(self, seqs, runs, leaf)
+    packed = self.way == "packed" and not joined and not inside
     kv = self.read_prefix(leaf) if packed else []
     leaves = [tuple(t.detach().requires_grad_() for t in pair) for pair in kv]
     wanted = [t for pair in leaves for t in pair] if packed else [leaf]
-    grads, extra, sized = [None]*len(wanted), 0 if packed else leaf.shape[1], _sized(self, seqs)
+    grads, extra, sized = [None]*len(wanted), 0 if packed or inside else leaf.shape[1], _sized(self, seqs)
     def forward(part):
         "(n, labels) logits and text numbers of some rows."
         if self.way == "plain":
             texts = [i for row in part for i in row]
             return self._plain(leaf, [seqs[i] for i in texts], [runs[i] for i in texts]), texts
+        if inside: return self._within(leaf, part, seqs, runs)
         if packed: return self._packed(leaves, leaf.shape[1], part, seqs, runs)
         return (self._joined if joined else self._padded)(leaf, part, seqs, runs)
     def back(got, total):
@@ -621,12 +709,14 @@ def loss_and_grad(self, prefix_rpd, seqs, targets, runs=None, objective="labels"
     if packed and leaf.shape[1]:
         pairs = [(t, g) for t, g in zip((t for pair in kv for t in pair), grads) if g is not None and t.requires_grad]
         if pairs: grad, = torch.autograd.grad([t for t, _ in pairs], [leaf], [g for _, g in pairs], allow_unused=True)
-    if not loss_r.isfinite().all(): self.logits(prefix_rpd, seqs, runs)   # which names the text
+    if not loss_r.isfinite().all(): self.logits(*given, runs)   # which names the text
     if not loss_r.isfinite().all(): raise InputError(f"the loss is not finite in {str(self.lm.dtype)[6:]} on {self.lm.name}; load the model in float32")
     self.grad_tokens += self.tokens - before
-    if leaf.shape[1] and loss_r.max() > 1e-3 and (grad is None or not grad.any()):   # some quantised layers let nothing back through, and say nothing
-        raise _unseen(self, leaf, seqs, runs) or _no_gradient(self.lm)
-    return loss_r, grad if grad is not None else torch.zeros_like(leaf.detach())
+    p = given[0].shape[1]
+    grad = None if grad is None else _own_rows(grad, place, p)
+    if p and loss_r.max() > 1e-3 and (grad is None or not grad.any()):   # some quantised layers let nothing back through, and say nothing
+        raise _unseen(self, given[0], given[1], runs) or _no_gradient(self.lm)
+    return loss_r, grad if grad is not None else torch.zeros_like(given[0].detach().float())
 
 PrefixScorer.loss_and_grad = loss_and_grad
 
@@ -678,20 +768,22 @@ def vocabulary_logp(
 )->Tensor:               # (n, C) float32
     "Log-probability of each label word's token over the model's whole vocabulary. `InputError` for an input longer than the model reads."
     check_lengths(scorer.lm, prefix_rpd, seqs)
-    over, p, out = _over_all(scorer), prefix_rpd.shape[1], torch.empty(len(seqs), len(scorer.labels))
-    runs = runs if runs is not None else [0]*len(seqs)
-    kv, packed = over.read_prefix(prefix_rpd) if over.way == "packed" else None, over.way == "packed"
+    over, given, place = _over_all(scorer), (prefix_rpd, seqs), None
+    runs, out = runs if runs is not None else [0]*len(seqs), torch.empty(len(seqs), len(scorer.labels))
+    if over.way != "plain":
+        prefix_rpd, seqs, place = arrange(scorer.lm, prefix_rpd, seqs)
+        forward, extra = _forward_of(over, prefix_rpd, seqs, runs, place)
+    else: extra = prefix_rpd.shape[1]
     def work(part):
         texts = [i for row in part for i in row]
         if over.way == "plain": got = plain_logits(over.lm, over.labels, prefix_rpd, [seqs[i] for i in texts], [runs[i] for i in texts])
-        elif packed: got, texts = over._packed(kv, p, part, seqs, runs)
-        else: got, texts = over._padded(prefix_rpd, part, seqs, runs)
+        else: got, texts = forward(part)
         out[texts] = (got[:, scorer.labels.to(got.device)] - got.logsumexp(-1, keepdim=True)).cpu()
     lengths = [range(len(s) + -(-8*len(over.labels)//token_bytes(scorer.lm, False))) for s in seqs]
-    _retrying(over, _rows(over, seqs, runs), lengths, 0 if packed else p, False, work)
+    _retrying(over, _rows(over, seqs, runs, place), lengths, extra, False, work)
     _counted(scorer, over)
     if not out.isfinite().all():
-        scorer.logits(prefix_rpd, seqs, runs)   # which names the text
+        scorer.logits(*given, runs)   # which names the text
         raise InputError(f"probabilities that are not finite in {str(scorer.lm.dtype)[6:]} on {scorer.lm.name}; load the model in float32")
     return out
 
@@ -811,6 +903,8 @@ def check_lengths(lm:LM, prefix_rpd:Tensor, seqs:list):
     "`InputError` if a prompt with its text is longer than the model can read. Else the way of scoring is sure to hold for them."
     p = prefix_rpd.shape[1]
     longest = p + max(map(len, seqs), default=0)
+    heads = {getattr(s, "at", 0) + getattr(s, "common", 0) for s in seqs}
+    if len(heads) == 1: p += heads.pop()   # what all inputs begin with may join the prefix
     if (most := _most(lm, longest)) is not None:
         raise InputError(f"prompt, text and template have up to {longest} tokens, and {lm.name} reads {most}; "
                          "shorten the prompt, or set max_text_tokens in the task")
@@ -871,17 +965,17 @@ def compile_layers(
 # %% ../nbs/05_scoring.ipynb #52dd8618
 def label_logprobs(
     lm:LM,              # or LM.wrap(model, tokenizer) around any transformers causal LM
-    task,               # labels, suffix, max_text_tokens, strip (`hpt_nb.tasks.Task`)
+    task,               # labels, suffix, max_text_tokens, strip, and where the prompt stands (`hpt_nb.tasks.Task`)
     texts,              # n strings
     prompt=None,        # str, ids, or None
     max_tokens:int|None=None,# tokens in one pass; None: from the free memory
     on_pass=None,       # called with the number of texts done after each pass (a progress bar's update)
 )->Tensor:              # (n, labels) float32
-    "Log-probability of each label word after [prompt; text; template], normalised over the label words (Eq. 1)."
+    "Log-probability of each label word after [prompt; text; template], or however the task puts them, normalised over the label words (Eq. 1)."
     texts = [texts] if isinstance(texts, str) else list(texts)
     if max_tokens is not None: whole("max_tokens", max_tokens)
     if not texts: return torch.empty(0, len(task.labels))
-    scorer, prefix, seqs = PrefixScorer(lm, label_ids(lm, task), max_tokens=max_tokens), prefix_embeddings(lm, prompt), text_ids(lm, task, texts)
+    scorer, prefix, seqs = PrefixScorer(lm, label_ids(lm, task), max_tokens=max_tokens), prefix_embeddings(lm, prompt, getattr(task, "control", False)), text_ids(lm, task, texts)
     return scorer.logits(prefix, seqs, on_pass=on_pass).log_softmax(-1)
 
 # %% ../nbs/05_scoring.ipynb #e5a10002
@@ -924,12 +1018,15 @@ def logits_many(
     on_pass=None,        # called with the number of (prompt, text) pairs done after each pass
 )->Tensor:               # (m, n, labels) float32 logits
     "Label logits of every text under every prompt. `InputError` for an input longer than the model reads, and for logits that are no finite numbers."
-    m, p = prefix_mpd.shape[:2]
+    m = len(prefix_mpd)
     check_lengths(scorer.lm, prefix_mpd, seqs)
     out = torch.empty(m, len(seqs), len(scorer.labels))
-    if scorer.way != "packed":
-        for i in range(m): out[i] = scorer.logits(prefix_mpd[i:i+1], seqs, on_pass=on_pass)
+    given, place = (prefix_mpd, seqs), None
+    if scorer.way == "packed": prefix_mpd, seqs, place = arrange(scorer.lm, prefix_mpd, seqs)
+    if scorer.way != "packed" or place == "inside":
+        for i in range(m): out[i] = scorer.logits(given[0][i:i+1], given[1], on_pass=on_pass)
         return out
+    p = prefix_mpd.shape[1]
     budget, done = scorer.asked or fit_tokens(scorer.lm, False), 0
     layouts, g = _shared_layouts(scorer, seqs, p, budget)
     while done < m:
@@ -940,7 +1037,7 @@ def logits_many(
             torch.cuda.empty_cache()
             layouts, g = _shared_layouts(scorer, seqs, p, budget)
         else: done += g
-    for i in range(m): _check_finite(scorer, out[i], prefix_mpd[i:i+1], seqs, [0]*len(seqs))
+    for i in range(m): _check_finite(scorer, out[i], given[0][i:i+1], given[1], [0]*len(seqs))
     return out
 
 # %% ../nbs/05_scoring.ipynb #e5a10007
@@ -953,7 +1050,7 @@ def label_logprobs_many(
     on_pass=None,        # called with the number of (prompt, text) pairs done after each pass
 )->Tensor:               # (m, n, labels) float32
     "`label_logprobs` of the same texts under each of many prompts."
-    texts, prompts = list(texts), [prompt_to_ids(lm, p) for p in prompts]
+    texts, prompts = list(texts), [prompt_to_ids(lm, p, getattr(task, "control", False)) for p in prompts]
     out = torch.empty(len(prompts), len(texts), len(task.labels))
     if not len(texts) or not len(prompts): return out
     scorer, seqs = PrefixScorer(lm, label_ids(lm, task), max_tokens=max_tokens), text_ids(lm, task, texts)
@@ -963,6 +1060,31 @@ def label_logprobs_many(
         ids_mp = torch.tensor([lm.bos_ids + prompts[i] for i in rows], dtype=torch.long, device=lm.embeddings.device)
         out[rows] = logits_many(scorer, lm.vectors(ids_mp), seqs, on_pass).log_softmax(-1)
     return out
+
+# %% ../nbs/05_scoring.ipynb #5c1a0005
+def count_joins(
+    lm:LM, task,
+    texts,        # n strings
+    prompt=None,  # str, ids or None
+)->dict:          # {"n", "differ": row numbers}
+    "Which inputs would be read as other ids if each were written as one string, control tokens as such?"
+    form, frame, control = task_format(task, bos=bool(lm.bos_ids)), frame_of(lm, task), getattr(task, "control", False)
+    ids, seqs, room = prompt_to_ids(lm, prompt, control), text_ids(lm, task, list(texts)), form.room(lm, task.max_text_tokens)
+    written, differ = prompt if isinstance(prompt, str) else lm.decode(ids), []
+    for n, (text, s) in enumerate(zip(texts, seqs)):
+        read, at = lm.encode(form.write(text)), getattr(s, "at", 0)
+        string = one_string(task, frame, written, form.write(text) if len(read) <= room else lm.decode(read[:room]), form.tail)
+        whole = lm.encode(string, control=True) if frame or control else lm.encode(string)
+        if (without_bos(lm, whole) if frame else whole) != [*s[:at], *ids, *s[at:]]: differ.append(n)
+    return dict(n=len(seqs), differ=differ)
+
+def remark_joins(lm:LM, task, texts, prompt=None, about=None):
+    "Say how many inputs of a task with a place of its own would be read otherwise as one string."
+    if not is_placed(task): return
+    found = count_joins(lm, task, texts, prompt)
+    if found["differ"]:
+        remark(f"{lm.name}: {len(found['differ'])} of {found['n']} inputs would be read as other tokens if they were written as one string "
+               f"(the first is text {found['differ'][0]}); pieces are tokenised apart, as prompts are tuned", about or ("joins", lm.name, task.suffix))
 
 # %% ../nbs/05_scoring.ipynb #fe21b736
 def evaluate(

@@ -20,6 +20,7 @@ from transformers import Adafactor
 from .store import InputError, check_fields, config_hash, number, whole, write_atomic
 from .models import LM, known_by, same_model, token_text
 from .vocab import ids_of
+from .places import is_placed
 from .scoring import OBJECTIVES, PrefixScorer, kept_labels, label_ids, prompt_to_ids, text_ids
 from .pez import BOUNDS, INITS, Run, SearchSpace, facts, held_accuracies, lm_facts, read_state, run_pass, spec_facts, start_tokens, texts_at, write_state
 
@@ -46,6 +47,7 @@ def evaluate_vectors(
     on_pass=None,        # called with the number of texts done after each pass
 )->dict:                 # {"correct", "n", "accuracy", "predictions", "labels"} as `scoring.evaluate`
     "Accuracy of a soft prompt on one split; ties between label words go to the first."
+    if bos == "after" and is_placed(task): raise InputError(f"{task.name}: vectors before BOS stand before everything, and this task's prompt does not; give a task with prompt_at = \"before\" and no chat template")
     prefix, texts = vector_prefix(lm, vectors_pd, bos), list(split.texts)
     guess = PrefixScorer(lm, label_ids(lm, task)).logits(prefix, text_ids(lm, task, texts), on_pass=on_pass).argmax(-1).tolist() if texts else []
     correct = sum(g == y for g, y in zip(guess, split.labels))

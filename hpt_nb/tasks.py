@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 if sys.version_info >= (3, 11): import tomllib
 else: import tomli as tomllib
+from .places import check_place
 from .store import InputError, cache_dir, config_hash, fetch_package, remark, whole
 
 # %% ../nbs/02_tasks.ipynb #70d904bb
@@ -58,6 +59,7 @@ class Format:
     labels:tuple # label words
     dtype:str
     limit:str="text"   # what `max_text_tokens` counts: "text", or "whole" (BOS, text and suffix)
+    control:bool=False # are control tokens' names in the suffix read as the tokens?
 
     def __str__(self):
         shown = self.before + "TEXT" + (" " if self.text == "spaced" else "") + self.suffix + (" " if self.end == "space" else "")
@@ -75,7 +77,8 @@ class Format:
 
     def ends(self, lm)->list:
         "Ids of what stands after the text."
-        return lm.encode(self.suffix + (" " if self.end == "space" else "")) + (lm.encode(" ") if self.end == "own" else [])
+        how = dict(control=True) if self.control else {}
+        return lm.encode(self.suffix + (" " if self.end == "space" else ""), **how) + (lm.encode(" ") if self.end == "own" else [])
 
     def room(self, lm, max_text_tokens:int)->int:
         "Tokens that a text may have. `InputError` where what stands around it leaves none."
@@ -114,6 +117,7 @@ def task_format(
     "The format in which a task's inputs are written."
     name, bare = getattr(task, "format", "ours"), task.suffix.rstrip(" ")
     common = dict(text="stripped" if task.strip else "as given", before="", join="apart", suffix=bare, bos=bos, labels=tuple(getattr(task, "labels", ())), dtype=dtype)
+    if getattr(task, "control", False): common["control"] = True
     made = Format(**{**common, **FORMATS[name]})
     if name != "ours" or task.suffix == bare: return made
     if task.suffix == bare + " ": return replace(made, end="space")
@@ -136,6 +140,8 @@ def _check_words(suffix, labels, where:str):
 def _is_count(x)->bool: return isinstance(x, int) and not isinstance(x, bool) and x > 0
 
 # %% ../nbs/02_tasks.ipynb #9a04b704
+_USUAL = dict(format="ours", prompt_at="before", chat=False, system=None, control=False)   # of settings that came later
+
 @dataclass(frozen=True, repr=False)
 class Task:
     "A classification task for a causal language model. `InputError` for words or sizes that cannot work."
@@ -149,6 +155,10 @@ class Task:
     strip:bool=True          # white space around a text goes
     info:dict=field(default_factory=dict, compare=False)  # source, licence, what was dropped; changes no result
     format:str="ours"        # how its inputs are written, one of `FORMATS`; "released" never strips
+    prompt_at:str="before"   # where the prompt stands: a name of `places.PLACES`, or a pattern
+    chat:bool=False          # does each model's own chat template go around it?
+    system:str|None=None     # with a chat template: what the system is told
+    control:bool=False       # are control tokens' names in what the task itself writes, and in prompts' texts, read as the tokens?
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name: raise InputError(f"name is {self.name!r}; need a task's name")
@@ -157,13 +167,21 @@ class Task:
         object.__setattr__(self, "labels", tuple(self.labels))
         if self.format not in FORMATS: raise InputError(f"{self.name}: format is {self.format!r}; need one of {', '.join(FORMATS)}")
         if FORMATS[self.format].get("text") == "as given": object.__setattr__(self, "strip", False)
+        object.__setattr__(self, "prompt_at", check_place(self.prompt_at, self.chat, self.system, self.name))
+        if type(self.control) is not bool: raise InputError(f"{self.name}: control is {self.control!r}; need true or false")
         if not _is_count(self.max_text_tokens): raise InputError(f"{self.name}: max_text_tokens is {self.max_text_tokens!r}; need a whole number above 0")
         for s in ("train", "holdout", "validation"):
             odd = set(getattr(self, s).labels) - set(range(len(self.labels)))
             if odd: raise InputError(f"{self.name}: {s} has the label {min(odd)!r}; need 0 to {len(self.labels)-1}")
 
     def __repr__(self):
-        return f"Task({self.name!r}, {' | '.join(map(repr, self.labels))}; train {len(self.train)}, holdout {len(self.holdout)}, validation {len(self.validation)}{'' if self.format == 'ours' else f'; format {self.format}'})"
+        return f"Task({self.name!r}, {' | '.join(map(repr, self.labels))}; train {len(self.train)}, holdout {len(self.holdout)}, validation {len(self.validation)}{self._special()})"
+
+    def _special(self)->str:
+        "Of the settings in which most tasks are alike, those in which this one is not."
+        shown = {"format": f"format {self.format}", "prompt_at": f"prompt_at {self.prompt_at!r}", "chat": "in each model's chat template",
+                 "system": f"system {self.system!r}", "control": "control tokens read as such"}
+        return "".join(f"; {shown[k]}" for k, usual in _USUAL.items() if getattr(self, k) != usual)
 
     @classmethod
     def from_pandas(cls, train, validation=None, **how)->"Task":
@@ -186,7 +204,7 @@ class Task:
         "What identifies the task, as JSON values."
         config = dict(name=self.name, suffix=self.suffix, labels=list(self.labels), max_text_tokens=self.max_text_tokens, strip=self.strip,
                       train=self.train.hash, holdout=self.holdout.hash, validation=self.validation.hash)
-        return config if self.format == "ours" else config | dict(format=self.format)   # tasks from before there was a choice keep their hash
+        return config | {k: getattr(self, k) for k, usual in _USUAL.items() if getattr(self, k) != usual}   # tasks from before there was a choice keep their hash
     @cached_property
     def hash(self)->str:
         "12 hexadecimal digits; changes with anything that changes a result."
@@ -516,7 +534,7 @@ def _mixed_labels(rows:pd.DataFrame, label:str, names:dict, where:str)->int:
     return sum(numbers)
 
 # %% ../nbs/02_tasks.ipynb #bbf8a9a8
-_KEYS = {"name":str, "suffix":str, "labels":list, "max_text_tokens":int, "strip":bool, "format":str, "holdout":int, "data":dict}
+_KEYS = {"name":str, "suffix":str, "labels":list, "max_text_tokens":int, "strip":bool, "format":str, "prompt_at":str, "chat":bool, "system":str, "control":bool, "holdout":int, "data":dict}
 _DATA_KEYS = ("train", "validation", "holdout", "text", "label", "classes", "revision", "file", "skip_empty")
 
 def _read_toml(path:Path)->dict:
@@ -689,12 +707,23 @@ def _left_out(train:Split, held:Split|None, validation:Split, dropped:dict, labe
         if parts: said.append(f"{n + m} of {len(split)} {what} texts are dropped: {', and '.join(parts)}")
     return "; ".join(said) + (" (texts are compared without capitals, punctuation and spaces)" if said else "")
 
+# %% ../nbs/02_tasks.ipynb #6c02c004
+_PLACE_KEYS = ("prompt_at", "chat", "system", "control")
+
+def _placed(spec:dict, asked:dict)->dict:
+    "Where the prompt stands, of what a task says and what was asked beside it. `InputError` for what cannot be, before any text is read."
+    if unknown := sorted(set(asked) - set(_PLACE_KEYS)): raise InputError(f"{unknown[0]!r} is no setting of a task's place; known: {', '.join(_PLACE_KEYS)}")
+    placed = {k: v for k in _PLACE_KEYS if (v := asked.get(k) if asked.get(k) is not None else spec.get(k)) is not None}
+    check_place(placed.get("prompt_at", "before"), placed.get("chat", False), placed.get("system"), spec["name"])
+    return placed
+
 # %% ../nbs/02_tasks.ipynb #4ef019fe
 def load_task(
     name_or_toml,          # "sst2", "ag_news" (hub), "movie_snippets", "bbc_news" (packages), or a task file's path
     seed:int=0,            # which training texts are held out; the validation split does not depend on it
     holdout:int|None=None, # how many; default: what the task says, else a fifth of the training texts, at most 5,000
     format:str|None=None,  # how inputs are written, one of `FORMATS`; default: what the task says, else "ours"
+    **place,               # prompt_at, chat, system, control: as of `Task`; None: what the task says
 )->Task:
     "Load a task with disjoint splits. `InputError` says what is wrong with its name, its file or its data."
     name, path = str(name_or_toml), Path(name_or_toml)
@@ -702,6 +731,7 @@ def load_task(
     elif name and (path.suffix == ".toml" or path.exists()): spec = _read_toml(path)
     else: raise InputError(f"no task {name!r}; known: {', '.join(TASKS)}, or a task file (.toml)")
     if format is not None: spec = {**spec, "format":format}
+    placed = _placed(spec, place)
     train, held, validation, before, mixed = _sources(spec, path.parent)
     n_held = spec.get("holdout") if holdout is None else holdout
     if n_held is not None: n_held = whole("holdout", n_held)
@@ -710,7 +740,7 @@ def load_task(
     left_out = _left_out(train, held, validation, dropped, spec["labels"])
     info = {**spec.get("info", {"source":name}), "dropped":{**before, **dropped}} | ({"labels as numbers":mixed} if mixed else {})
     if classes := spec.get("data", {}).get("classes"): info["classes"] = [str(c) for c in classes]
-    task = _check_splits(Task(spec["name"], spec["suffix"], spec["labels"], *splits, spec.get("max_text_tokens", 128), _strips(spec), info, spec.get("format", "ours")), left_out)
+    task = _check_splits(Task(spec["name"], spec["suffix"], spec["labels"], *splits, spec.get("max_text_tokens", 128), _strips(spec), info, spec.get("format", "ours"), **placed), left_out)
     if left_out: remark(f"{task.name}: {left_out}")
     return task
 
