@@ -112,10 +112,10 @@ def loglikelihood_apart(self, requests, disable_tqdm=False):
     def bos(doc): return own if doc.get("bos") is None else (own or [self.tokenizer.bos_token_id]) if doc["bos"] else []   # or as the prompt was tuned
     def context(doc):
         start, end = bos(doc), ids(doc["suffix"])
-        if "parts" in doc:   # the prompt does not simply stand first
-            return start + put_together(self.tokenizer, doc["parts"], doc["prompt"], ids(doc["text"])[:doc["cut"]], doc["suffix"], doc["control"], start, doc.get("bos") is False)
         room = doc["cut"] - (len(start) + len(end) if doc.get("whole") else 0)   # does the limit count BOS and template too?
-        return start + ids(doc["prompt"]) + ids(doc["text"])[:room] + end
+        text = ids(doc["text"])[:room]
+        if "parts" not in doc: return start + ids(doc["prompt"]) + text + end
+        return start + put_together(self.tokenizer, doc["parts"], doc["prompt"], text, doc["suffix"], doc["control"], start, doc.get("bos") is False)   # the prompt does not simply stand first
     return self._loglikelihood_tokens([(r.args, context(r.doc), ids(r.args[1])[:1]) for r in requests], disable_tqdm=disable_tqdm)
 
 TemplateLM.loglikelihood_apart = loglikelihood_apart

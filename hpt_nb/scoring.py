@@ -678,6 +678,7 @@ def loss_and_grad(self, prefix_rpd, seqs, targets, runs=None, objective="labels"
     leaf = prefix_rpd.detach().float().requires_grad_()
     inside = place == "inside"
     rows, joined = _rows(self, seqs, runs, place), None if inside else _joined_rows(self, seqs, runs, leaf)
+    if joined and place and 10*(len(joined) - 1)*leaf.shape[1] > sum(map(len, seqs)): joined = None   # copies of a long head cost more than a pass
     packed = self.way == "packed" and not joined and not inside
     kv = self.read_prefix(leaf) if packed else []
     leaves = [tuple(t.detach().requires_grad_() for t in pair) for pair in kv]
