@@ -62,7 +62,7 @@ def test_vocab_stability_tune_eval(place, capsys, tmp_path):
     for c in Store(tmp_path / "t").cells("tune"): assert set(c["result"]["prompt_ids"]) <= allowed
     code, out, _ = hpt(capsys, "eval", "./one", "--task", "mine.toml", "--prompt", "the film", "--json")
     got = json.loads(out)
-    assert code == 0 and set(got) == {"accuracy", "correct", "n", "model", "task", "split", "dtype", "prompt", "prompt_ids", "cut"}
+    assert code == 0 and set(got) == {"accuracy", "correct", "n", "model", "task", "split", "dtype", "prompt", "prompt_ids", "cut", "shares"}
     assert got["accuracy"] == got["correct"] / got["n"] and got["n"] == 24 and got["prompt"] == "the film"
 
 
