@@ -99,9 +99,9 @@ def control_names(
     text:str,
 )->list:         # of str, as they stand in the text
     "Names of control tokens that a text holds."
-    special = getattr(lm, "special_ids", None)
-    if not text or not special: return []
-    names = lm.tokenizer.convert_ids_to_tokens(sorted(special))
+    special, tokenizer = getattr(lm, "special_ids", None), getattr(lm, "tokenizer", None)
+    if not text or not special or tokenizer is None: return []
+    names = tokenizer.convert_ids_to_tokens(sorted(special))
     return sorted({name for name in names if isinstance(name, str) and len(name) > 2 and name in text}, key=text.index)
 
 def check_control(

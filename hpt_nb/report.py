@@ -12,14 +12,14 @@ __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 'ALONE', 'STEPS', 'FEATURES'
            'vocab_frame', 'stability_frame', 'extremes_table', 'time_table', 'origins_frame', 'provenance_table',
            'changed', 'check_varied', 'check_preset', 'check_beside', 'machines_note', 'plot_accuracy', 'curves_frame',
            'plot_curves', 'plot_stability', 'neighbors_frame', 'plot_neighbors', 'neighbors_said', 'pairs_frame',
-           'plot_transfer', 'table_html', 'figure_html', 'signs', 'headline', 'unfinished', 'planned_left', 'finished',
-           'overview', 'overview_table', 'plot_overview', 'kept_start', 'unmoved', 'readings_frame', 'stability_maps',
-           'maps_for', 'unread', 'has_words', 'features_frame', 'reading_table', 'correlations', 'correlation_table',
-           'features_verdict', 'words_verdict', 'levels_frame', 'level_differences', 'levels_table', 'method_scores',
-           'complete_ways', 'methods_left', 'distinct', 'vectors_note', 'method_stats', 'method_table', 'part_note',
-           'method_differences', 'method_differences_table', 'method_verdicts', 'method_sentences', 'methods_headline',
-           'spent_frame', 'spent_table', 'compute_frame', 'plot_compute', 'compute_panels', 'soft_table',
-           'methods_section', 'folded', 'write_report', 'levels_origins', 'study_section']
+           'plot_transfer', 'table_html', 'folded', 'figure_html', 'signs', 'headline', 'unfinished', 'planned_left',
+           'finished', 'overview', 'overview_table', 'plot_overview', 'kept_start', 'unmoved', 'readings_frame',
+           'stability_maps', 'maps_for', 'unread', 'has_words', 'features_frame', 'reading_table', 'correlations',
+           'correlation_table', 'features_verdict', 'words_verdict', 'levels_frame', 'level_differences',
+           'levels_table', 'method_scores', 'complete_ways', 'methods_left', 'distinct', 'vectors_note', 'method_stats',
+           'method_table', 'part_note', 'method_differences', 'method_differences_table', 'method_verdicts',
+           'method_sentences', 'methods_headline', 'spent_frame', 'spent_table', 'compute_frame', 'plot_compute',
+           'compute_panels', 'soft_table', 'methods_section', 'write_report', 'levels_origins', 'study_section']
 
 # %% ../nbs/16_report.ipynb #9380702f
 import io, math, unicodedata
@@ -822,6 +822,10 @@ def table_html(
 
 _VERBATIM = ("Prompt", "Most stable", "Least stable")   # columns of model text: spaces kept, direction kept apart
 
+def folded(title:str, *parts:str)->str:
+    "What is one touch away: its heading is seen, and the rest once it is asked for."
+    return f"<details><summary>{_cell(title)}</summary>\n" + "\n".join(parts) + "\n</details>"
+
 # %% ../nbs/16_report.ipynb #b0efd880
 def _lacks_glyphs(fig)->bool:
     "Does a text of the figure hold a character that its font does not draw?"
@@ -1499,10 +1503,6 @@ th, td { padding: .3rem .5rem; text-align: left; vertical-align: top; border-bot
 .wrap td { white-space: normal; } details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; } summary:focus-visible { outline: 2px solid #0072B2; } @media print { details::details-content { content-visibility: visible; height: auto; } }
 .prompt { font-family: ui-monospace, monospace; white-space: pre; background: #f4f4f4; } .note { border-left: 4px solid #E69F00; background: #fdf6e3; padding: .5rem .8rem; }
 """
-
-def folded(title:str, *parts:str)->str:
-    "What is one touch away: its heading is seen, and the rest once it is asked for."
-    return f"<details><summary>{_cell(title)}</summary>\n" + "\n".join(parts) + "\n</details>"
 
 OPEN = 6      # sections of a page that are seen at once; the others are folded
 

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from hpt_nb import fingerprints, paper, report
+from hpt_nb import beside, fingerprints, paper, report
 
 ROOT = Path(__file__).parents[1]
 
 def test_the_report_prints_these_values():
     "It has no copy of its own."
-    assert report.paper_values is paper.paper_values
+    assert beside.paper_values is paper.paper_values
     assert report._PAPER["Sampled tokens h"] == report._PAPER["Vocabulary size s"] == "8192" and report._PAPER["Learning rate"] == "0.3"
     assert set(report._NAMES.values()) == {ours for _, _, ours in paper.SETTINGS.values()}
 

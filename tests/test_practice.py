@@ -68,7 +68,7 @@ def test_a_new_user_goes_all_the_way(place, capsys):
     assert main(["export", "runs/transferable-my_mails", "--to", "python", "--out", "mine.py"]) == 0
     there = {}
     exec(Path("mine.py").read_text(encoding="utf-8"), there)
-    assert there["classify"]("the team won", "small")[0]["class"] in ("sports", "money", "weather")
+    assert there["classify"](["the team won"], "small")[0]["class"] in ("sports", "money", "weather")
     assert main(["status", "runs/transferable-my_mails"]) == 0
 
 def test_numbers_are_those_of_the_parts(place):
@@ -101,7 +101,7 @@ def test_a_stopped_call_goes_on(place, monkeypatch):
     with pytest.raises(KeyboardInterrupt): transferable("mine.toml", out="stopped", **ask)
     assert not Path("stopped/prompt.json").exists() and len(Store("stopped").cells("tune")) == 2 and not set(status(Store("stopped")).state) <= {"done"}
     monkeypatch.setattr(practice, "score_prompt", real)
-    monkeypatch.setattr(practice, "tuned_prompts", lambda *a, _whole=practice.tuned_prompts: _whole(*a[:-1], on_step=pytest.fail))
+    monkeypatch.setattr(practice, "tuned_prompts", lambda *a, _whole=practice.tuned_prompts: _whole(*a[:-2], on_step=pytest.fail))
     got, want = transferable("mine.toml", out="stopped", **ask), json.loads(Path("runs/transferable-my_mails/prompt.json").read_text(encoding="utf-8"))
     assert json.loads(json.dumps(got["scores"])) == want["scores"] and got["prompt"] == want["prompt"]
 

@@ -95,7 +95,9 @@ def test_every_way_to_a_score_says_what_is_read(capsys, kind, prompt, says):
     lm = LMS[kind]
     split = Split(("a film", "the bad"), (0, 1))
     task = Task("t", " was", (" great", " bad"), split, split, split)
-    for work in (lambda: evaluate(lm, task, split, prompt), lambda: prompt_to_ids(lm, prompt), lambda: read_text(lm, prompt), lambda: certify(lm, prompt), lambda: transfer(LMS["bytelevel"], LMS["bytelevel"].encode(prompt), [lm], task, split)):
+    ways = [lambda: evaluate(lm, task, split, prompt), lambda: prompt_to_ids(lm, prompt), lambda: read_text(lm, prompt), lambda: certify(lm, prompt)]
+    if kind != "bytelevel": ways.append(lambda: transfer(LMS["bytelevel"], LMS["bytelevel"].encode(prompt), [lm], task, split))   # a model is no target of itself
+    for work in ways:
         store._SAID.clear()
         work()
         err = capsys.readouterr().err
