@@ -2,9 +2,7 @@
 __version__ = "0.1.0"
 
 import os
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 # Idle threads of libgomp spin for milliseconds, which takes the cores from others and, on a busy machine, from the thread that they wait for.
@@ -45,19 +43,11 @@ if not TYPE_CHECKING:   # a type checker would take any name for one of ours
     def __getattr__(name:str)->Any:
         "A public name, at its first use (PEP 562)."
         if name not in _MODULE: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f".{_MODULE[name]}", __name__), name)
-        globals()[name] = value
+        room = import_module(f".{_MODULE[name]}", __name__)
+        if name == _MODULE[name]: return room      # `transfer` names a function and its room, which can be called as the function
+        globals()[name] = value = getattr(room, name)
         return value
 
 
 def __dir__()->list:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    "Importing the module `hpt_nb.transfer` would hide the function of that name."
-    def __setattr__(self, name:str, value:Any)->None:
-        if not (name in _MODULE and isinstance(value, ModuleType)): super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -822,7 +822,7 @@ def _read_gguf(path:Path, meta:dict)->tuple:
         raise InputError(f"{path.name}: cannot be read ({_why(e)}); fetch it again") from e
     with redirect_stderr(io.StringIO()):   # a progress bar that transformers' settings do not reach
         try:
-            with _listening(): cfg = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+            with _listening(): cfg = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
         except Exception as e: raise InputError(f"{path.name}: cannot be loaded as a causal language model: {_why(e)}") from e
         remarks = _of(path, lambda: _amend(cfg, meta, names, divisors))
         model, tokenizer, heard = _pretrained(str(path.parent), path.name, torch.float32, None, gguf_file=path.name, config=cfg,

@@ -79,7 +79,7 @@ def test_effects_prepared_first_are_the_same_and_need_no_word_list_then(place, t
     readability._frequency.cache_clear()
     run_effects(tmp_path/"two", EFFECTS, data=".", progress=False)
     assert cells(tmp_path/"two") == cells(tmp_path/"whole")
-    with pytest.raises(InputError, match="readability"): run_effects(tmp_path/"none", EFFECTS, data=".", progress=False)
+    with pytest.raises(InputError, match="pip install wordfreq"): run_effects(tmp_path/"none", EFFECTS, data=".", progress=False)
 
 
 def test_effects_tables_of_the_study(place, tmp_path):

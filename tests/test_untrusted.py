@@ -121,7 +121,7 @@ class Page(HTMLParser):
     def handle_data(self, data): self.text.append(data)
 
 
-ALLOWED = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "nav", "ol", "ul", "li", "a", "main", "section", "div", "table", "thead", "tbody", "tr", "th", "td", "b", "bdi", "img"}
+ALLOWED = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "nav", "ol", "ul", "li", "a", "main", "section", "div", "table", "thead", "tbody", "tr", "th", "td", "b", "bdi", "img", "details", "summary"}
 
 
 def check_page(html, *said):
