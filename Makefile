@@ -41,6 +41,7 @@ test-all: test
 readme: setup
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/readme.py
+	$(BIN)/python tools/inventory.py
 
 docs: setup
 	@$(BIN)/python -c 'import furo, latex2mathml, myst_nb, sphinx' 2>/dev/null || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'

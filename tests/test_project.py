@@ -239,6 +239,10 @@ def test_stored_verdicts_are_those_of_the_packs():
     from hpt_nb.verdicts import KEPT, cells_of
     assert json.loads(KEPT.read_text(encoding="utf-8"))["config"]["cells"] == cells_of(ROOT/"results"), "run the slow cells of 35_study again"
 
+def test_stored_results_are_listed():
+    "Each with its commit and the page that shows it; none that no page shows."
+    run(sys.executable, "tools/inventory.py", "--check")
+
 def test_readme_is_current(): run(sys.executable, "tools/readme.py", "--check")
 
 def test_readme_maps_every_notebook():

@@ -5,6 +5,7 @@ With `--check` nothing is written; it exits with 1 where the list is not current
 import json
 import re
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,8 @@ def shown_by(path:Path, pages:dict)->list:
     "Pages that read a result. The study's packs are also read by name."
     names = [path.name, path.stem] if path.suffix != ".json" else [path.name]
     part = path.stem.removeprefix("study-")
-    read = lambda text: any(re.search(rf"[\"'/]{re.escape(n)}[\"']", text) for n in names) or path.suffix == ".pack" and re.search(rf"study-\{{", text) and f'"{part}"' in text
+    globs = lambda text: any(fnmatch(path.name, g) and path.parent.name in text for g in re.findall(r"glob\(\\?\"([^\"\\]+\.json)", text))
+    read = lambda text: globs(text) or any(re.search(rf"[\"'/]{re.escape(n)}[\"']", text) for n in names) or path.suffix == ".pack" and re.search(rf"study-\{{", text) and f'"{part}"' in text
     return [p for p, text in pages.items() if read(text)]
 
 def line(path:Path, pages:dict)->str:
