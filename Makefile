@@ -1,6 +1,6 @@
 # make report   the main job on the embedded default: two small models, two tasks -> report/index.html
 # make test     everything that must hold; .ci/run calls it
-# make test-all the same, and every causal architecture that transformers has, which takes minutes more
+# make test-all the same, and what takes minutes more: every causal architecture that transformers has, Ray, quantised models
 # make setup    .venv alone (the others call it); made again only when settings.ini, setup.py or constraints.txt change
 # make docs     the book: all notebooks as one web site in _docs, readable without network
 
@@ -12,6 +12,9 @@ WORKERS ?= 2
 # A pip or Python steered elsewhere by the environment must not miss .venv; where packages come from stays the user's choice.
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Minutes each, and rarely broken: every causal architecture, Ray, a C++ extension that is compiled. make test-all runs them.
+SLOW := tests/test_archs.py tests/test_engines.py tests/test_quantised.py
 
 .PHONY: setup report test test-all readme docs clean
 .DEFAULT_GOAL := report
@@ -33,10 +36,10 @@ report: setup
 test: setup
 	$(BIN)/python -m pytest -q tests/test_project.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/test_project.py --ignore tests/test_archs.py tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/test_project.py $(SLOW:%=--ignore %) tests
 
 test-all: test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) tests/test_archs.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile $(SLOW)
 
 readme: setup
 	$(BIN)/nbdev_export
