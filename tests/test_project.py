@@ -210,7 +210,7 @@ def test_requirements_stand_in_settings_only():
             for m in [stated.search(p.read_text(encoding="utf-8"))] if m]
     assert seen == []
 
-LARGE = {"results/study-main.pack": "256 tuned prompts, each scored on three models text by text, and two vocabularies"}
+LARGE = {"results/study-main.pack": "248 tuned prompts, each scored on three models text by text, and two vocabularies"}
 
 def test_files_are_small_and_hold_no_weights():
     for p in project_files():
