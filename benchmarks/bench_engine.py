@@ -13,6 +13,7 @@ lm-eval is timed with 64 texts a pass, a choice that suits it on a CPU. Others, 
 The peers are installed for this alone: pip install lm-eval==0.4.13 peft
 Absolute seconds belong to the machine; the ratios and the share of the machine's own matrix-product rate are what to read.
 """
+
 import argparse
 import json
 import statistics
@@ -29,7 +30,7 @@ from hpt_nb.scoring import PrefixScorer, compile_layers, label_ids, prefix_embed
 from hpt_nb.store import provenance, write_atomic
 from hpt_nb.tasks import load_task
 
-PROMPT = " great movie plot bad boring story fun film dull true"   # ten tokens in SmolLM2 and Gemma
+PROMPT = " great movie plot bad boring story fun film dull true"  # ten tokens in SmolLM2 and Gemma
 
 
 def once(work):
@@ -57,7 +58,9 @@ def product_rate(dtype, device, repeats=5):
 
 def weights(lm):
     "Parameters that every token passes through: all but the embedding tables."
-    tables = {id(m.weight) for m in lm.model.modules() if isinstance(m, torch.nn.Embedding)} | {id(lm.model.get_output_embeddings().weight)}
+    tables = {id(m.weight) for m in lm.model.modules() if isinstance(m, torch.nn.Embedding)} | {
+        id(lm.model.get_output_embeddings().weight)
+    }
     return sum(p.numel() for p in lm.model.parameters() if id(p) not in tables)
 
 
@@ -67,12 +70,18 @@ class ReleasedManner:
 
     def __init__(self, lm, task, batch, n_tokens=10, length=128):
         self.lm, self.task, self.batch, self.length = lm, task, batch, length
-        self.labels, self.suffix = label_ids(lm, task).to(lm.device), torch.tensor(lm.encode(task.suffix), device=lm.device)
+        self.labels, self.suffix = (
+            label_ids(lm, task).to(lm.device),
+            torch.tensor(lm.encode(task.suffix), device=lm.device),
+        )
         self.texts = [lm.encode(t)[:length] for t in task.train.texts[:2000]]
         start = [i for w in task.labels for i in lm.encode(w)]
-        self.prompt = torch.nn.Parameter(lm.embeddings[torch.tensor((start * n_tokens)[:n_tokens], device=lm.device)].clone())
+        self.prompt = torch.nn.Parameter(
+            lm.embeddings[torch.tensor((start * n_tokens)[:n_tokens], device=lm.device)].clone()
+        )
         from transformers import Adafactor
-        self.adafactor = Adafactor([self.prompt], lr=.3, relative_step=False, scale_parameter=False, warmup_init=False)
+
+        self.adafactor = Adafactor([self.prompt], lr=0.3, relative_step=False, scale_parameter=False, warmup_init=False)
         self.at = 0
 
     def project(self):
@@ -82,17 +91,24 @@ class ReleasedManner:
     def step(self):
         pick = batch_at(len(self.texts), self.batch, 0, self.at)
         pad = self.lm.tokenizer.pad_token_id or 0
-        def here(x): return torch.tensor(x, device=self.lm.device)
+
+        def here(x):
+            return torch.tensor(x, device=self.lm.device)
+
         ids = here([self.texts[i] + [pad] * (self.length - len(self.texts[i])) for i in pick])
         keep = here([[1] * len(self.texts[i]) + [0] * (self.length - len(self.texts[i])) for i in pick])
         hard = self.project().requires_grad_()
         b = len(pick)
-        x = torch.cat([hard.expand(b, -1, -1), self.lm.embeddings[ids], self.lm.embeddings[self.suffix].expand(b, -1, -1)], 1)
+        x = torch.cat(
+            [hard.expand(b, -1, -1), self.lm.embeddings[ids], self.lm.embeddings[self.suffix].expand(b, -1, -1)], 1
+        )
         mask = torch.cat([keep.new_ones(b, len(hard)), keep, keep.new_ones(b, len(self.suffix))], 1)
         logits = self.lm.model(inputs_embeds=x, attention_mask=mask, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, -1, self.labels], here([self.task.train.labels[i] for i in pick]))
-        self.prompt.grad, = torch.autograd.grad(loss, hard)
-        torch.nn.utils.clip_grad_norm_([self.prompt], 1.)
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, -1, self.labels], here([self.task.train.labels[i] for i in pick])
+        )
+        (self.prompt.grad,) = torch.autograd.grad(loss, hard)
+        torch.nn.utils.clip_grad_norm_([self.prompt], 1.0)
         self.adafactor.step()
         self.prompt.data = self.project()
         self.at += 1
@@ -100,42 +116,70 @@ class ReleasedManner:
 
 def our_pass(lm, task, runs, batch):
     "`runs` PEZ runs side by side in the engine, over the whole vocabulary, reprojected as in the released pipeline."
-    few, space = replace(task, train=type(task.train)(task.train.texts[:2000], task.train.labels[:2000])), SearchSpace(lm)
-    return _Pass(lm, few, [RunSpec(space, "pez-reprojected", s) for s in range(runs)], PezConfig(batch=batch, holdout_n=16))
+    few, space = (
+        replace(task, train=type(task.train)(task.train.texts[:2000], task.train.labels[:2000])),
+        SearchSpace(lm),
+    )
+    return _Pass(
+        lm, few, [RunSpec(space, "pez-reprojected", s) for s in range(runs)], PezConfig(batch=batch, holdout_n=16)
+    )
 
 
 def compiled_step(lm, task, runs, steps):
     """A step with the layers compiled, against the same steps uncompiled, in turn: (seconds lost to compiling, median compiled step, median plain step).
     A step that meets a new shape or use of a layer stops to compile it, so what is lost is all that the steps took beyond their median. Programs that an earlier process left on disk are not used."""
     import torch._inductor.config
+
     torch._inductor.config.force_disable_caches = True
     plain, fast = our_pass(lm, task, runs, 16), our_pass(compile_layers(lm), task, runs, 16)
     took_plain, took_fast = zip(*((once(plain.advance), once(fast.advance)) for _ in range(steps)))
-    return sum(took_fast) - steps*statistics.median(took_fast), statistics.median(took_fast), statistics.median(took_plain)
+    return (
+        sum(took_fast) - steps * statistics.median(took_fast),
+        statistics.median(took_fast),
+        statistics.median(took_plain),
+    )
 
 
 def whole_run(lm, task, runs, steps):
     "Seconds of `runs` whole PEZ runs side by side, with the choice by 512 holdout texts ten times on the way."
-    return once(lambda: tune_runs(lm, task, [RunSpec(SearchSpace(lm), "pez-reprojected", s) for s in range(runs)], PezConfig(steps=steps, eval_every=max(1, steps // 10), holdout_n=512), progress=True))
+    return once(
+        lambda: tune_runs(
+            lm,
+            task,
+            [RunSpec(SearchSpace(lm), "pez-reprojected", s) for s in range(runs)],
+            PezConfig(steps=steps, eval_every=max(1, steps // 10), holdout_n=512),
+            progress=True,
+        )
+    )
 
 
 def soft_step(lm, task, batch):
     "A prompt-tuning step of PEFT on the same texts: its own virtual tokens, padded to the batch's longest, all logits."
     import copy
     from peft import PromptTuningConfig, TaskType, get_peft_model
-    model = get_peft_model(copy.deepcopy(lm.model), PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=10))
+
+    model = get_peft_model(
+        copy.deepcopy(lm.model), PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=10)
+    )
     seqs, labels = text_ids(lm, task, task.train.texts[:2000]), label_ids(lm, task).to(lm.device)
     opt, at = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3), [0]
+
     def step():
         pick = batch_at(len(seqs), batch, 0, at[0])
         t = max(len(seqs[i]) for i in pick)
-        def here(x): return torch.tensor(x, device=lm.device)
-        ids = here([[0] * (t - len(seqs[i])) + seqs[i] for i in pick])      # padded left, so that the last position is the answer's
+
+        def here(x):
+            return torch.tensor(x, device=lm.device)
+
+        ids = here(
+            [[0] * (t - len(seqs[i])) + seqs[i] for i in pick]
+        )  # padded left, so that the last position is the answer's
         mask = here([[0] * (t - len(seqs[i])) + [1] * len(seqs[i]) for i in pick])
         logits = model(input_ids=ids, attention_mask=mask).logits[:, -1, labels].float()
         torch.nn.functional.cross_entropy(logits, here([task.train.labels[i] for i in pick])).backward()
         opt.step(), opt.zero_grad()
         at[0] += 1
+
     return step
 
 
@@ -143,17 +187,33 @@ def lm_eval_run(lm, task, split, prompt, batch):
     "(seconds in its scoring of requests, predictions) of lm-eval with `batch` texts a pass (a number, or 'auto') on the same texts and format; building its data set and its bootstrap are not counted."
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
+
     with tempfile.TemporaryDirectory() as tmp:
-        pd.DataFrame(dict(text=[t.strip() for t in split.texts], label=list(split.labels))).to_json(f"{tmp}/d.jsonl", orient="records", lines=True)
-        spec = dict(task="ours", dataset_path="json", dataset_kwargs=dict(data_files=dict(test=f"{tmp}/d.jsonl")), test_split="test", output_type="multiple_choice",
-                    doc_to_text=(prompt + " " if prompt else "") + "{{text}}" + task.suffix, doc_to_target="label", doc_to_choice=[w.strip() for w in task.labels], target_delimiter=" ",
-                    metric_list=[dict(metric="acc")])
+        pd.DataFrame(dict(text=[t.strip() for t in split.texts], label=list(split.labels))).to_json(
+            f"{tmp}/d.jsonl", orient="records", lines=True
+        )
+        spec = dict(
+            task="ours",
+            dataset_path="json",
+            dataset_kwargs=dict(data_files=dict(test=f"{tmp}/d.jsonl")),
+            test_split="test",
+            output_type="multiple_choice",
+            doc_to_text=(prompt + " " if prompt else "") + "{{text}}" + task.suffix,
+            doc_to_target="label",
+            doc_to_choice=[w.strip() for w in task.labels],
+            target_delimiter=" ",
+            metric_list=[dict(metric="acc")],
+        )
         model = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch, add_bos_token=bool(lm.bos_ids))
         own, took = model.loglikelihood, []
+
         def timed(requests, *args, **kw):
             began = time.perf_counter()
-            try: return own(requests, *args, **kw)
-            finally: took.append(time.perf_counter() - began)
+            try:
+                return own(requests, *args, **kw)
+            finally:
+                took.append(time.perf_counter() - began)
+
         model.loglikelihood = timed
         out = simple_evaluate(model=model, tasks=[spec], bootstrap_iters=0, log_samples=True)
     samples = sorted(out["samples"]["ours"], key=lambda s: s["doc_id"])
@@ -180,9 +240,21 @@ def main():
     ap.add_argument("--runs", type=int, default=20, help="runs side by side (20)")
     ap.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     ap.add_argument("--skip", nargs="*", default=[], choices=["pez", "compile", "peft", "lm-eval"])
-    ap.add_argument("--batches", nargs="*", default=[], metavar="N", help="lm-eval with other numbers of texts a pass too; 1 is its default, 'auto' its own search")
+    ap.add_argument(
+        "--batches",
+        nargs="*",
+        default=[],
+        metavar="N",
+        help="lm-eval with other numbers of texts a pass too; 1 is its default, 'auto' its own search",
+    )
     ap.add_argument("--device", default="auto")
-    ap.add_argument("--whole", type=int, default=0, metavar="STEPS", help="time whole runs of so many steps too, plain and compiled, in the last of --dtypes")
+    ap.add_argument(
+        "--whole",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="time whole runs of so many steps too, plain and compiled, in the last of --dtypes",
+    )
     ap.add_argument("--out", help="JSON file")
     a = ap.parse_args()
     task, found, began = load_task(a.task), {}, time.perf_counter()
@@ -191,19 +263,32 @@ def main():
         base = load_lm(name, dtype="float32", device=a.device)
         forms, r = {d: base if d == "float32" else base.cast(d) for d in a.dtypes}, {}
         found[name] = r
-        for dtype in forms: r[f"product {dtype}"] = product_rate(getattr(torch, dtype), base.device)
+        for dtype in forms:
+            r[f"product {dtype}"] = product_rate(getattr(torch, dtype), base.device)
         if "pez" not in a.skip:
             r["step released"] = seconds(ReleasedManner(base, task, 16).step, a.repeats)
             for dtype, lm in forms.items():
                 for runs in (1, a.runs):
                     p = our_pass(lm, task, runs, 16)
                     r[f"step {dtype} x{runs}"] = seconds(p.advance, a.repeats if runs == 1 else 1)
-                    r[f"share {dtype} x{runs}"] = 4 * weights(base) * p.scorer.tokens / p.step / r[f"step {dtype} x{runs}"] / r[f"product {dtype}"]   # forward and backward
+                    r[f"share {dtype} x{runs}"] = (
+                        4
+                        * weights(base)
+                        * p.scorer.tokens
+                        / p.step
+                        / r[f"step {dtype} x{runs}"]
+                        / r[f"product {dtype}"]
+                    )  # forward and backward
             print(json.dumps(r, indent=1), flush=True)
         if "compile" not in a.skip:
             for dtype in a.dtypes:
                 for runs in (1, a.runs):
-                    r[f"compile {dtype} x{runs}"] = dict(zip(("lost", "compiled", "plain"), compiled_step(forms[dtype], task, runs, 15 if runs == 1 else 7)))
+                    r[f"compile {dtype} x{runs}"] = dict(
+                        zip(
+                            ("lost", "compiled", "plain"),
+                            compiled_step(forms[dtype], task, runs, 15 if runs == 1 else 7),
+                        )
+                    )
                     print(dtype, runs, r[f"compile {dtype} x{runs}"], flush=True)
         if "peft" not in a.skip:
             r["soft peft float32"] = seconds(soft_step(base, task, 16), a.repeats)
@@ -212,17 +297,32 @@ def main():
                 fast = None if "compile" in a.skip else compile_layers(lm)
                 for prompt in ("", PROMPT):
                     key = f"{dtype} {'prompt' if prompt else 'empty'}"
-                    who = {"ours": lambda: our_run(lm, task, split, prompt), "lm-eval": lambda: lm_eval_run(lm, task, split, prompt, 64)}
-                    for batch in a.batches: who[f"lm-eval/{batch}"] = lambda b=batch: lm_eval_run(lm, task, split, prompt, int(b) if b.isdecimal() else b)
+                    who = {
+                        "ours": lambda: our_run(lm, task, split, prompt),
+                        "lm-eval": lambda: lm_eval_run(lm, task, split, prompt, 64),
+                    }
+                    for batch in a.batches:
+                        who[f"lm-eval/{batch}"] = lambda b=batch: lm_eval_run(
+                            lm, task, split, prompt, int(b) if b.isdecimal() else b
+                        )
                     if fast:
                         who["compiled"] = lambda: our_run(fast, task, split, prompt)
-                        our_run(fast, task, task.subset("validation", min(64, len(split)), seed=1), prompt)      # compiled before it is timed
+                        our_run(
+                            fast, task, task.subset("validation", min(64, len(split)), seed=1), prompt
+                        )  # compiled before it is timed
                     got = {w: [] for w in who}
                     for _ in range(a.repeats):
-                        for w, work in who.items(): got[w].append(work())       # in turn
-                    for w, runs in got.items(): r[f"score {w} {key}"] = statistics.median(run[0] for run in runs)
-                    for w in got.keys() - {"ours"}: r[f"same answers {key}" if w == "lm-eval" else f"same answers {w} {key}"] = sum(x == y for x, y in zip(got["ours"][0][1], got[w][0][1]))
-                    r[f"share score {key}"] = 2 * weights(base) * got["ours"][0][2] / r[f"score ours {key}"] / r[f"product {dtype}"]
+                        for w, work in who.items():
+                            got[w].append(work())  # in turn
+                    for w, runs in got.items():
+                        r[f"score {w} {key}"] = statistics.median(run[0] for run in runs)
+                    for w in got.keys() - {"ours"}:
+                        r[f"same answers {key}" if w == "lm-eval" else f"same answers {w} {key}"] = sum(
+                            x == y for x, y in zip(got["ours"][0][1], got[w][0][1])
+                        )
+                    r[f"share score {key}"] = (
+                        2 * weights(base) * got["ours"][0][2] / r[f"score ours {key}"] / r[f"product {dtype}"]
+                    )
                     print({k: v for k, v in r.items() if key in k}, flush=True)
         if a.whole:
             last = forms[a.dtypes[-1]]
@@ -235,9 +335,32 @@ def main():
 
 def save(a, task, split, found, began, device):
     "Keep what has been measured so far."
-    if not a.out: return
-    config = dict(task=task.name, task_hash=task.hash, n=len(split), models=a.models, repeats=a.repeats, runs=a.runs, batch=16, threads=torch.get_num_threads(), skipped=a.skip, whole=a.whole, batches=a.batches)
-    write_atomic(a.out, json.dumps(dict(config=config, found=found, meta=provenance(device, ", ".join(a.dtypes), [0], round(time.perf_counter() - began, 1))), indent=1))
+    if not a.out:
+        return
+    config = dict(
+        task=task.name,
+        task_hash=task.hash,
+        n=len(split),
+        models=a.models,
+        repeats=a.repeats,
+        runs=a.runs,
+        batch=16,
+        threads=torch.get_num_threads(),
+        skipped=a.skip,
+        whole=a.whole,
+        batches=a.batches,
+    )
+    write_atomic(
+        a.out,
+        json.dumps(
+            dict(
+                config=config,
+                found=found,
+                meta=provenance(device, ", ".join(a.dtypes), [0], round(time.perf_counter() - began, 1)),
+            ),
+            indent=1,
+        ),
+    )
 
 
 if __name__ == "__main__":

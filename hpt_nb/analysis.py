@@ -17,53 +17,82 @@ import pandas as pd
 
 from .store import InputError
 from .calibration import accuracy, calibrated_accuracy, class_shares, hits
-from .stats import (correlate, crossed_contrast, decide, differing, fisher_interval, holm, over_targets, p_equivalent, power, smallest_effect,
-                          text_values, welch)
+from hpt_nb.stats import (
+    correlate,
+    crossed_contrast,
+    decide,
+    differing,
+    fisher_interval,
+    holm,
+    over_targets,
+    p_equivalent,
+    power,
+    smallest_effect,
+    text_values,
+    welch,
+)
 from .paper import SEEDS, printed
 
 # %% ../nbs/11d_analysis.ipynb #9c9b402f
-def reanalysed()->pd.DataFrame:
+def reanalysed() -> pd.DataFrame:
     "The paper's 40 comparisons of Ours with its Baseline, a row each, in points: interval, p values, and whether Ours is above Empty."
     table = printed()
     keys = ["table", "task", "source", "place"]
     side = lambda row, names: table[table.row == row].set_index(keys)[["mean", "sd"]].rename(columns=names)
-    rows = table[table.row == "Ours"].drop(columns=["row", "text"]).join(side("PEZ", {"mean": "baseline", "sd": "baseline_sd"}), on=keys)
+    rows = (
+        table[table.row == "Ours"]
+        .drop(columns=["row", "text"])
+        .join(side("PEZ", {"mean": "baseline", "sd": "baseline_sd"}), on=keys)
+    )
     rows = rows.join(side("Empty", {"mean": "empty"})["empty"], on=keys)
-    found = [welch(m, s, SEEDS, b, d, SEEDS) for m, s, b, d in zip(rows["mean"], rows.sd, rows.baseline, rows.baseline_sd)]
-    rows = rows.assign(difference=[f.estimate for f in found], low=[f.low for f in found], high=[f.high for f in found], p=[f.p for f in found],
-                       sd_difference=[math.sqrt(f.seed_part) for f in found], could_see=[smallest_effect(f.se, f.df) for f in found],
-                       p_same=[p_equivalent(f, 2.) for f in found],
-                       above_empty=rows["mean"] > rows["empty"])
-    rows["p_bonferroni"], rows["p_holm"] = np.minimum(rows.p*len(rows), 1), holm(rows.p)
+    found = [
+        welch(m, s, SEEDS, b, d, SEEDS) for m, s, b, d in zip(rows["mean"], rows.sd, rows.baseline, rows.baseline_sd)
+    ]
+    rows = rows.assign(
+        difference=[f.estimate for f in found],
+        low=[f.low for f in found],
+        high=[f.high for f in found],
+        p=[f.p for f in found],
+        sd_difference=[math.sqrt(f.seed_part) for f in found],
+        could_see=[smallest_effect(f.se, f.df) for f in found],
+        p_same=[p_equivalent(f, 2.0) for f in found],
+        above_empty=rows["mean"] > rows["empty"],
+    )
+    rows["p_bonferroni"], rows["p_holm"] = np.minimum(rows.p * len(rows), 1), holm(rows.p)
     return rows.reset_index(drop=True)
 
 # %% ../nbs/11d_analysis.ipynb #bc83837c
-def paper_power(effect:float=2.)->dict:   # sd, power, could_see: points and a probability
+def paper_power(effect: float = 2.0) -> dict:  # sd, power, could_see: points and a probability
     "What the paper's design could see on a target: the power for a difference of `effect` points, and the effect seen with 80 % power."
     table = reanalysed()
     sd = float(table[table.place != "Original"].sd_difference.median())
-    se, df = sd/math.sqrt(SEEDS), 2*SEEDS - 2
+    se, df = sd / math.sqrt(SEEDS), 2 * SEEDS - 2
     return dict(sd=sd, power=power(effect, se, df), could_see=smallest_effect(se, df))
 
 # %% ../nbs/11d_analysis.ipynb #3947e442
 def plot_forest(
-    names,            # k texts, first at the top
-    estimates, lows, highs,      # k numbers each; NaN leaves a line empty
-    colors=None,      # k matplotlib colours
-    within:float=None,# a grey band from -within to +within
-    unit:str="points",
-    ax=None,          # matplotlib axes
+    names,  # k texts, first at the top
+    estimates,
+    lows,
+    highs,  # k numbers each; NaN leaves a line empty
+    colors=None,  # k matplotlib colours
+    within: float = None,  # a grey band from -within to +within
+    unit: str = "points",
+    ax=None,  # matplotlib axes
 ):
     "Estimates with their intervals, a line each; zero is marked."
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(7, .6 + .22*len(names)), layout="constrained")
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 0.6 + 0.22 * len(names)), layout="constrained")
     rows = range(len(names))
-    for y, estimate, low, high, color in zip(rows, estimates, lows, highs, colors or ["#0072B2"]*len(names)):
+    for y, estimate, low, high, color in zip(rows, estimates, lows, highs, colors or ["#0072B2"] * len(names)):
         ax.plot([low, high], [y, y], color=color, linewidth=1.5, solid_capstyle="butt")
         ax.plot([estimate], [y], "o", color=color, markersize=4)
-    if within: ax.axvspan(-within, within, color="black", alpha=.08, linewidth=0)
-    ax.axvline(0, color="black", linewidth=.8)
-    ax.set(yticks=list(rows), yticklabels=list(names), ylim=(len(names) - .4, -.6), xlabel=unit)
+    if within:
+        ax.axvspan(-within, within, color="black", alpha=0.08, linewidth=0)
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set(yticks=list(rows), yticklabels=list(names), ylim=(len(names) - 0.4, -0.6), xlabel=unit)
     ax.tick_params(axis="y", labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
@@ -71,6 +100,7 @@ def plot_forest(
 # %% ../nbs/11d_analysis.ipynb #af8a6279
 class Scores:
     "The study's table, looked up by arm; what was asked for once is kept."
+
     def __init__(self, df):
         self.cells, self.kept = {}, {}
         for one in df.itertuples(index=False):
@@ -78,61 +108,86 @@ class Scores:
             self.cells.setdefault((one.task, one.source, one.row, place), []).append(one)
 
     @classmethod
-    def of(cls, df)->"Scores":
+    def of(cls, df) -> "Scores":
         "The table itself, or one that is looked up already."
         return df if isinstance(df, cls) else cls(df)
 
-    def sources(self, task:str, rows=None)->list:
+    def sources(self, task: str, rows=None) -> list:
         "The models that prompts (of these rows) were tuned on."
         return sorted({s for t, s, row, _ in self.cells if t == task and (rows is None or row in rows)})
 
-    def targets(self, task:str, source:str)->list:
+    def targets(self, task: str, source: str) -> list:
         "The models that a source's prompts were carried to."
         return sorted({place for t, s, _, place in self.cells if (t, s) == (task, source) and place != "Original"})
 
-    def rows(self, task:str)->list:
+    def rows(self, task: str) -> list:
         "All rows of a task."
         return sorted({row for t, _, row, _ in self.cells if t == task})
 
 # %% ../nbs/11d_analysis.ipynb #8bfa8e4c
-ROUNDING = .1         # log-probabilities of one prompt on one text may differ by this much between two passes in bfloat16
+ROUNDING = 0.1  # log-probabilities of one prompt on one text may differ by this much between two passes in bfloat16
 
-def _seed(one): return None if pd.isna(one.seed) else int(one.seed)
 
-def _same_score(a, b)->bool:
+def _seed(one):
+    return None if pd.isna(one.seed) else int(one.seed)
+
+
+def _same_score(a, b) -> bool:
     "Two scores of one prompt, but for rounding."
-    return list(a.prompt_ids) == list(b.prompt_ids) and a.logp.shape == b.logp.shape and float(abs(a.logp - b.logp).max()) <= ROUNDING
+    return (
+        list(a.prompt_ids) == list(b.prompt_ids)
+        and a.logp.shape == b.logp.shape
+        and float(abs(a.logp - b.logp).max()) <= ROUNDING
+    )
 
-def _one_each(part:list, where:str)->list:
+
+def _one_each(part: list, where: str) -> list:
     "One score per seed, by seed. `InputError` where a prompt has two different scores."
     found = {}
     for one in sorted(part, key=lambda one: one.logp.tobytes()):
         if not _same_score(one, found.setdefault(_seed(one), one)):
-            raise InputError(f"{where}: two different scores of one seed; name the method and the steps, or delete the stale cell")
+            raise InputError(
+                f"{where}: two different scores of one seed; name the method and the steps, or delete the stale cell"
+            )
     return [found[s] for s in sorted(found, key=lambda s: -1 if s is None else s)]
 
-def _check_counts(part:list, where:str):
+
+def _check_counts(part: list, where: str):
     "`InputError` unless the log-probabilities give the counts that were stored."
     for one in part:
         found = int(hits(one.logp, one.labels).sum())
-        if abs(found - one.correct) > max(1, len(one.labels)//100):
-            raise InputError(f"{where}: {found} right by the stored log-probabilities, {one.correct} as counted; delete the cell and run again")
+        if abs(found - one.correct) > max(1, len(one.labels) // 100):
+            raise InputError(
+                f"{where}: {found} right by the stored log-probabilities, {one.correct} as counted; delete the cell and run again"
+            )
+
 
 def arm_rows(
-    df,                 # the table above, or its `Scores`
-    task:str, source:str, row:str,
-    place:str,          # "Original", or a target's name
-    method:str=None, steps:int=None, counterpart:str=None,   # where the row has several
-    dtype:str="bfloat16",
-)->list:                # one row of the table per seed, by seed; empty if it was not run
+    df,  # the table above, or its `Scores`
+    task: str,
+    source: str,
+    row: str,
+    place: str,  # "Original", or a target's name
+    method: str = None,
+    steps: int = None,
+    counterpart: str = None,  # where the row has several
+    dtype: str = "bfloat16",
+) -> list:  # one row of the table per seed, by seed; empty if it was not run
     "The scores of one arm on one model. `InputError` for two scores of one prompt, or counts that do not match."
-    wanted = {k: v for k, v in dict(method=method, steps=steps, counterpart=counterpart, dtype=dtype).items() if v is not None}
-    fits = lambda have, want: pd.isna(have) or have == want      # a row without a method has none to tell apart
-    part = [one for one in Scores.of(df).cells.get((task, source, row, place), ()) if all(fits(getattr(one, k), v) for k, v in wanted.items())]
+    wanted = {
+        k: v for k, v in dict(method=method, steps=steps, counterpart=counterpart, dtype=dtype).items() if v is not None
+    }
+    fits = lambda have, want: pd.isna(have) or have == want  # a row without a method has none to tell apart
+    part = [
+        one
+        for one in Scores.of(df).cells.get((task, source, row, place), ())
+        if all(fits(getattr(one, k), v) for k, v in wanted.items())
+    ]
     ids = place == "Original" and any(one.mode == "ids" for one in part)
     part = [one for one in part if one.mode == ("ids" if ids else "text")]
     where = f"{task} from {source}, {row} on {place}"
-    if any(one.logp is None for one in part): raise InputError(f"{where}: no log-probabilities stored; score it again")
+    if any(one.logp is None for one in part):
+        raise InputError(f"{where}: no log-probabilities stored; score it again")
     part = _one_each(part, where)
     _check_counts(part, where)
     return part
@@ -141,84 +196,113 @@ def arm_rows(
 @dataclass(frozen=True, eq=False)
 class Arm:
     "One row of one source at one place, under one measure."
-    seeds: tuple      # () for a row without seeds
-    values: np.ndarray   # (S, T); (1, T) without seeds
-    prompts: tuple    # S prompts, as ids
+
+    seeds: tuple  # () for a row without seeds
+    values: np.ndarray  # (S, T); (1, T) without seeds
+    prompts: tuple  # S prompts, as ids
+
 
 def arm(
-    df, measure:str, task:str, source:str, row:str,
-    place:str,          # "Original", "targets", or a target's name
-    **only,             # method, steps, counterpart, dtype: as in `arm_rows`
-)->Arm|None:            # None: not run
+    df,
+    measure: str,
+    task: str,
+    source: str,
+    row: str,
+    place: str,  # "Original", "targets", or a target's name
+    **only,  # method, steps, counterpart, dtype: as in `arm_rows`
+) -> Arm | None:  # None: not run
     "One arm's values per seed and text; over targets, their mean within each seed and text."
     scores = Scores.of(df)
     key = (measure, task, source, row, place, *sorted(only.items()))
-    if key not in scores.kept: scores.kept[key] = _arm_of(scores, *key[:5], only)
+    if key not in scores.kept:
+        scores.kept[key] = _arm_of(scores, *key[:5], only)
     return scores.kept[key]
 
-def _arm_of(scores, measure, task, source, row, place, only:dict)->Arm|None:
+
+def _arm_of(scores, measure, task, source, row, place, only: dict) -> Arm | None:
     places = scores.targets(task, source) if place == "targets" else [place]
     parts = [arm_rows(scores, task, source, row, p, **only) for p in places]
-    if not parts or not all(parts): return None
+    if not parts or not all(parts):
+        return None
     seeds = [tuple(_seed(one) for one in p if _seed(one) is not None) for p in parts]
-    if len(set(seeds)) > 1: raise InputError(f"{task} from {source}, {row}: other seeds on {places[0]} than on another target; finish the run")
+    if len(set(seeds)) > 1:
+        raise InputError(
+            f"{task} from {source}, {row}: other seeds on {places[0]} than on another target; finish the run"
+        )
     each = [text_values(measure, [one.logp for one in p], p[0].labels, [one.holdout_logp for one in p]) for p in parts]
     return Arm(seeds[0], over_targets(each), tuple(tuple(one.prompt_ids) for one in parts[0]))
 
 # %% ../nbs/11d_analysis.ipynb #a4a46241
-def _part(arms:dict, weights:dict)->list:
+def _part(arms: dict, weights: dict) -> list:
     "Arms with the same seeds summed up, as (values, 1); other ones by themselves."
     sums = {}
-    for key, one in arms.items(): sums[one.seeds] = sums.get(one.seeds, 0) + weights[key]*one.values
+    for key, one in arms.items():
+        sums[one.seeds] = sums.get(one.seeds, 0) + weights[key] * one.values
     fixed = sums.pop((), None)
-    if not sums: return [fixed]
+    if not sums:
+        return [fixed]
     first = next(iter(sums))
     return [v + (fixed if seeds == first and fixed is not None else 0) for seeds, v in sums.items()]
 
-def _without(one:Arm, seeds)->Arm:
+
+def _without(one: Arm, seeds) -> Arm:
     "An arm without these seeds."
     keep = [k for k, s in enumerate(one.seeds) if s not in seeds]
     return Arm(tuple(one.seeds[k] for k in keep), one.values[keep], tuple(one.prompts[k] for k in keep))
 
-def _same_prompts(arms:dict, weights:dict)->set:
+
+def _same_prompts(arms: dict, weights: dict) -> set:
     "Seeds for which the two tuned arms that are held against each other have the same prompt."
     tuned = [key for key, one in arms.items() if one.seeds]
-    if len(tuned) != 2 or weights[tuned[0]]*weights[tuned[1]] > 0: return set()
+    if len(tuned) != 2 or weights[tuned[0]] * weights[tuned[1]] > 0:
+        return set()
     a, b = (dict(zip(one.seeds, one.prompts)) for one in map(arms.get, tuned))
     both = sorted(set(a) & set(b))
     return {s for s, other in zip(both, differing([a[s] for s in both], [b[s] for s in both])) if not other}
 
 # %% ../nbs/11d_analysis.ipynb #5d1d9af4
-def _row(key)->str: return key if isinstance(key, str) else key[0]
-def _measure(key, measure:str)->str: return measure if isinstance(key, str) else key[1]
+def _row(key) -> str:
+    return key if isinstance(key, str) else key[0]
+
+
+def _measure(key, measure: str) -> str:
+    return measure if isinstance(key, str) else key[1]
+
 
 def contrast(
     df,
-    weights:dict,        # {row: weight}, or {(row, measure): weight}
-    measure:str,         # for rows that name none
-    task:str,
-    sources,             # averaged, with equal weight
-    place:str,           # "Original", "targets", or a target's name
-    **only,              # as in `arm_rows`
-)->dict:                 # found (`Interval` or None), same, pairs, missing (list of texts)
+    weights: dict,  # {row: weight}, or {(row, measure): weight}
+    measure: str,  # for rows that name none
+    task: str,
+    sources,  # averaged, with equal weight
+    place: str,  # "Original", "targets", or a target's name
+    **only,  # as in `arm_rows`
+) -> dict:  # found (`Interval` or None), same, pairs, missing (list of texts)
     "A weighted sum of arms with its interval. None where an arm was not run, or too few different prompts are left."
-    scores, parts, share, same, pairs, missing = Scores.of(df), [], 1/len(sources), 0, 0, []
+    scores, parts, share, same, pairs, missing = Scores.of(df), [], 1 / len(sources), 0, 0, []
     for source in sources:
         arms = {key: arm(scores, _measure(key, measure), task, source, _row(key), place, **only) for key in weights}
         missing += [f"{_row(key)} from {source}" for key, one in arms.items() if one is None]
-        if missing: continue
-        if lone := [key for key, one in arms.items() if len(one.seeds) == 1]: raise InputError(f"{task} from {source}, {_row(lone[0])}: one seed; an interval over seeds needs 2")
+        if missing:
+            continue
+        if lone := [key for key, one in arms.items() if len(one.seeds) == 1]:
+            raise InputError(f"{task} from {source}, {_row(lone[0])}: one seed; an interval over seeds needs 2")
         gone = _same_prompts(arms, weights)
         same, pairs = same + len(gone), pairs + max((len(one.seeds) for one in arms.values()), default=0)
         parts += _part({key: _without(one, gone) if one.seeds else one for key, one in arms.items()}, weights)
     left = all(len(p) > 1 or not same for p in parts)
-    found = crossed_contrast(parts, [share]*len(parts), groups=[task]*len(parts)) if parts and not missing and left else None
+    found = (
+        crossed_contrast(parts, [share] * len(parts), groups=[task] * len(parts))
+        if parts and not missing and left
+        else None
+    )
     return dict(found=found, same=same, pairs=pairs, missing=missing)
 
 # %% ../nbs/11d_analysis.ipynb #2694ffda
-ENOUGH_MOVED = .9
+ENOUGH_MOVED = 0.9
 
-def moved(df, task:str, source:str, row:str, **only)->float|None:   # None: the row has no start
+
+def moved(df, task: str, source: str, row: str, **only) -> float | None:  # None: the row has no start
     "The share of a row's prompts that differ from their own start."
     part = [one for one in arm_rows(df, task, source, row, "Original", **only) if one.start_ids is not None]
     return float(np.mean([list(one.prompt_ids) != list(one.start_ids) for one in part])) if part else None
@@ -227,72 +311,181 @@ def moved(df, task:str, source:str, row:str, **only)->float|None:   # None: the 
 @dataclass(frozen=True)
 class Claim:
     "What is claimed, and the contrast that decides it."
+
     name: str
-    text: str           # as a reader would say it
-    whose: str          # "paper" or "ours"
+    text: str  # as a reader would say it
+    whose: str  # "paper" or "ours"
     task: str
-    place: str          # "Original" or "targets"
-    weights: tuple      # of (row, weight)
+    place: str  # "Original" or "targets"
+    weights: tuple  # of (row, weight)
     measure: str = "accuracy"
-    decides: bool = True   # stands in the table of verdicts, and counts for Holm
+    decides: bool = True  # stands in the table of verdicts, and counts for Holm
+
 
 CLAIMS = (
-    Claim("source", "Ours is better than the Baseline on its source", "paper", "sst2", "Original", (("Ours", 1), ("PEZ", -1))),
-    Claim("targets", "Ours is better than the Baseline on other models", "paper", "sst2", "targets", (("Ours", 1), ("PEZ", -1))),
-    Claim("commonness", "Stability beats commonness: Ours is better than random common tokens", "paper", "sst2", "targets",
-          (("Ours", 1), ("CommonVocab-pruned", -1))),
+    Claim(
+        "source",
+        "Ours is better than the Baseline on its source",
+        "paper",
+        "sst2",
+        "Original",
+        (("Ours", 1), ("PEZ", -1)),
+    ),
+    Claim(
+        "targets",
+        "Ours is better than the Baseline on other models",
+        "paper",
+        "sst2",
+        "targets",
+        (("Ours", 1), ("PEZ", -1)),
+    ),
+    Claim(
+        "commonness",
+        "Stability beats commonness: Ours is better than random common tokens",
+        "paper",
+        "sst2",
+        "targets",
+        (("Ours", 1), ("CommonVocab-pruned", -1)),
+    ),
     Claim("pruning", "Pruning alone helps AG News", "paper", "ag_news", "targets", (("PEZ-pruned", 1), ("PEZ", -1))),
-    Claim("stability", "Stability itself, with label words treated alike, beats commonness", "ours", "sst2", "targets",
-          (("Ours", .5), ("CommonVocab+labels", -.5), ("Ours-without-labels", .5), ("CommonVocab-pruned", -.5))),
-    Claim("skill", "A tuned prompt is more than a shift of bias on its source", "ours", "sst2", "Original",
-          (("PEZ", .5), ("Ours", .5), ("Empty", -1)), "calibrated"),
-    Claim("skill elsewhere", "A tuned prompt is more than a shift of bias on other models", "ours", "sst2", "targets",
-          (("PEZ", .5), ("Ours", .5), ("Empty", -1)), "calibrated"),
-    Claim("source, AG News", "Ours is better than the Baseline on its source, AG News", "paper", "ag_news", "Original", (("Ours", 1), ("PEZ", -1)), decides=False),
-    Claim("targets, AG News", "Ours is better than the Baseline on other models, AG News", "paper", "ag_news", "targets", (("Ours", 1), ("PEZ", -1)), decides=False),
+    Claim(
+        "stability",
+        "Stability itself, with label words treated alike, beats commonness",
+        "ours",
+        "sst2",
+        "targets",
+        (("Ours", 0.5), ("CommonVocab+labels", -0.5), ("Ours-without-labels", 0.5), ("CommonVocab-pruned", -0.5)),
+    ),
+    Claim(
+        "skill",
+        "A tuned prompt is more than a shift of bias on its source",
+        "ours",
+        "sst2",
+        "Original",
+        (("PEZ", 0.5), ("Ours", 0.5), ("Empty", -1)),
+        "calibrated",
+    ),
+    Claim(
+        "skill elsewhere",
+        "A tuned prompt is more than a shift of bias on other models",
+        "ours",
+        "sst2",
+        "targets",
+        (("PEZ", 0.5), ("Ours", 0.5), ("Empty", -1)),
+        "calibrated",
+    ),
+    Claim(
+        "source, AG News",
+        "Ours is better than the Baseline on its source, AG News",
+        "paper",
+        "ag_news",
+        "Original",
+        (("Ours", 1), ("PEZ", -1)),
+        decides=False,
+    ),
+    Claim(
+        "targets, AG News",
+        "Ours is better than the Baseline on other models, AG News",
+        "paper",
+        "ag_news",
+        "targets",
+        (("Ours", 1), ("PEZ", -1)),
+        decides=False,
+    ),
 )
-MARGIN = .02           # 2 points: the least that matters here, and the bound of "the same"
+MARGIN = 0.02  # 2 points: the least that matters here, and the bound of "the same"
 
 # %% ../nbs/11d_analysis.ipynb #72a95d7e
 MEASURE_NAMES = ("accuracy", "calibrated", "auc")
-COLUMNS = ("claim", "text", "whose", "task", "place", "scope", "measure", "unit", "estimate", "low", "high", "p", "p_holm", "verdict", "could_see", "seeds_needed",
-           "seeds", "texts", "same", "pairs", "note")
+COLUMNS = (
+    "claim",
+    "text",
+    "whose",
+    "task",
+    "place",
+    "scope",
+    "measure",
+    "unit",
+    "estimate",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "verdict",
+    "could_see",
+    "seeds_needed",
+    "seeds",
+    "texts",
+    "same",
+    "pairs",
+    "note",
+)
 
-def _cells(scores, claim:Claim, sources)->list:
+
+def _cells(scores, claim: Claim, sources) -> list:
     "(scope, sources, place): pooled, then each source, then each target of each source."
     found = [("pooled", list(sources), claim.place)]
-    if len(sources) > 1: found += [(f"from {s}", [s], claim.place) for s in sources]
+    if len(sources) > 1:
+        found += [(f"from {s}", [s], claim.place) for s in sources]
     if claim.place == "targets":
         found += [(f"from {s} on {t}", [s], t) for s in sources for t in scores.targets(claim.task, s)]
     return found
 
-def _line(claim:Claim, scope:str, measure:str, got:dict, note:str)->dict:
+
+def _line(claim: Claim, scope: str, measure: str, got: dict, note: str) -> dict:
     "One row of the table of claims, without its verdict."
-    same = dict(claim=claim.name, text=claim.text, whose=claim.whose, task=claim.task, place=claim.place, scope=scope, measure=measure, unit="points",
-                same=got["same"], pairs=got["pairs"], note=note, found=got["found"])
+    same = dict(
+        claim=claim.name,
+        text=claim.text,
+        whose=claim.whose,
+        task=claim.task,
+        place=claim.place,
+        scope=scope,
+        measure=measure,
+        unit="points",
+        same=got["same"],
+        pairs=got["pairs"],
+        note=note,
+        found=got["found"],
+    )
     found = got["found"]
-    if found is None: return same
-    return {**same, "estimate": 100*found.estimate, "low": 100*found.low, "high": 100*found.high, "p": found.p, "seeds": sum(found.seeds), "texts": found.texts}
+    if found is None:
+        return same
+    return {
+        **same,
+        "estimate": 100 * found.estimate,
+        "low": 100 * found.low,
+        "high": 100 * found.high,
+        "p": found.p,
+        "seeds": sum(found.seeds),
+        "texts": found.texts,
+    }
 
 # %% ../nbs/11d_analysis.ipynb #f10c0f84
-def _stuck(df, claim:Claim, sources, **only)->dict:
+def _stuck(df, claim: Claim, sources, **only) -> dict:
     "{source: what is wrong with it}: sources of which too few prompts of a row left their start."
     found = {}
     for source in sources:
         for row, _ in claim.weights:
             share = moved(df, claim.task, source, row, **only)
-            if share is not None and share < ENOUGH_MOVED: found[source] = f"{1 - share:.0%} of the prompts of {row} from {source} are still their start"
+            if share is not None and share < ENOUGH_MOVED:
+                found[source] = f"{1 - share:.0%} of the prompts of {row} from {source} are still their start"
     return found
 
-def _note(claim:Claim, sources, got:dict, stuck:dict)->str:
+
+def _note(claim: Claim, sources, got: dict, stuck: dict) -> str:
     "Why no conclusion is drawn; empty if one is."
-    if not sources: return f"not run: no results on {claim.task}"
-    if got["missing"]: return f"not run: {', '.join(got['missing'])}"
-    if got["found"] is None: return f"no conclusion: {got['same']} of {got['pairs']} pairs of prompts are the same"
+    if not sources:
+        return f"not run: no results on {claim.task}"
+    if got["missing"]:
+        return f"not run: {', '.join(got['missing'])}"
+    if got["found"] is None:
+        return f"no conclusion: {got['same']} of {got['pairs']} pairs of prompts are the same"
     still = [stuck[s] for s in sources if s in stuck]
     return f"no conclusion: {'; '.join(still)}" if still else ""
 
-def claim_rows(df, claim:Claim, **only)->list:
+
+def claim_rows(df, claim: Claim, **only) -> list:
     "All rows of one claim: pooled and by cell, under each measure."
     scores = Scores.of(df)
     sources = scores.sources(claim.task, [r for r, _ in claim.weights])
@@ -304,90 +497,164 @@ def claim_rows(df, claim:Claim, **only)->list:
     return rows
 
 # %% ../nbs/11d_analysis.ipynb #1e98d4bb
-AGREEMENT_WEIGHTS = (1, -.25, -.25, -.25, -.25)    # of the fifths' correlations, highest J first: for `premise.contrast`
+AGREEMENT_WEIGHTS = (
+    1,
+    -0.25,
+    -0.25,
+    -0.25,
+    -0.25,
+)  # of the fifths' correlations, highest J first: for `premise.contrast`
 
 # %% ../nbs/11d_analysis.ipynb #f440a30f
-def within_groups(values, groups)->np.ndarray:
+def within_groups(values, groups) -> np.ndarray:
     "Values less their group's mean."
     values = pd.Series(np.asarray(values, float))
     return (values - values.groupby(np.asarray(groups)).transform("mean")).to_numpy()
 
+
 def readable(
-    prompts,              # frame: source, row, words (share of real words), score (0 to 1, mean over targets); one row per prompt
-)->dict:                  # r, low, high, n, p, could_see
+    prompts,  # frame: source, row, words (share of real words), score (0 to 1, mean over targets); one row per prompt
+) -> dict:  # r, low, high, n, p, could_see
     "Correlation of words and score within source and row, with its interval. `InputError` where nothing varies."
     groups = [f"{s}, {r}" for s, r in zip(prompts.source, prompts.row)]
     x, y = within_groups(prompts.words, groups), within_groups(prompts.score, groups)
     n = len(prompts) - len(set(groups)) + 1
     r = correlate(x, y).r
     low, high = fisher_interval(r, n)
-    z = math.atanh(np.clip(r, -.999999, .999999))*math.sqrt(n - 3)
-    return dict(r=r, low=low, high=high, n=len(prompts), p=math.erfc(abs(z)/math.sqrt(2)), could_see=math.tanh(2.8/math.sqrt(n - 3)))
+    z = math.atanh(np.clip(r, -0.999999, 0.999999)) * math.sqrt(n - 3)
+    return dict(
+        r=r,
+        low=low,
+        high=high,
+        n=len(prompts),
+        p=math.erfc(abs(z) / math.sqrt(2)),
+        could_see=math.tanh(2.8 / math.sqrt(n - 3)),
+    )
 
 # %% ../nbs/11d_analysis.ipynb #e0c93b49
 def prompt_scores(
-    df, task:str, rows, measure:str="accuracy", place:str="targets", **only,
-)->pd.DataFrame:          # source, row, seed, score
+    df, task: str, rows, measure: str = "accuracy", place: str = "targets", **only
+) -> pd.DataFrame:  # source, row, seed, score
     "One row per tuned prompt: its score at a place."
     scores, out = Scores.of(df), []
     for source in scores.sources(task):
         for row in rows:
             one = arm(scores, measure, task, source, row, place, **only)
-            if one is not None: out += [dict(source=source, row=row, seed=s, score=v) for s, v in zip(one.seeds, one.values.mean(1))]
+            if one is not None:
+                out += [dict(source=source, row=row, seed=s, score=v) for s, v in zip(one.seeds, one.values.mean(1))]
     return pd.DataFrame(out, columns=["source", "row", "seed", "score"])
 
 # %% ../nbs/11d_analysis.ipynb #6ef95e6e
-NO_VERDICT = ("not run", "no conclusion", "these models")     # how a note begins that stands in place of a verdict
-FAMILY = dict(claim="family", text="A counterpart of the target's family helps", whose="paper", scope="pooled", measure="accuracy", unit="points", same=0, pairs=0,
-              note="these models cannot say: no two are of one family", found=None)
+NO_VERDICT = ("not run", "no conclusion", "these models")  # how a note begins that stands in place of a verdict
+FAMILY = dict(
+    claim="family",
+    text="A counterpart of the target's family helps",
+    whose="paper",
+    scope="pooled",
+    measure="accuracy",
+    unit="points",
+    same=0,
+    pairs=0,
+    note="these models cannot say: no two are of one family",
+    found=None,
+)
 
-def _readable_row(prompts)->dict:
-    same = dict(claim="readable", text="Readable prompts transfer better", whose="paper", task="sst2", place="targets", scope="pooled", measure="accuracy",
-                unit="correlation", same=0, pairs=0, found=None, note="" if prompts is not None else "not run: no shares of words")
-    if prompts is None: return same
+
+def _readable_row(prompts) -> dict:
+    same = dict(
+        claim="readable",
+        text="Readable prompts transfer better",
+        whose="paper",
+        task="sst2",
+        place="targets",
+        scope="pooled",
+        measure="accuracy",
+        unit="correlation",
+        same=0,
+        pairs=0,
+        found=None,
+        note="" if prompts is not None else "not run: no shares of words",
+    )
+    if prompts is None:
+        return same
     one = readable(prompts)
-    return {**same, "estimate": one["r"], "low": one["low"], "high": one["high"], "p": one["p"], "could_see": one["could_see"], "seeds": one["n"]}
+    return {
+        **same,
+        "estimate": one["r"],
+        "low": one["low"],
+        "high": one["high"],
+        "p": one["p"],
+        "could_see": one["could_see"],
+        "seeds": one["n"],
+    }
 
-def _agreement_row(agreement)->dict:
-    same = dict(claim="agreement", text="Where neighbourhoods agree, tokens act alike", whose="ours", task="sst2", scope="pooled", measure="shift", unit="correlation",
-                same=0, pairs=0, found=None, note="" if agreement else "not run: no effects of tokens")
-    if not agreement: return same
+
+def _agreement_row(agreement) -> dict:
+    same = dict(
+        claim="agreement",
+        text="Where neighbourhoods agree, tokens act alike",
+        whose="ours",
+        task="sst2",
+        scope="pooled",
+        measure="shift",
+        unit="correlation",
+        same=0,
+        pairs=0,
+        found=None,
+        note="" if agreement else "not run: no effects of tokens",
+    )
+    if not agreement:
+        return same
     estimate, se = agreement["estimate"], agreement["se"]
-    if estimate is None: return {**same, "note": "no conclusion: effects too unreliable"}
+    if estimate is None:
+        return {**same, "note": "no conclusion: effects too unreliable"}
     note = "" if agreement["measure"] == "corrected" else "not corrected for noise: too unreliable"
-    return {**same, "estimate": estimate, "low": agreement["low"], "high": agreement["high"], "p": math.erfc(abs(estimate)/se/math.sqrt(2)), "could_see": 2.8*se, "note": note}
+    return {
+        **same,
+        "estimate": estimate,
+        "low": agreement["low"],
+        "high": agreement["high"],
+        "p": math.erfc(abs(estimate) / se / math.sqrt(2)),
+        "could_see": 2.8 * se,
+        "note": note,
+    }
 
 # %% ../nbs/11d_analysis.ipynb #da4059d6
-def _judged(row:dict, p_holm:float)->dict:
+def _judged(row: dict, p_holm: float) -> dict:
     "A row with its verdict; the adjusted p value decides where there is one."
     row = {**row, "p_holm": p_holm}
-    if row["note"].startswith(NO_VERDICT) or math.isnan(row.get("p", math.nan)): return {**row, "verdict": row["note"]}
+    if row["note"].startswith(NO_VERDICT) or math.isnan(row.get("p", math.nan)):
+        return {**row, "verdict": row["note"]}
     p = row["p"] if math.isnan(p_holm) else p_holm
-    if row["found"] is None:                                     # a correlation: no bound of sameness was set for it
-        verdict = "undecided" if p >= .05 else "above" if row["estimate"] > 0 else "below"
+    if row["found"] is None:  # a correlation: no bound of sameness was set for it
+        verdict = "undecided" if p >= 0.05 else "above" if row["estimate"] > 0 else "below"
         return {**row, "verdict": verdict}
     got = decide(row["found"], p, MARGIN)
-    return {**row, "verdict": got["verdict"], "could_see": 100*got["could_see"], "seeds_needed": got["seeds_needed"]}
+    return {**row, "verdict": got["verdict"], "could_see": 100 * got["could_see"], "seeds_needed": got["seeds_needed"]}
+
 
 def claims_table(
-    df,                  # the study's table
-    prompts=None,        # as `readable` takes them; None: that claim is not judged
-    agreement:dict=None, # `premise.contrast(..., weights=AGREEMENT_WEIGHTS)`; None: that claim is not judged
+    df,  # the study's table
+    prompts=None,  # as `readable` takes them; None: that claim is not judged
+    agreement: dict = None,  # `premise.contrast(..., weights=AGREEMENT_WEIGHTS)`; None: that claim is not judged
     claims=CLAIMS,
-    method:str="pez",    # the published method; rows without one stand in any case
+    method: str = "pez",  # the published method; rows without one stand in any case
     **only,
-)->pd.DataFrame:         # `COLUMNS`; a claim's pooled row under its own measure has `p_holm`
+) -> pd.DataFrame:  # `COLUMNS`; a claim's pooled row under its own measure has `p_holm`
     "The claims with their verdicts: pooled and by cell, under three measures."
     scores = Scores.of(df)
     rows = [row for claim in claims for row in claim_rows(scores, claim, method=method, **only)]
     rows += [_readable_row(prompts), dict(FAMILY), _agreement_row(agreement)]
     own = {c.name: c.measure for c in claims if c.decides} | {"readable": "accuracy", "agreement": "shift"}
-    decides = [r["scope"] == "pooled" and r["measure"] == own.get(r["claim"]) and not r["note"].startswith(NO_VERDICT) for r in rows]
+    decides = [
+        r["scope"] == "pooled" and r["measure"] == own.get(r["claim"]) and not r["note"].startswith(NO_VERDICT)
+        for r in rows
+    ]
     adjusted = holm([r.get("p", math.nan) if d else math.nan for r, d in zip(rows, decides)])
     return pd.DataFrame([_judged(r, float(p)) for r, p in zip(rows, adjusted)]).reindex(columns=list(COLUMNS))
 
 # %% ../nbs/11d_analysis.ipynb #0b9004f8
-def best_manual(df, task:str, source:str, measure:str="accuracy", **only)->str|None:
+def best_manual(df, task: str, source: str, measure: str = "accuracy", **only) -> str | None:
     "The hand-written row that scores highest on the source's holdout texts; None if there is none. Ties go to the first."
     scores, worth = Scores.of(df), {}
     for row in [r for r in scores.rows(task) if r.startswith("Manual ")]:
@@ -396,48 +663,91 @@ def best_manual(df, task:str, source:str, measure:str="accuracy", **only)->str|N
             worth[row] = accuracy(logp, labels) if measure == "accuracy" else calibrated_accuracy(logp, labels, logp)
     return max(worth, key=worth.get) if worth else None
 
-def marks(df, task:str, row:str, **only)->pd.DataFrame:   # source, place, measure, against, estimate, low, high (points), same, pairs
+
+def marks(
+    df, task: str, row: str, **only
+) -> pd.DataFrame:  # source, place, measure, against, estimate, low, high (points), same, pairs
     "One tuned row beside the Baseline, its start, no prompt, and the best hand-written prompt, in each place and measure."
     scores, out = Scores.of(df), []
     for source in scores.sources(task, [row]):
-        against = {"PEZ": "PEZ", "Start": "Start", "Empty": "Empty", "Random": "Random", "best hand-written": best_manual(scores, task, source, **only)}
+        against = {
+            "PEZ": "PEZ",
+            "Start": "Start",
+            "Empty": "Empty",
+            "Random": "Random",
+            "best hand-written": best_manual(scores, task, source, **only),
+        }
         for place in ("Original", *scores.targets(task, source)):
             for measure in MEASURE_NAMES:
                 for name, other in against.items():
-                    if other is None or other == row: continue
+                    if other is None or other == row:
+                        continue
                     got = contrast(scores, {row: 1, other: -1}, measure, task, [source], place, **only)
-                    if got["found"] is None: continue
+                    if got["found"] is None:
+                        continue
                     one = got["found"]
-                    out.append(dict(source=source, place=place, measure=measure, against=name, estimate=100*one.estimate, low=100*one.low, high=100*one.high,
-                                    same=got["same"], pairs=got["pairs"]))
+                    out.append(
+                        dict(
+                            source=source,
+                            place=place,
+                            measure=measure,
+                            against=name,
+                            estimate=100 * one.estimate,
+                            low=100 * one.low,
+                            high=100 * one.high,
+                            same=got["same"],
+                            pairs=got["pairs"],
+                        )
+                    )
     return pd.DataFrame(out)
 
 # %% ../nbs/11d_analysis.ipynb #2f7e9e8f
-SPLIT = {"gain": {"{row}": 1, ("Empty", "accuracy"): -1}, "calibrating no prompt": {("Empty", "calibrated"): 1, ("Empty", "accuracy"): -1},
-         "the rest": {"{row}": 1, ("Empty", "calibrated"): -1}, "both calibrated": {("{row}", "calibrated"): 1, ("Empty", "calibrated"): -1},
-         "both by AUC": {("{row}", "auc"): 1, ("Empty", "auc"): -1}}
+SPLIT = {
+    "gain": {"{row}": 1, ("Empty", "accuracy"): -1},
+    "calibrating no prompt": {("Empty", "calibrated"): 1, ("Empty", "accuracy"): -1},
+    "the rest": {"{row}": 1, ("Empty", "calibrated"): -1},
+    "both calibrated": {("{row}", "calibrated"): 1, ("Empty", "calibrated"): -1},
+    "both by AUC": {("{row}", "auc"): 1, ("Empty", "auc"): -1},
+}
 
-def bias_or_skill(df, task:str, row:str, **only)->pd.DataFrame:   # source, place, part, estimate, low, high; points
+
+def bias_or_skill(df, task: str, row: str, **only) -> pd.DataFrame:  # source, place, part, estimate, low, high; points
     "A tuned row's gain over no prompt, split into what calibrating no prompt gives and the rest; and both calibrated, and by AUC."
     scores, out = Scores.of(df), []
     fill = lambda key: key.format(row=row) if isinstance(key, str) else (key[0].format(row=row), key[1])
     for source in scores.sources(task, [row]):
         for place in ("Original", *scores.targets(task, source)):
-            if arm(scores, "accuracy", task, source, row, place, **only) is None: continue
+            if arm(scores, "accuracy", task, source, row, place, **only) is None:
+                continue
             for part, weights in SPLIT.items():
-                one = contrast(scores, {fill(k): w for k, w in weights.items()}, "accuracy", task, [source], place, **only)["found"]
-                if one is not None: out.append(dict(source=source, place=place, part=part, estimate=100*one.estimate, low=100*one.low, high=100*one.high))
+                one = contrast(
+                    scores, {fill(k): w for k, w in weights.items()}, "accuracy", task, [source], place, **only
+                )["found"]
+                if one is not None:
+                    out.append(
+                        dict(
+                            source=source,
+                            place=place,
+                            part=part,
+                            estimate=100 * one.estimate,
+                            low=100 * one.low,
+                            high=100 * one.high,
+                        )
+                    )
     return pd.DataFrame(out)
 
 # %% ../nbs/11d_analysis.ipynb #8aec729d
-def shares(df, task:str, rows, **only)->pd.DataFrame:   # source, place, row, and the mean share of each class: 0, 1, ...
+def shares(
+    df, task: str, rows, **only
+) -> pd.DataFrame:  # source, place, row, and the mean share of each class: 0, 1, ...
     "Mean share of the guesses that each class gets, over a row's seeds."
     scores, out = Scores.of(df), []
     for source in scores.sources(task):
         for place in ("Original", *scores.targets(task, source)):
             for row in rows:
                 part = arm_rows(scores, task, source, row, place, **only)
-                if not part: continue
+                if not part:
+                    continue
                 mean = np.mean([class_shares(one.logp) for one in part], axis=0)
                 out.append(dict(source=source, place=place, row=row) | dict(enumerate(mean)))
     return pd.DataFrame(out)
@@ -447,4 +757,12 @@ def plot_claims(table, ax=None):
     "The claims in points, each by its pooled row under the measure that decides it."
     rows = table[table.p_holm.notna() & (table.unit == "points")]
     colors = ["#0072B2" if w == "paper" else "#D55E00" for w in rows.whose]
-    return plot_forest([f"{t} ({m})" for t, m in zip(rows.text, rows.measure)], rows.estimate, rows.low, rows.high, colors, within=100*MARGIN, ax=ax)
+    return plot_forest(
+        [f"{t} ({m})" for t, m in zip(rows.text, rows.measure)],
+        rows.estimate,
+        rows.low,
+        rows.high,
+        colors,
+        within=100 * MARGIN,
+        ax=ax,
+    )

@@ -6,41 +6,52 @@
 __all__ = ['encode_logp', 'decode_logp', 'kept_labels', 'label_numbers']
 
 # %% ../nbs/00a_arrays.ipynb #a17c0e02
-import base64, binascii
+import base64
+import binascii
 import numpy as np
 from .store import InputError
 
 # %% ../nbs/00a_arrays.ipynb #a17c0e05
 def encode_logp(
-    logp_nc,      # (n, C) log-probabilities, at most 0
-)->str:
+    logp_nc,  # (n, C) log-probabilities, at most 0
+) -> str:
     "Log-probabilities as text: 16-bit floats, little-endian, row after row, in base64."
-    least = np.finfo(np.float16).min   # JSON and sums do better without an infinity
+    least = np.finfo(np.float16).min  # JSON and sums do better without an infinity
     rounded = np.clip(np.asarray(logp_nc, np.float32), least, None).astype("<f2")
     return base64.b64encode(rounded.tobytes()).decode("ascii")
 
+
 def decode_logp(
-    text:str,     # of `encode_logp`
-    n:int,        # texts
-)->np.ndarray:    # (n, C) float32
+    text: str,  # of `encode_logp`
+    n: int,  # texts
+) -> np.ndarray:  # (n, C) float32
     "The log-probabilities of n texts. `InputError` for what is no such text."
-    try: values = np.frombuffer(base64.b64decode(text, validate=True), "<f2")
-    except (binascii.Error, ValueError, TypeError): raise InputError(f"log-probabilities {str(text)[:20]!r}: not base64 of 16-bit numbers; delete that cell and run again") from None
-    if n < 1 or not len(values) or len(values) % n: raise InputError(f"{len(values)} log-probabilities for {n} texts; need as many for each; delete that cell and run again")
+    try:
+        values = np.frombuffer(base64.b64decode(text, validate=True), "<f2")
+    except (binascii.Error, ValueError, TypeError):
+        raise InputError(
+            f"log-probabilities {str(text)[:20]!r}: not base64 of 16-bit numbers; delete that cell and run again"
+        ) from None
+    if n < 1 or not len(values) or len(values) % n:
+        raise InputError(
+            f"{len(values)} log-probabilities for {n} texts; need as many for each; delete that cell and run again"
+        )
     return values.reshape(n, -1).astype(np.float32)
 
 # %% ../nbs/00a_arrays.ipynb #a17c2e02
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
+
 def kept_labels(
-    labels,       # n label numbers
-    classes:int,  # label words of the task
-):                # str or list; either can be held against another place by place
+    labels,  # n label numbers
+    classes: int,  # label words of the task
+):  # str or list; either can be held against another place by place
     "Label numbers as a result keeps them: a base-36 digit each, or a list where there are more classes than digits."
     return "".join(_DIGITS[y] for y in labels) if classes <= len(_DIGITS) else [int(y) for y in labels]
 
+
 def label_numbers(
-    kept,         # of `kept_labels`
-)->np.ndarray:    # (n,) int64
+    kept,  # of `kept_labels`
+) -> np.ndarray:  # (n,) int64
     "The numbers again."
     return np.array([int(d, 36) if isinstance(d, str) else d for d in kept], np.int64)

@@ -8,7 +8,9 @@ __all__ = ['NONE', 'NEARLY_ALL', 'MEASURED', 'ALL', 'FEW', 'named_prompts', 'rea
            'gains_table', 'audit_text', 'audit_page', 'write_audit']
 
 # %% ../nbs/17b_auditing.ipynb #9c5faf1c
-import json, sys, time
+import json
+import sys
+import time
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -19,9 +21,27 @@ import pandas as pd
 from .store import InputError, check_writable, provenance, say_remarks, visible, whole, write_atomic
 from .models import LM
 from .tasks import class_names, load_task
-from .scoring import check_lengths, label_ids, label_logprobs_many, prefix_embeddings, prompt_to_ids, remark_joins, text_ids, texts_cut
+from hpt_nb.scoring import (
+    check_lengths,
+    label_ids,
+    label_logprobs_many,
+    prefix_embeddings,
+    prompt_to_ids,
+    remark_joins,
+    text_ids,
+    texts_cut,
+)
 from .transfer import certify
-from .calibration import CONTENT_FREE, accuracy, calibrated, centre_means, class_shares, content_free, guesses, measures
+from hpt_nb.calibration import (
+    CONTENT_FREE,
+    accuracy,
+    calibrated,
+    centre_means,
+    class_shares,
+    content_free,
+    guesses,
+    measures,
+)
 from .stats import crossed_contrast, decide, holm, over_targets, text_values
 from .report import _page, table_html
 from .export import read_prompt
@@ -30,137 +50,184 @@ from .prompts import Prompt, constants, named_models
 # %% ../nbs/17b_auditing.ipynb #49568343
 NONE = "no prompt"
 
-def _text_of(prompt, where:str)->str:
+
+def _text_of(prompt, where: str) -> str:
     "The text of one prompt. `InputError` for what has none."
     text = prompt if isinstance(prompt, str) else getattr(prompt, "text", None)
-    if not isinstance(text, str): raise InputError(f"{where} is {prompt!r}; need a prompt's text, or a Prompt (ids belong to one model: give their text)")
-    if not text: raise InputError(f"{where} is empty; no prompt is always shown: leave it out")
+    if not isinstance(text, str):
+        raise InputError(
+            f"{where} is {prompt!r}; need a prompt's text, or a Prompt (ids belong to one model: give their text)"
+        )
+    if not text:
+        raise InputError(f"{where} is empty; no prompt is always shown: leave it out")
     return text
 
-def _short(text:str, most:int=44)->str:
+
+def _short(text: str, most: int = 44) -> str:
     shown = visible(text)
-    return shown if len(shown) <= most else shown[:most - 1] + "…"
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
 
 def named_prompts(
-    prompts,     # a text or `Prompt`, a list of them, or {name: text, Prompt, or a list with one for each seed}
-)->dict:         # {name: (text, ...)}, no prompt not among them
+    prompts,  # a text or `Prompt`, a list of them, or {name: text, Prompt, or a list with one for each seed}
+) -> dict:  # {name: (text, ...)}, no prompt not among them
     "The rows of an audit. `InputError` for a prompt that is empty, that stands there twice, or has no text."
-    if isinstance(prompts, str) or hasattr(prompts, "text"): prompts = [prompts]
+    if isinstance(prompts, str) or hasattr(prompts, "text"):
+        prompts = [prompts]
     if not isinstance(prompts, dict):
         texts = [_text_of(p, f"prompt {i}") for i, p in enumerate(prompts, 1)]
         names = [_short(t) for t in texts]
-        prompts = dict(zip([n if names.count(n) == 1 else f"{i}: {n}" for i, n in enumerate(names, 1)], texts)) if len(set(texts)) == len(texts) else texts
+        prompts = (
+            dict(zip([n if names.count(n) == 1 else f"{i}: {n}" for i, n in enumerate(names, 1)], texts))
+            if len(set(texts)) == len(texts)
+            else texts
+        )
     rows, seen = {}, {}
     for name, of in prompts.items() if isinstance(prompts, dict) else enumerate(prompts, 1):
-        if name == NONE: raise InputError(f"a prompt is called {NONE!r}, as the row without one is; give it another name")
+        if name == NONE:
+            raise InputError(f"a prompt is called {NONE!r}, as the row without one is; give it another name")
         each = [of] if isinstance(of, str) or hasattr(of, "text") else list(of)
-        if not each: raise InputError(f"prompt {name!r} is an empty list; give it a prompt for each seed, or leave it out")
+        if not each:
+            raise InputError(f"prompt {name!r} is an empty list; give it a prompt for each seed, or leave it out")
         rows[str(name)] = tuple(_text_of(p, f"prompt {name!r}") for p in each)
         for text in rows[str(name)]:
-            if text in seen: raise InputError(f"the prompt {text!r} stands there twice ({seen[text]} and {name}); name each once")
+            if text in seen:
+                raise InputError(f"the prompt {text!r} stands there twice ({seen[text]} and {name}); name each once")
             seen[text] = name
     return rows
 
 # %% ../nbs/17b_auditing.ipynb #26b23d1d
-_FILE_NEEDS = "need one prompt per line, a JSON list of texts or object of names and texts, or the prompt that hpt wrote"
+_FILE_NEEDS = (
+    "need one prompt per line, a JSON list of texts or object of names and texts, or the prompt that hpt wrote"
+)
 
-def _of_json(body, p:Path)->dict:
+
+def _of_json(body, p: Path) -> dict:
     "The prompts of a JSON file."
-    if isinstance(body, dict) and "prompt" in body: return {p.stem: Prompt.from_body(body, str(p)).text}
-    if isinstance(body, dict) and all(isinstance(v, str) for v in body.values()): return body
-    if isinstance(body, list) and all(isinstance(v, str) for v in body): return {_short(v): v for v in body} if len({_short(v) for v in body}) == len(body) else dict(enumerate(body, 1))
+    if isinstance(body, dict) and "prompt" in body:
+        return {p.stem: Prompt.from_body(body, str(p)).text}
+    if isinstance(body, dict) and all(isinstance(v, str) for v in body.values()):
+        return body
+    if isinstance(body, list) and all(isinstance(v, str) for v in body):
+        return {_short(v): v for v in body} if len({_short(v) for v in body}) == len(body) else dict(enumerate(body, 1))
     raise InputError(f"{p}: JSON, but no prompts; {_FILE_NEEDS}")
 
+
 def read_prompts(
-    path,      # a text file, a JSON file, or a folder or pack of hpt transferable or hpt tune
-)->dict:       # {name: text}
+    path,  # a text file, a JSON file, or a folder or pack of hpt transferable or hpt tune
+) -> dict:  # {name: text}
     "The prompts of a file. `InputError` for one that is empty, repeats itself, or holds none."
     p = Path(path)
     if p.is_dir() or p.suffix == ".hpt":
         it = read_prompt(p)
-        if it["vectors"]: raise InputError(f"{path}: a soft prompt, which is no text; an audit takes prompts of tokens")
+        if it["vectors"]:
+            raise InputError(f"{path}: a soft prompt, which is no text; an audit takes prompts of tokens")
         return {p.name: it["text"]}
-    try: text = p.read_bytes().decode("utf-8-sig")
-    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror}); {_FILE_NEEDS}") from None
-    except UnicodeDecodeError: raise InputError(f"{path}: not UTF-8; save it as UTF-8") from None
+    try:
+        text = p.read_bytes().decode("utf-8-sig")
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror}); {_FILE_NEEDS}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8; save it as UTF-8") from None
     if p.suffix.lower() == ".json":
-        try: found = _of_json(json.loads(text), p)
-        except InputError: raise
-        except (ValueError, RecursionError): raise InputError(f"{path}: not JSON; {_FILE_NEEDS}") from None
+        try:
+            found = _of_json(json.loads(text), p)
+        except InputError:
+            raise
+        except (ValueError, RecursionError):
+            raise InputError(f"{path}: not JSON; {_FILE_NEEDS}") from None
     else:
         lines = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
         found = dict(enumerate(lines, 1))
-        if len({*map(_short, lines)}) == len(lines): found = {_short(line): line for line in lines}
-    if not found: raise InputError(f"{path}: no prompt in it; {_FILE_NEEDS}")
+        if len({*map(_short, lines)}) == len(lines):
+            found = {_short(line): line for line in lines}
+    if not found:
+        raise InputError(f"{path}: no prompt in it; {_FILE_NEEDS}")
     twice = [t for t, n in Counter(found.values()).items() if n > 1]
-    if twice: raise InputError(f"{path}: the prompt {twice[0]!r} stands there twice; name each once")
+    if twice:
+        raise InputError(f"{path}: the prompt {twice[0]!r} stands there twice; name each once")
     return found
 
 # %% ../nbs/17b_auditing.ipynb #fb1c3052
-NEARLY_ALL = .9   # of the texts taken for one class: too many to be skill, unless that many are of it
+NEARLY_ALL = 0.9  # of the texts taken for one class: too many to be skill, unless that many are of it
+
 
 def leans_to(
-    shares_c,         # (C,) share of texts taken for each class
-    true_c,           # (C,) share of texts of each class
-)->int|None:
+    shares_c,  # (C,) share of texts taken for each class
+    true_c,  # (C,) share of texts of each class
+) -> int | None:
     "The class that nearly all texts are taken for, although they are not of it; None if there is none."
     c = int(np.argmax(shares_c))
-    return c if shares_c[c] >= NEARLY_ALL and shares_c[c] - true_c[c] >= .05 else None
+    return c if shares_c[c] >= NEARLY_ALL and shares_c[c] - true_c[c] >= 0.05 else None
+
 
 def confusion(
-    scores_nc,        # (n, C) log-probabilities, or calibrated scores
-    labels_n,         # (n,) class numbers
-)->list:              # C lists of C counts: [right class][named class]
+    scores_nc,  # (n, C) log-probabilities, or calibrated scores
+    labels_n,  # (n,) class numbers
+) -> list:  # C lists of C counts: [right class][named class]
     "How often each class is taken for each."
-    classes, table = len(scores_nc[0]), np.zeros((len(scores_nc[0]),)*2, int)
+    classes, table = len(scores_nc[0]), np.zeros((len(scores_nc[0]),) * 2, int)
     np.add.at(table, (np.asarray(labels_n), guesses(scores_nc)), 1)
     return table.reshape(classes, classes).tolist()
 
+
 def worth(
-    logp_nc,          # (n, C) label log-probabilities
-    labels_n,         # (n,) class numbers
-    unlabelled_mc,    # (m, C) those of the unlabelled texts
-    blank_kc,         # (k, C) those of `CONTENT_FREE`
-)->dict:              # JSON values; fractions from 0 to 1
+    logp_nc,  # (n, C) label log-probabilities
+    labels_n,  # (n,) class numbers
+    unlabelled_mc,  # (m, C) those of the unlabelled texts
+    blank_kc,  # (k, C) those of `CONTENT_FREE`
+) -> dict:  # JSON values; fractions from 0 to 1
     "What one prompt finds on one model, raw and calibrated in both ways."
     logp, labels = np.asarray(logp_nc, np.float64), np.asarray(labels_n)
     scores, free = calibrated(logp, centre_means(unlabelled_mc)), content_free(logp, blank_kc)
     one = measures(logp, labels, unlabelled_mc)
-    true = np.bincount(labels, minlength=logp.shape[1])/len(labels)
-    return dict(n=len(labels), correct=int(round(one["accuracy"]*len(labels))), **one, content_free=accuracy(free, labels),
-                content_free_shares=class_shares(free).tolist(), confusion=confusion(logp, labels), calibrated_confusion=confusion(scores, labels),
-                leans_to=leans_to(one["shares"], true))
+    true = np.bincount(labels, minlength=logp.shape[1]) / len(labels)
+    return dict(
+        n=len(labels),
+        correct=int(round(one["accuracy"] * len(labels))),
+        **one,
+        content_free=accuracy(free, labels),
+        content_free_shares=class_shares(free).tolist(),
+        confusion=confusion(logp, labels),
+        calibrated_confusion=confusion(scores, labels),
+        leans_to=leans_to(one["shares"], true),
+    )
 
 # %% ../nbs/17b_auditing.ipynb #19f63280
 MEASURED = ("accuracy", "calibrated", "auc")
 ALL = "all models"
 
-def _comparisons(names, measured)->list:
+
+def _comparisons(names, measured) -> list:
     "(name, measure, over, its measure) of all that is compared; `names` begins with no prompt."
     out = []
     for name in names[1:]:
         out += [(name, m, NONE, m) for m in measured]
         out.append((name, "accuracy", NONE, "calibrated"))
-    for first, second in combinations(names[1:], 2): out += [(second, m, first, m) for m in measured]
+    for first, second in combinations(names[1:], 2):
+        out += [(second, m, first, m) for m in measured]
     return out
 
+
 def arm_values(
-    logp,             # {name: list of (n, C), one for each seed} of one model
-    labels_n,         # (n,) class numbers
-    held,             # {name: list of (m, C)} of the unlabelled texts
+    logp,  # {name: list of (n, C), one for each seed} of one model
+    labels_n,  # (n,) class numbers
+    held,  # {name: list of (m, C)} of the unlabelled texts
     measured=MEASURED,
-)->dict:              # {(name, measure): (S, n)}
+) -> dict:  # {(name, measure): (S, n)}
     "One value per seed and text of each row and measure, whose mean is the measure."
     return {(name, m): text_values(m, each, labels_n, held[name]) for name, each in logp.items() for m in measured}
 
+
 def gains(
-    values,           # {model: {(name, measure): (S, n)}} of `arm_values`
-    names,            # rows, no prompt first
+    values,  # {model: {(name, measure): (S, n)}} of `arm_values`
+    names,  # rows, no prompt first
     measured=MEASURED,
-)->list:              # dicts: model, prompt, measure, over, over_measure, points, low, high, p, verdict, could_see
+) -> list:  # dicts: model, prompt, measure, over, over_measure, points, low, high, p, verdict, could_see
     "What each row gains over no prompt and over the others, on each model and on all together. Points are percent; for AUC, hundredths."
     scopes = dict(values)
-    if len(values) > 1: scopes[ALL] = {k: over_targets([v[k] for v in values.values()]) for k in next(iter(values.values()))}
+    if len(values) > 1:
+        scopes[ALL] = {k: over_targets([v[k] for v in values.values()]) for k in next(iter(values.values()))}
     rows, found = [], []
     for model, of in scopes.items():
         for name, m, over, n in _comparisons(names, measured):
@@ -170,83 +237,135 @@ def gains(
         at = [i for i, r in enumerate(rows) if (r["measure"], r["over_measure"]) == family]
         for i, p in zip(at, holm([found[i].p for i in at])):
             f, seen = found[i], decide(found[i], float(p))
-            rows[i] |= dict(points=100*f.estimate, low=100*f.low, high=100*f.high, p=float(p), verdict=seen["verdict"], could_see=100*seen["could_see"])
+            rows[i] |= dict(
+                points=100 * f.estimate,
+                low=100 * f.low,
+                high=100 * f.high,
+                p=float(p),
+                verdict=seen["verdict"],
+                could_see=100 * seen["could_see"],
+            )
     return rows
 
 # %% ../nbs/17b_auditing.ipynb #aa2941eb
 def choose(
-    values,           # {model: {(name, measure): (S, n)}}
-    names,            # rows, no prompt first
-    measure:str,      # "accuracy" or "calibrated"
-)->dict:              # {"mean": {prompt, value, as_good}, "worst": {prompt, value, model}}
+    values,  # {model: {(name, measure): (S, n)}}
+    names,  # rows, no prompt first
+    measure: str,  # "accuracy" or "calibrated"
+) -> dict:  # {"mean": {prompt, value, as_good}, "worst": {prompt, value, model}}
     "The row with the best mean over models, and the one with the best worst case; equal ones go to the earlier."
     at = {name: {m: float(of[name, measure].mean()) for m, of in values.items()} for name in names}
     mean = {name: float(np.mean(list(v.values()))) for name, v in at.items()}
     best = max(names, key=mean.__getitem__)
-    whole_set = {name: over_targets([of[name, measure] for of in values.values()]) if len(values) > 1 else next(iter(values.values()))[name, measure] for name in names}
+    whole_set = {
+        name: over_targets([of[name, measure] for of in values.values()])
+        if len(values) > 1
+        else next(iter(values.values()))[name, measure]
+        for name in names
+    }
     rest = [n for n in names if n != best]
     p = holm([crossed_contrast([whole_set[best], whole_set[n]], [1, -1]).p for n in rest]) if rest else []
     worst = max(names, key=lambda n: min(at[n].values()))
     weakest = min(at[worst], key=at[worst].get)
-    return dict(mean=dict(prompt=best, value=mean[best], as_good=[n for n, x in zip(rest, p) if x >= .05]), worst=dict(prompt=worst, value=at[worst][weakest], model=weakest))
+    return dict(
+        mean=dict(prompt=best, value=mean[best], as_good=[n for n, x in zip(rest, p) if x >= 0.05]),
+        worst=dict(prompt=worst, value=at[worst][weakest], model=weakest),
+    )
 
 # %% ../nbs/17b_auditing.ipynb #20e1ecb7
-FEW = 100   # fewer texts than this decide little
+FEW = 100  # fewer texts than this decide little
 
-def _pct(x)->str: return f"{100*x:.1f} %"
 
-def _quoted(name:str)->str: return name if name == NONE else repr(name)
+def _pct(x) -> str:
+    return f"{100 * x:.1f} %"
 
-def nothing_won(scores, found, model:str)->str|None:
+
+def _quoted(name: str) -> str:
+    return name if name == NONE else repr(name)
+
+
+def nothing_won(scores, found, model: str) -> str | None:
     "One line where no prompt, calibrated, is not beaten on a model; None where something beats it. `scores`, `found`: as of `audit`."
     rows = [s for s in scores if s["model"] == model and s["prompt"] != NONE]
     base = next(s for s in scores if s["model"] == model and s["prompt"] == NONE)
     over = [g for g in found if g["model"] == model and g["over"] == NONE and g["over_measure"] == "calibrated"]
-    if not rows or any(g["verdict"] == "above" for g in over): return None
+    if not rows or any(g["verdict"] == "above" for g in over):
+        return None
     best = max(rows, key=lambda s: max(s["accuracy"], s["calibrated"]))
-    return (f"on {model} no prompt, calibrated, finds {_pct(base['calibrated'])}, and no prompt here is shown to beat it; the best, {_quoted(best['prompt'])}, "
-            f"has {_pct(best['accuracy'])} raw and {_pct(best['calibrated'])} calibrated: calibrate, and do without a prompt")
+    return (
+        f"on {model} no prompt, calibrated, finds {_pct(base['calibrated'])}, and no prompt here is shown to beat it; the best, {_quoted(best['prompt'])}, "
+        f"has {_pct(best['accuracy'])} raw and {_pct(best['calibrated'])} calibrated: calibrate, and do without a prompt"
+    )
+
 
 def sentences(
-    found:dict,       # of `audit`, but for these
-)->tuple:             # (what to do, what to be careful of): lists of lines
+    found: dict,  # of `audit`, but for these
+) -> tuple:  # (what to do, what to be careful of): lists of lines
     "An audit in words."
     todo, care, names = [], [], found["task"]["classes"]
     models = list(found["models"])
     todo += [line for line in (nothing_won(found["scores"], found["gains"], m) for m in models) if line]
     for form, key in (("raw", "accuracy"), ("calibrated", "calibrated")):
         c = found["choice"][key]
-        same = f" (not shown to be worse: {', '.join(map(_quoted, c['mean']['as_good']))})" if c["mean"]["as_good"] else ""
-        line = f"{form}, take {_quoted(c['mean']['prompt'])}: " + (f"best mean, {_pct(c['mean']['value'])}{same}" if len(models) > 1 else f"{_pct(c['mean']['value'])}{same}")
+        same = (
+            f" (not shown to be worse: {', '.join(map(_quoted, c['mean']['as_good']))})" if c["mean"]["as_good"] else ""
+        )
+        line = f"{form}, take {_quoted(c['mean']['prompt'])}: " + (
+            f"best mean, {_pct(c['mean']['value'])}{same}" if len(models) > 1 else f"{_pct(c['mean']['value'])}{same}"
+        )
         if len(models) > 1:
             where = f"worst case, {_pct(c['worst']['value'])} on {c['worst']['model']}"
-            line += f", and best {where}" if c["worst"]["prompt"] == c["mean"]["prompt"] else f"; the best {where}, has {_quoted(c['worst']['prompt'])}"
-        if len(found["prompts"]) > 1: todo.append(line)
+            line += (
+                f", and best {where}"
+                if c["worst"]["prompt"] == c["mean"]["prompt"]
+                else f"; the best {where}, has {_quoted(c['worst']['prompt'])}"
+            )
+        if len(found["prompts"]) > 1:
+            todo.append(line)
     for s in found["scores"]:
         if s["leans_to"] is not None:
-            care.append(f"on {s['model']}, {_quoted(s['prompt'])} names {names[s['leans_to']]!r} for {_pct(s['shares'][s['leans_to']])} of the texts, "
-                        f"where {_pct(found['true_shares'][s['leans_to']])} are of it: its accuracy is mostly that lean")
+            care.append(
+                f"on {s['model']}, {_quoted(s['prompt'])} names {names[s['leans_to']]!r} for {_pct(s['shares'][s['leans_to']])} of the texts, "
+                f"where {_pct(found['true_shares'][s['leans_to']])} are of it: its accuracy is mostly that lean"
+            )
         unread = [c for c in s["reads"] if not c["agrees"]]
-        if unread: care.append(f"{s['model']} does not read {_quoted(s['prompt'])} as it is written: it reads {unread[0]['read']!r}")
+        if unread:
+            care.append(
+                f"{s['model']} does not read {_quoted(s['prompt'])} as it is written: it reads {unread[0]['read']!r}"
+            )
     largest = max(found["true_shares"])
-    if largest - 1/len(names) >= .15:
-        care.append(f"{_pct(largest)} of the texts are of class {names[int(np.argmax(found['true_shares']))]!r}; calibration assumes classes of about equal size, so compare it with raw accuracy, and look at macro-F1")
-    if found["n"] < FEW: care.append(f"{found['n']} texts only: each accuracy may be off by up to {98/np.sqrt(found['n']):.0f} points")
-    if found["unlabelled"]["n"] < FEW: care.append(f"calibrated on {found['unlabelled']['n']} texts only")
-    care += [f"on {m}, {c} of {found['n']} texts are longer than {found['task']['max_text_tokens']} tokens and cut" for m, c in found["cut"].items() if c]
+    if largest - 1 / len(names) >= 0.15:
+        care.append(
+            f"{_pct(largest)} of the texts are of class {names[int(np.argmax(found['true_shares']))]!r}; calibration assumes classes of about equal size, so compare it with raw accuracy, and look at macro-F1"
+        )
+    if found["n"] < FEW:
+        care.append(f"{found['n']} texts only: each accuracy may be off by up to {98 / np.sqrt(found['n']):.0f} points")
+    if found["unlabelled"]["n"] < FEW:
+        care.append(f"calibrated on {found['unlabelled']['n']} texts only")
+    care += [
+        f"on {m}, {c} of {found['n']} texts are longer than {found['task']['max_text_tokens']} tokens and cut"
+        for m, c in found["cut"].items()
+        if c
+    ]
     return todo, care
 
 # %% ../nbs/17b_auditing.ipynb #c401e843
-def _loaded(models, loader=None)->tuple:
+def _loaded(models, loader=None) -> tuple:
     "(names as they will be shown, name -> loaded model) of names and loaded models. `InputError` for one that is named twice."
     asked, load = (list(models), loader) if loader else named_models(models)
     shown = {load(n).name: n for n in asked}
-    if len(shown) < len(asked): raise InputError(f"{next(load(n).name for n in asked if shown[load(n).name] != n)} is named twice; each model once")
+    if len(shown) < len(asked):
+        raise InputError(
+            f"{next(load(n).name for n in asked if shown[load(n).name] != n)} is named twice; each model once"
+        )
     return list(shown), lambda name: load(shown[name])
 
+
 def check_prompts(
-    lm:LM, task, texts,
-    prompts,     # texts; None: no prompt
+    lm: LM,
+    task,
+    texts,
+    prompts,  # texts; None: no prompt
 ):
     "`InputError` for label words or lengths that a model cannot take."
     label_ids(lm, task)
@@ -254,183 +373,323 @@ def check_prompts(
     check_lengths(lm, prefix_embeddings(lm, max(prompts, key=lambda p: len(prompt_to_ids(lm, p)))), seqs)
     remark_joins(lm, task, texts[:200], max(prompts, key=lambda p: len(p or "")))
 
-def _read(lm:LM, text:str)->dict:
+
+def _read(lm: LM, text: str) -> dict:
     "What a model reads of a prompt."
     c = certify(lm, text)
-    return dict(ids=c["ids"], tokens=len(c["ids"]), agrees=bool(c["agrees"]), unknown=c["unknown"], read=lm.decode(c["ids"]))
+    return dict(
+        ids=c["ids"], tokens=len(c["ids"]), agrees=bool(c["agrees"]), unknown=c["unknown"], read=lm.decode(c["ids"])
+    )
 
-def _mean_of(each)->dict:
+
+def _mean_of(each) -> dict:
     "One row of several seeds: fractions are means, counts are sums, the spread of accuracies is said."
-    if len(each) == 1: return each[0]
+    if len(each) == 1:
+        return each[0]
     out = {}
     for k in each[0]:
-        if k in ("confusion", "calibrated_confusion"): out[k] = np.sum([e[k] for e in each], 0).tolist()
-        elif k in ("correct", "n"): out[k] = sum(e[k] for e in each)
-        elif k == "leans_to": out[k] = each[0][k] if len({e[k] for e in each}) == 1 else None
-        else: out[k] = np.mean([e[k] for e in each], 0).tolist()
+        if k in ("confusion", "calibrated_confusion"):
+            out[k] = np.sum([e[k] for e in each], 0).tolist()
+        elif k in ("correct", "n"):
+            out[k] = sum(e[k] for e in each)
+        elif k == "leans_to":
+            out[k] = each[0][k] if len({e[k] for e in each}) == 1 else None
+        else:
+            out[k] = np.mean([e[k] for e in each], 0).tolist()
     return out | dict(accuracy_each=[e["accuracy"] for e in each], calibrated_each=[e["calibrated"] for e in each])
 
-def _audit_one(lm:LM, task, split, held, rows:dict, on_pass)->tuple:
+
+def _audit_one(lm: LM, task, split, held, rows: dict, on_pass) -> tuple:
     "(scores, values per text) of all rows on one model."
     texts, n, m = (*split.texts, *held.texts, *CONTENT_FREE), len(split), len(held)
     flat = [(name, p) for name, of in rows.items() for p in of]
     z = label_logprobs_many(lm, task, texts, [p for _, p in flat], on_pass=on_pass).double().numpy()
-    parts = {name: [(z[i, :n], z[i, n:n+m], z[i, n+m:]) for i, (of, _) in enumerate(flat) if of == name] for name in rows}
+    parts = {
+        name: [(z[i, :n], z[i, n : n + m], z[i, n + m :]) for i, (of, _) in enumerate(flat) if of == name]
+        for name in rows
+    }
     scores = []
     for name, each in parts.items():
         found = _mean_of([worth(*p[:1], split.labels, *p[1:]) for p in each])
         kept = [constants(p[1], p[2], "the holdout") for p in each]
         reads = [_read(lm, p) for p in rows[name] if p is not None]
         scores.append(dict(model=lm.name, prompt=name, **found, constants=kept, reads=reads))
-    measured = MEASURED if min(Counter(split.labels).values()) > 1 else MEASURED[:2]   # an interval of AUC needs two texts of a class
-    values = arm_values({k: [p[0] for p in v] for k, v in parts.items()}, split.labels, {k: [p[1] for p in v] for k, v in parts.items()}, measured)
+    measured = (
+        MEASURED if min(Counter(split.labels).values()) > 1 else MEASURED[:2]
+    )  # an interval of AUC needs two texts of a class
+    values = arm_values(
+        {k: [p[0] for p in v] for k, v in parts.items()},
+        split.labels,
+        {k: [p[1] for p in v] for k, v in parts.items()},
+        measured,
+    )
     return scores, values
 
+
 def audit(
-    task,                  # a task's name or file, or a `Task`
-    models,                # names, or loaded models; one or more
-    prompts=(),            # as of `named_prompts`; none: what no prompt is worth, raw and calibrated
-    limit:int|None=400,    # texts scored, stratified; all if there are fewer; None: all
-    split:str="validation",
-    unlabelled:int=200,    # holdout texts whose label log-probabilities calibrate; their labels are not looked at
-    progress:bool=False,   # a bar on stderr
-    loader=None,           # a `Models` that gives the models by name; None: they are loaded here
-    on_score=None,         # called with the number of texts done after each pass
-)->dict:                   # JSON values: task, models, prompts, true_shares, scores, gains, choice, advice, warnings, ...
+    task,  # a task's name or file, or a `Task`
+    models,  # names, or loaded models; one or more
+    prompts=(),  # as of `named_prompts`; none: what no prompt is worth, raw and calibrated
+    limit: int | None = 400,  # texts scored, stratified; all if there are fewer; None: all
+    split: str = "validation",
+    unlabelled: int = 200,  # holdout texts whose label log-probabilities calibrate; their labels are not looked at
+    progress: bool = False,  # a bar on stderr
+    loader=None,  # a `Models` that gives the models by name; None: they are loaded here
+    on_score=None,  # called with the number of texts done after each pass
+) -> dict:  # JSON values: task, models, prompts, true_shares, scores, gains, choice, advice, warnings, ...
     "What any prompts are worth on each model, beside no prompt at all. `InputError` for what cannot work, before anything is scored."
     task = load_task(task) if isinstance(task, (str, Path)) else task
     rows = {NONE: (None,), **named_prompts(prompts)}
-    if split not in ("train", "holdout", "validation"): raise InputError(f"split {split!r}; need train, holdout or validation")
-    if split == "holdout": raise InputError("split \"holdout\" is what calibration takes its unlabelled texts from; score another, such as validation")
-    part = getattr(task, split) if limit is None else task.subset(split, min(whole("limit", limit), len(getattr(task, split))))
+    if split not in ("train", "holdout", "validation"):
+        raise InputError(f"split {split!r}; need train, holdout or validation")
+    if split == "holdout":
+        raise InputError(
+            'split "holdout" is what calibration takes its unlabelled texts from; score another, such as validation'
+        )
+    part = (
+        getattr(task, split)
+        if limit is None
+        else task.subset(split, min(whole("limit", limit), len(getattr(task, split))))
+    )
     held = task.subset("holdout", min(whole("unlabelled", unlabelled), len(task.holdout)))
-    if len(set(part.labels)) < 2: raise InputError(f"all {len(part)} texts of {split} that are scored are of one class; give a larger limit")
+    if len(set(part.labels)) < 2:
+        raise InputError(f"all {len(part)} texts of {split} that are scored are of one class; give a larger limit")
     texts, every = (*part.texts, *held.texts, *CONTENT_FREE), [p for of in rows.values() for p in of]
     names, load = _loaded(models, loader)
-    for name in names: check_prompts(load(name), task, texts, every)
+    for name in names:
+        check_prompts(load(name), task, texts, every)
     say_remarks()
-    scores, values, info, cut, began, spent = [], {}, {}, {}, time.perf_counter(), 0.
+    scores, values, info, cut, began, spent = [], {}, {}, {}, time.perf_counter(), 0.0
     from tqdm.auto import tqdm
-    with tqdm(total=len(names)*len(every)*len(texts), unit="text", desc=f"{task.name}: {len(every)} prompts", disable=not progress, file=sys.stderr) as bar:
-        for name in reversed(names):      # the last to be checked is still loaded
+
+    with tqdm(
+        total=len(names) * len(every) * len(texts),
+        unit="text",
+        desc=f"{task.name}: {len(every)} prompts",
+        disable=not progress,
+        file=sys.stderr,
+    ) as bar:
+        for name in reversed(names):  # the last to be checked is still loaded
             lm, start = load(name), time.perf_counter()
             one, values[name] = _audit_one(lm, task, part, held, rows, on_score or bar.update)
             spent += time.perf_counter() - start
-            scores, info[name], cut[name] = one + scores, lm.info | dict(dtype=str(lm.dtype).removeprefix("torch.")), texts_cut(lm, task, part.texts)
+            scores, info[name], cut[name] = (
+                one + scores,
+                lm.info | dict(dtype=str(lm.dtype).removeprefix("torch.")),
+                texts_cut(lm, task, part.texts),
+            )
     values = {n: values[n] for n in names}
     measured = [m for m in MEASURED if (NONE, m) in values[names[0]]]
-    true = np.bincount(part.labels, minlength=len(task.labels))/len(part)
-    found = dict(schema=1, task={**task.config, "classes": class_names(task), "hash": task.hash}, split=split, n=len(part), of=len(getattr(task, split)), true_shares=true.tolist(), floor=float(true.max()),
-                 unlabelled=dict(split="holdout", n=len(held)), content_free=list(CONTENT_FREE), models={n: info[n] for n in names}, prompts={k: list(v) for k, v in rows.items()}, cut={n: cut[n] for n in names},
-                 scores=scores, gains=gains(values, list(rows), measured), choice={m: choose(values, list(rows), m) for m in ("accuracy", "calibrated")})
+    true = np.bincount(part.labels, minlength=len(task.labels)) / len(part)
+    found = dict(
+        schema=1,
+        task={**task.config, "classes": class_names(task), "hash": task.hash},
+        split=split,
+        n=len(part),
+        of=len(getattr(task, split)),
+        true_shares=true.tolist(),
+        floor=float(true.max()),
+        unlabelled=dict(split="holdout", n=len(held)),
+        content_free=list(CONTENT_FREE),
+        models={n: info[n] for n in names},
+        prompts={k: list(v) for k, v in rows.items()},
+        cut={n: cut[n] for n in names},
+        scores=scores,
+        gains=gains(values, list(rows), measured),
+        choice={m: choose(values, list(rows), m) for m in ("accuracy", "calibrated")},
+    )
     found["advice"], found["warnings"] = sentences(found)
     first = load(names[0])
-    return found | dict(provenance=provenance(first.device, first.dtype), seconds=round(time.perf_counter() - began, 3), scoring_seconds=round(spent, 3))
+    return found | dict(
+        provenance=provenance(first.device, first.dtype),
+        seconds=round(time.perf_counter() - began, 3),
+        scoring_seconds=round(spent, 3),
+    )
 
 # %% ../nbs/17b_auditing.ipynb #1b4ef9c3
 def scores_table(
-    found:dict,   # of `audit`
-    model:str,
-)->pd.DataFrame:
+    found: dict,  # of `audit`
+    model: str,
+) -> pd.DataFrame:
     "One row per prompt on one model: percent, but for AUC."
     rows, names = [], found["task"]["classes"]
     for s in (s for s in found["scores"] if s["model"] == model):
         top = int(np.argmax(s["shares"]))
-        rows.append({"prompt": s["prompt"], "accuracy": f"{100*s['accuracy']:.1f}", "calibrated": f"{100*s['calibrated']:.1f}", "content-free": f"{100*s['content_free']:.1f}",
-                     "AUC": f"{s['auc']:.3f}", "macro-F1": f"{100*s['macro_f1']:.1f}", "names most often": f"{names[top]} ({100*s['shares'][top]:.0f} %)",
-                     "tokens": " ".join(str(r["tokens"]) for r in s["reads"]) or "0", "reads it as written": "yes" if all(r["agrees"] for r in s["reads"]) else "no"})
+        rows.append(
+            {
+                "prompt": s["prompt"],
+                "accuracy": f"{100 * s['accuracy']:.1f}",
+                "calibrated": f"{100 * s['calibrated']:.1f}",
+                "content-free": f"{100 * s['content_free']:.1f}",
+                "AUC": f"{s['auc']:.3f}",
+                "macro-F1": f"{100 * s['macro_f1']:.1f}",
+                "names most often": f"{names[top]} ({100 * s['shares'][top]:.0f} %)",
+                "tokens": " ".join(str(r["tokens"]) for r in s["reads"]) or "0",
+                "reads it as written": "yes" if all(r["agrees"] for r in s["reads"]) else "no",
+            }
+        )
     return pd.DataFrame(rows)
+
 
 _UNITS = {"accuracy": "accuracy", "calibrated": "calibrated accuracy", "auc": "AUC, hundredths"}
 
+
 def gains_table(
-    found:dict,   # of `audit`
-    model:str,    # or `ALL`
-)->pd.DataFrame:
+    found: dict,  # of `audit`
+    model: str,  # or `ALL`
+) -> pd.DataFrame:
     "What each prompt gains on one model, or on all: points, 95 % interval, verdict."
     rows = []
     for g in (g for g in found["gains"] if g["model"] == model):
         over = g["over"] if g["measure"] == g["over_measure"] else f"{g['over']}, calibrated"
-        rows.append({"prompt": g["prompt"], "over": over, "in": _UNITS[g["measure"]], "gain": f"{g['points']:+.1f}", "95 % interval": f"{g['low']:+.1f} to {g['high']:+.1f}", "verdict": g["verdict"]})
+        rows.append(
+            {
+                "prompt": g["prompt"],
+                "over": over,
+                "in": _UNITS[g["measure"]],
+                "gain": f"{g['points']:+.1f}",
+                "95 % interval": f"{g['low']:+.1f} to {g['high']:+.1f}",
+                "verdict": g["verdict"],
+            }
+        )
     return pd.DataFrame(rows, columns=["prompt", "over", "in", "gain", "95 % interval", "verdict"])
 
-def _basis(found:dict)->str:
+
+def _basis(found: dict) -> str:
     u, classes = found["unlabelled"], found["task"]["classes"]
-    return (f"{found['n']} of {found['of']} {found['split']} texts; the largest class, {classes[int(np.argmax(found['true_shares']))]!r}, has {_pct(found['floor'])} of them, which is what naming it always would find; "
-            f"calibrated with {u['n']} {u['split']} texts, whose labels are not used")
+    return (
+        f"{found['n']} of {found['of']} {found['split']} texts; the largest class, {classes[int(np.argmax(found['true_shares']))]!r}, has {_pct(found['floor'])} of them, which is what naming it always would find; "
+        f"calibrated with {u['n']} {u['split']} texts, whose labels are not used"
+    )
+
 
 def audit_text(
-    found:dict,   # of `audit`
-)->str:
+    found: dict,  # of `audit`
+) -> str:
     "An audit as a page of text: what to do, the tables, what to be careful of."
     out = [f"{found['task']['name']}: {_basis(found)}", ""]
     out += [f"- {line}" for line in found["advice"]]
-    for model in found["models"]: out += ["", f"{model}, percent", scores_table(found, model).to_string(index=False)]
+    for model in found["models"]:
+        out += ["", f"{model}, percent", scores_table(found, model).to_string(index=False)]
     for model in [*found["models"], ALL]:
         table = gains_table(found, model)
-        if len(table): out += ["", f"gains on {model}", table.to_string(index=False)]
-    if found["gains"]: out += ["", "intervals are over texts, and over seeds where a row has several; verdicts are adjusted for the number of comparisons in a measure"]
+        if len(table):
+            out += ["", f"gains on {model}", table.to_string(index=False)]
+    if found["gains"]:
+        out += [
+            "",
+            "intervals are over texts, and over seeds where a row has several; verdicts are adjusted for the number of comparisons in a measure",
+        ]
     out += [f"warning: {line}" for line in found["warnings"]]
     return "\n".join(out)
 
 # %% ../nbs/17b_auditing.ipynb #dde2ccc6
-def _confusion_table(counts, names)->pd.DataFrame:
-    return pd.DataFrame([{"right class": n, **{f"named {m}": c for m, c in zip(names, row)}} for n, row in zip(names, counts)])
+def _confusion_table(counts, names) -> pd.DataFrame:
+    return pd.DataFrame(
+        [{"right class": n, **{f"named {m}": c for m, c in zip(names, row)}} for n, row in zip(names, counts)]
+    )
 
-def _escaped(text)->str:
+
+def _escaped(text) -> str:
     from html import escape
+
     return escape(visible(str(text)))
 
-def _list(lines)->str: return "<ul>" + "".join(f"<li>{_escaped(x)}</li>" for x in lines) + "</ul>"
 
-def _share_table(found:dict, model:str)->pd.DataFrame:
+def _list(lines) -> str:
+    return "<ul>" + "".join(f"<li>{_escaped(x)}</li>" for x in lines) + "</ul>"
+
+
+def _share_table(found: dict, model: str) -> pd.DataFrame:
     "Share of texts taken for each class, raw and calibrated, and the true ones."
     names = found["task"]["classes"]
-    pct = lambda shares: {n: f"{100*s:.0f}" for n, s in zip(names, shares)}
+    pct = lambda shares: {n: f"{100 * s:.0f}" for n, s in zip(names, shares)}
     rows = [{"prompt": "(as the texts are)", "form": "", **pct(found["true_shares"])}]
     for s in (s for s in found["scores"] if s["model"] == model):
-        rows += [{"prompt": s["prompt"], "form": "raw", **pct(s["shares"])}, {"prompt": s["prompt"], "form": "calibrated", **pct(s["calibrated_shares"])}]
+        rows += [
+            {"prompt": s["prompt"], "form": "raw", **pct(s["shares"])},
+            {"prompt": s["prompt"], "form": "calibrated", **pct(s["calibrated_shares"])},
+        ]
     return pd.DataFrame(rows)
 
-def _reads_table(found:dict)->pd.DataFrame:
+
+def _reads_table(found: dict) -> pd.DataFrame:
     "What each model reads of each prompt."
-    rows = [{"model": s["model"], "prompt": s["prompt"], "tokens": r["tokens"], "it reads": json.dumps(r["read"], ensure_ascii=False), "as written": "yes" if r["agrees"] else "no", "unknown tokens": r["unknown"]}
-            for s in found["scores"] for r in s["reads"]]
+    rows = [
+        {
+            "model": s["model"],
+            "prompt": s["prompt"],
+            "tokens": r["tokens"],
+            "it reads": json.dumps(r["read"], ensure_ascii=False),
+            "as written": "yes" if r["agrees"] else "no",
+            "unknown tokens": r["unknown"],
+        }
+        for s in found["scores"]
+        for r in s["reads"]
+    ]
     return pd.DataFrame(rows)
 
-def _model_section(found:dict, model:str)->str:
+
+def _model_section(found: dict, model: str) -> str:
     names, parts = found["task"]["classes"], []
-    parts.append("<p>Accuracies and macro-F1 in percent; AUC from 0 to 1, .5 is chance.</p>" + table_html(scores_table(found, model), f"scores on {model}"))
+    parts.append(
+        "<p>Accuracies and macro-F1 in percent; AUC from 0 to 1, .5 is chance.</p>"
+        + table_html(scores_table(found, model), f"scores on {model}")
+    )
     gained = gains_table(found, model)
-    if len(gained): parts.append("<p>What each prompt gains, in points.</p>" + table_html(gained, f"gains on {model}"))
-    parts.append("<p>Share of the texts that each class is named for, percent.</p>" + table_html(_share_table(found, model), f"named classes on {model}"))
+    if len(gained):
+        parts.append("<p>What each prompt gains, in points.</p>" + table_html(gained, f"gains on {model}"))
+    parts.append(
+        "<p>Share of the texts that each class is named for, percent.</p>"
+        + table_html(_share_table(found, model), f"named classes on {model}")
+    )
     for s in (s for s in found["scores"] if s["model"] == model):
         for form, key in (("raw", "confusion"), ("calibrated", "calibrated_confusion")):
-            parts.append(f"<details><summary>{_escaped(s['prompt'])}, {form}: which class is taken for which</summary>{table_html(_confusion_table(s[key], names), 'confusion matrix')}</details>")
+            parts.append(
+                f"<details><summary>{_escaped(s['prompt'])}, {form}: which class is taken for which</summary>{table_html(_confusion_table(s[key], names), 'confusion matrix')}</details>"
+            )
     return "\n".join(parts)
 
+
 def audit_page(
-    found:dict,   # of `audit`
-    more=(),      # further sections: (heading, HTML)
-)->str:           # HTML
+    found: dict,  # of `audit`
+    more=(),  # further sections: (heading, HTML)
+) -> str:  # HTML
     "An audit as one page that fetches nothing."
-    sections = [("What to do", _list(found["advice"]) if found["advice"] else "<p>There is no prompt to choose from.</p>")]
-    if found["warnings"]: sections.append(("What to be careful of", f'<div class="note">{_list(found["warnings"])}</div>'))
+    sections = [
+        ("What to do", _list(found["advice"]) if found["advice"] else "<p>There is no prompt to choose from.</p>")
+    ]
+    if found["warnings"]:
+        sections.append(("What to be careful of", f'<div class="note">{_list(found["warnings"])}</div>'))
     sections += [(model, _model_section(found, model)) for model in found["models"]]
     together = gains_table(found, ALL)
-    if len(together): sections.append(("All models together", "<p>The mean over the models for each text, then the difference.</p>" + table_html(together, "gains over all models")))
-    if any(s["reads"] for s in found["scores"]): sections.append(("What each model reads", table_html(_reads_table(found), "what each model reads")))
+    if len(together):
+        sections.append(
+            (
+                "All models together",
+                "<p>The mean over the models for each text, then the difference.</p>"
+                + table_html(together, "gains over all models"),
+            )
+        )
+    if any(s["reads"] for s in found["scores"]):
+        sections.append(("What each model reads", table_html(_reads_table(found), "what each model reads")))
     sections += more
     made = found["provenance"]
-    sections.append(("How it was made", f"<p>{_escaped(', '.join(f'{k} {v}' for k, v in made.items() if isinstance(v, (str, int, float))))}</p>"))
+    sections.append(
+        (
+            "How it was made",
+            f"<p>{_escaped(', '.join(f'{k} {v}' for k, v in made.items() if isinstance(v, (str, int, float))))}</p>",
+        )
+    )
     return _page(f"Audit: {found['task']['name']}", f"<p>{_escaped(_basis(found))}.</p>", sections)
 
+
 def write_audit(
-    found:dict,   # of `audit`
-    out,          # folder; made if missing
-)->Path:          # the page
+    found: dict,  # of `audit`
+    out,  # folder; made if missing
+) -> Path:  # the page
     "Write audit.json, audit.txt and index.html. `InputError` for a folder that cannot be written."
     check_writable(out, folder=True)
-    write_atomic(Path(out)/"audit.json", json.dumps(found, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-    write_atomic(Path(out)/"audit.txt", audit_text(found) + "\n")
-    return write_atomic(Path(out)/"index.html", audit_page(found))
+    write_atomic(Path(out) / "audit.json", json.dumps(found, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    write_atomic(Path(out) / "audit.txt", audit_text(found) + "\n")
+    return write_atomic(Path(out) / "index.html", audit_page(found))

@@ -13,25 +13,30 @@ from .stats import welch
 
 # %% ../nbs/15b_beside.ipynb #b51de006
 def bold_cells(
-    here:pd.DataFrame,   # row, counterpart, place, mean
-)->list:                 # one of True, False, None per row; None: no cell of Ours, or no Baseline beside it
+    here: pd.DataFrame,  # row, counterpart, place, mean
+) -> list:  # one of True, False, None per row; None: no cell of Ours, or no Baseline beside it
     "Is the mean of Ours above that of the Baseline (PEZ) in the same column?"
     base = here[here.row == "PEZ"].drop_duplicates("place").set_index("place")["mean"]
-    def bold(r): return bool(r.mean > base[r.place]) if r.row == "Ours" and r.place in base.index else None
+
+    def bold(r):
+        return bool(r.mean > base[r.place]) if r.row == "Ours" and r.place in base.index else None
+
     return [bold(r) for r in here[["row", "place", "mean"]].itertuples()]
 
 # %% ../nbs/15b_beside.ipynb #b51de00a
-def _ends(r)->tuple:
+def _ends(r) -> tuple:
     "(low, high) of Welch's 95 % interval of one cell's difference; NaN where one side has no spread over seeds."
-    if r.seeds < 2 or math.isnan(r.sd) or math.isnan(r.sd_paper): return math.nan, math.nan
+    if r.seeds < 2 or math.isnan(r.sd) or math.isnan(r.sd_paper):
+        return math.nan, math.nan
     found = welch(r.mean, r.sd, r.seeds, r.mean_paper, r.sd_paper, SEEDS)
     return found.low, found.high
 
+
 def beside_printed(
-    here:pd.DataFrame,   # row, counterpart, place, mean, sd (percent), seeds
-    task:str,
-    source:str,          # hub id, folder or short name
-)->pd.DataFrame:         # the same and bold; mean_paper, sd_paper, bold_paper; points, low, high
+    here: pd.DataFrame,  # row, counterpart, place, mean, sd (percent), seeds
+    task: str,
+    source: str,  # hub id, folder or short name
+) -> pd.DataFrame:  # the same and bold; mean_paper, sd_paper, bold_paper; points, low, high
     "Each cell that a run has and the paper prints: both, and ours less the paper's in points."
     place = [p if p == "Original" else short_name(p) for p in here.place]
     own = here.assign(bold=bold_cells(here), place=place, counterpart=here.counterpart.map(short_name))
@@ -41,46 +46,84 @@ def beside_printed(
     return both.assign(points=both["mean"] - both.mean_paper, low=[a for a, _ in ends], high=[b for _, b in ends])
 
 # %% ../nbs/15b_beside.ipynb #b51de00e
-def _mean_sd(mean:float, sd:float)->str: return f"{mean:.2f}" if math.isnan(sd) else f"{mean:.2f} ± {sd:.2f}"
-def _interval(low:float, high:float)->str: return "no interval" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}"
-def _bold(here, paper)->str: return {(True, True): "both", (True, False): "here", (False, True): "the paper", (False, False): "neither"}.get((here, paper), "")
+def _mean_sd(mean: float, sd: float) -> str:
+    return f"{mean:.2f}" if math.isnan(sd) else f"{mean:.2f} ± {sd:.2f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return "no interval" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}"
+
+
+def _bold(here, paper) -> str:
+    return {(True, True): "both", (True, False): "here", (False, True): "the paper", (False, False): "neither"}.get(
+        (here, paper), ""
+    )
+
 
 def beside_table(
-    both:pd.DataFrame,   # from `beside_printed`
-    names:dict={},       # row -> how it is called; others keep their name
-)->pd.DataFrame:
+    both: pd.DataFrame,  # from `beside_printed`
+    names: dict = {},  # row -> how it is called; others keep their name
+) -> pd.DataFrame:
     "`beside_printed` as text."
-    return pd.DataFrame({"Method": [names.get(r, r) for r in both.row], "Counterpart": both.counterpart, "On": both.place,
-                         "Ours": [_mean_sd(*v) for v in zip(both["mean"], both.sd)],
-                         "The paper": [_mean_sd(*v) for v in zip(both.mean_paper, both.sd_paper)],
-                         "Difference (points)": [f"{p:+.2f}" for p in both.points],
-                         "95 % interval": [_interval(*v) for v in zip(both.low, both.high)],
-                         "Bold": [_bold(*v) for v in zip(both.bold, both.bold_paper)]})
+    return pd.DataFrame(
+        {
+            "Method": [names.get(r, r) for r in both.row],
+            "Counterpart": both.counterpart,
+            "On": both.place,
+            "Ours": [_mean_sd(*v) for v in zip(both["mean"], both.sd)],
+            "The paper": [_mean_sd(*v) for v in zip(both.mean_paper, both.sd_paper)],
+            "Difference (points)": [f"{p:+.2f}" for p in both.points],
+            "95 % interval": [_interval(*v) for v in zip(both.low, both.high)],
+            "Bold": [_bold(*v) for v in zip(both.bold, both.bold_paper)],
+        }
+    )
+
 
 def beside_note(
-    both:pd.DataFrame,   # from `beside_printed`
-    task:str, source:str,
-    n:int,               # texts scored here
-)->str:
+    both: pd.DataFrame,  # from `beside_printed`
+    task: str,
+    source: str,
+    n: int,  # texts scored here
+) -> str:
     "What stands in the table, in words."
-    said = (f"{len(both)} of the {len(paper_values(task, source))} accuracies that the paper prints of {task} from {short_name(source)} were run here. Difference: ours less the paper's, "
-            f"with Welch's 95 % interval over seeds ({SEEDS} in the paper); a row without seeds has none. Bold: where Ours has a higher mean than the Baseline of the same run.")
+    said = (
+        f"{len(both)} of the {len(paper_values(task, source))} accuracies that the paper prints of {task} from {short_name(source)} were run here. Difference: ours less the paper's, "
+        f"with Welch's 95 % interval over seeds ({SEEDS} in the paper); a row without seeds has none. Bold: where Ours has a higher mean than the Baseline of the same run."
+    )
     return said + (f" Scored on {n:,} texts here, on {SIZES[task]:,} in the paper." if n != SIZES.get(task, n) else "")
 
 # %% ../nbs/15b_beside.ipynb #b51de011
 def bold_again(
-    tables,      # several results of `beside_printed`: a run's tables
-)->dict:         # counts of cells
+    tables,  # several results of `beside_printed`: a run's tables
+) -> dict:  # counts of cells
     "How many of the paper's bold cells were run, and are bold again; and of its cells of Ours that are not bold, how many are bold here."
     paper, both = printed(), pd.concat(list(tables))
     ours = both[(both.row == "Ours") & both.bold.notna()]
     was, now = ours.bold_paper.astype(bool), ours.bold.astype(bool)
-    return dict(printed=len(paper), run=len(both), bold=int(paper.bold.sum()), bold_run=int(was.sum()), again=int((was & now).sum()),
-                plain=int((~paper.bold & (paper.row == "Ours")).sum()), plain_run=int((~was).sum()), new=int((~was & now).sum()))
+    return dict(
+        printed=len(paper),
+        run=len(both),
+        bold=int(paper.bold.sum()),
+        bold_run=int(was.sum()),
+        again=int((was & now).sum()),
+        plain=int((~paper.bold & (paper.row == "Ours")).sum()),
+        plain_run=int((~was).sum()),
+        new=int((~was & now).sum()),
+    )
 
-def bold_said(f:dict)->str:
+
+def bold_said(f: dict) -> str:
     "`bold_again` in a sentence or two."
-    if not f["run"]: return ""
-    again = f"{f['bold_run']} were run here; bold again: {f['again']}" if f["bold_run"] else "none was run here beside a Baseline"
-    plain = f" Of its {f['plain']} cells of Ours that are not bold, {f['plain_run']} were run; bold here: {f['new']}." if f["plain_run"] else ""
+    if not f["run"]:
+        return ""
+    again = (
+        f"{f['bold_run']} were run here; bold again: {f['again']}"
+        if f["bold_run"]
+        else "none was run here beside a Baseline"
+    )
+    plain = (
+        f" Of its {f['plain']} cells of Ours that are not bold, {f['plain_run']} were run; bold here: {f['new']}."
+        if f["plain_run"]
+        else ""
+    )
     return f"Of the paper's {f['bold']} bold cells (Ours above the Baseline), {again}.{plain} {f['run']} of its {f['printed']} printed accuracies stand beside ours."

@@ -13,168 +13,198 @@ from .store import InputError
 
 # %% ../nbs/11a_calibration.ipynb #bffe5dcd
 def _logp(
-    values,               # (n, C) numbers; array, list or torch tensor
-    what:str="logp",      # how the message names them
-)->np.ndarray:            # (n, C) float64
+    values,  # (n, C) numbers; array, list or torch tensor
+    what: str = "logp",  # how the message names them
+) -> np.ndarray:  # (n, C) float64
     "Label log-probabilities as a float64 array. `InputError` for another shape, for no text, and for numbers that are not finite."
-    if hasattr(values, "detach"): values = values.detach().cpu().double().numpy()
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double().numpy()
     out = np.asarray(values, dtype=np.float64)
     if out.ndim != 2 or out.shape[1] < 2:
         raise InputError(f"{what} of shape {out.shape}; need (texts, classes) with at least 2 classes")
-    if not len(out): raise InputError(f"{what} of no texts; need at least one")
+    if not len(out):
+        raise InputError(f"{what} of no texts; need at least one")
     if bad := np.flatnonzero(~np.isfinite(out).all(1)).tolist():
-        raise InputError(f"{what} of {len(bad)} text(s) not finite, the first is number {bad[0]}; need finite log-probabilities")
+        raise InputError(
+            f"{what} of {len(bad)} text(s) not finite, the first is number {bad[0]}; need finite log-probabilities"
+        )
     return out
 
 # %% ../nbs/11a_calibration.ipynb #902bf9f0
 def _labels(
-    labels,          # (n,) class numbers
-    n:int,           # texts
-    classes:int,     # C
-)->np.ndarray:       # (n,) int64
+    labels,  # (n,) class numbers
+    n: int,  # texts
+    classes: int,  # C
+) -> np.ndarray:  # (n,) int64
     "Class numbers as an array. `InputError` unless there is one for each text, whole and below `classes`."
-    if hasattr(labels, "detach"): labels = labels.detach().cpu().numpy()
+    if hasattr(labels, "detach"):
+        labels = labels.detach().cpu().numpy()
     out = np.asarray(labels)
-    if out.shape != (n,): raise InputError(f"labels of shape {out.shape} for {n} texts; need one class number per text")
+    if out.shape != (n,):
+        raise InputError(f"labels of shape {out.shape} for {n} texts; need one class number per text")
     whole = out.astype(np.int64)
     if (whole != out).any() or whole.min() < 0 or whole.max() >= classes:
-        raise InputError(f"labels between {out.min()} and {out.max()} for {classes} classes; need whole numbers from 0 to {classes - 1}")
+        raise InputError(
+            f"labels between {out.min()} and {out.max()} for {classes} classes; need whole numbers from 0 to {classes - 1}"
+        )
     return whole
 
 # %% ../nbs/11a_calibration.ipynb #8afcafe0
 def guesses(
-    scores_nc,        # (n, C) log-probabilities, or calibrated scores
-)->np.ndarray:        # (n,) int64 class numbers
+    scores_nc,  # (n, C) log-probabilities, or calibrated scores
+) -> np.ndarray:  # (n,) int64 class numbers
     "The class of the highest score for each text; equal scores go to the first class."
     return _logp(scores_nc, "scores").argmax(1)
 
+
 def hits(
-    scores_nc,        # (n, C) log-probabilities, or calibrated scores
-    labels_n,         # (n,) class numbers
-)->np.ndarray:        # (n,) bool
+    scores_nc,  # (n, C) log-probabilities, or calibrated scores
+    labels_n,  # (n,) class numbers
+) -> np.ndarray:  # (n,) bool
     "For each text: is its class found?"
     scores = _logp(scores_nc, "scores")
     return guesses(scores) == _labels(labels_n, *scores.shape)
 
-def accuracy(scores_nc, labels_n)->float:
+
+def accuracy(scores_nc, labels_n) -> float:
     "Share of texts whose class is found, from 0 to 1. Arguments as for `hits`."
     return float(hits(scores_nc, labels_n).mean())
 
 # %% ../nbs/11a_calibration.ipynb #2919eefb
 def centre_means(
-    logp_nc,          # (n, C) label log-probabilities of unlabelled texts
-)->np.ndarray:        # (C,) float64
+    logp_nc,  # (n, C) label log-probabilities of unlabelled texts
+) -> np.ndarray:  # (C,) float64
     "The mean log-probability of each class: what `calibrated` takes away (Zhou et al. 2023)."
     return _logp(logp_nc, "logp of unlabelled texts").mean(0)
 
+
 def calibrated(
-    logp_nc,          # (n, C) label log-probabilities
-    means_c,          # (C,) from `centre_means`
-)->np.ndarray:        # (n, C) float64 scores; the class is the largest
+    logp_nc,  # (n, C) label log-probabilities
+    means_c,  # (C,) from `centre_means`
+) -> np.ndarray:  # (n, C) float64 scores; the class is the largest
     "Log-probabilities less each class's mean. `InputError` for another number of classes."
     logp, means = _logp(logp_nc), _logp(np.asarray(means_c, float)[None], "means")[0]
-    if len(means) != logp.shape[1]: raise InputError(f"{len(means)} means for {logp.shape[1]} classes; need one per class")
+    if len(means) != logp.shape[1]:
+        raise InputError(f"{len(means)} means for {logp.shape[1]} classes; need one per class")
     return logp - means
 
+
 def calibrated_accuracy(
-    logp_nc,          # (n, C) label log-probabilities of the texts to judge
-    labels_n,         # (n,) class numbers
-    unlabelled_mc,    # (m, C) label log-probabilities of the unlabelled texts
-)->float:             # from 0 to 1
+    logp_nc,  # (n, C) label log-probabilities of the texts to judge
+    labels_n,  # (n,) class numbers
+    unlabelled_mc,  # (m, C) label log-probabilities of the unlabelled texts
+) -> float:  # from 0 to 1
     "Accuracy after batch calibration on other texts, whose classes nobody needs to know."
     return accuracy(calibrated(logp_nc, centre_means(unlabelled_mc)), labels_n)
 
 # %% ../nbs/11a_calibration.ipynb #9503c43a
 def class_shares(
-    scores_nc,        # (n, C) log-probabilities, or calibrated scores
-)->np.ndarray:        # (C,) float64, sum 1
+    scores_nc,  # (n, C) log-probabilities, or calibrated scores
+) -> np.ndarray:  # (C,) float64, sum 1
     "Share of the texts that are taken for each class."
     scores = _logp(scores_nc, "scores")
-    return np.bincount(guesses(scores), minlength=scores.shape[1])/len(scores)
+    return np.bincount(guesses(scores), minlength=scores.shape[1]) / len(scores)
 
 # %% ../nbs/11a_calibration.ipynb #438447ca
-CONTENT_FREE = ("N/A", "", "[MASK]")   # Zhao et al. 2021
+CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
+
 
 def content_free(
-    logp_nc,          # (n, C) label log-probabilities
-    blank_kc,         # (k, C) those of inputs without content, such as `CONTENT_FREE`
-)->np.ndarray:        # (n, C) float64 scores; the class is the largest
+    logp_nc,  # (n, C) label log-probabilities
+    blank_kc,  # (k, C) those of inputs without content, such as `CONTENT_FREE`
+) -> np.ndarray:  # (n, C) float64 scores; the class is the largest
     "Log-probabilities less the log of each class's mean probability on inputs without content."
     logp, blank = _logp(logp_nc), _logp(blank_kc, "logp of content-free inputs")
     if blank.shape[1] != logp.shape[1]:
-        raise InputError(f"content-free inputs with {blank.shape[1]} classes for texts with {logp.shape[1]}; need the same")
-    share = np.exp(blank - np.logaddexp.reduce(blank, axis=1, keepdims=True))   # normalised: logits may stand in here too
+        raise InputError(
+            f"content-free inputs with {blank.shape[1]} classes for texts with {logp.shape[1]}; need the same"
+        )
+    share = np.exp(
+        blank - np.logaddexp.reduce(blank, axis=1, keepdims=True)
+    )  # normalised: logits may stand in here too
     return logp - np.log(share.mean(0))
 
 # %% ../nbs/11a_calibration.ipynb #f93bb81f
 def _area(
-    first,            # (n_i,) margins of the texts that should be high
-    second,           # (n_j,) margins of those that should be low
-)->float:
+    first,  # (n_i,) margins of the texts that should be high
+    second,  # (n_j,) margins of those that should be low
+) -> float:
     "Share of pairs in which the first is higher; equal ones count half."
     _, place, count = np.unique(np.r_[first, second], return_inverse=True, return_counts=True)
-    rank = np.cumsum(count) - (count - 1)/2                 # 1-based, the middle one for equal values
-    won = rank[place[:len(first)]].sum() - len(first)*(len(first) + 1)/2
-    return float(won/(len(first)*len(second)))
+    rank = np.cumsum(count) - (count - 1) / 2  # 1-based, the middle one for equal values
+    won = rank[place[: len(first)]].sum() - len(first) * (len(first) + 1) / 2
+    return float(won / (len(first) * len(second)))
+
 
 def pair_aucs(
-    logp_nc,          # (n, C) label log-probabilities
-    labels_n,         # (n,) class numbers
-)->dict:              # {(i, j): area}, i < j
+    logp_nc,  # (n, C) label log-probabilities
+    labels_n,  # (n,) class numbers
+) -> dict:  # {(i, j): area}, i < j
     "The area under the curve of log p_i - log p_j for each pair of classes that occur. `InputError` if fewer than two do."
     logp = _logp(logp_nc)
     labels = _labels(labels_n, *logp.shape)
     seen = np.unique(labels).tolist()
-    if len(seen) < 2: raise InputError(f"all {len(labels)} texts are of class {seen[0]}; AUC needs texts of at least 2 classes")
+    if len(seen) < 2:
+        raise InputError(f"all {len(labels)} texts are of class {seen[0]}; AUC needs texts of at least 2 classes")
     margin = {(i, j): logp[:, i] - logp[:, j] for i in seen for j in seen if i < j}
     return {(i, j): _area(m[labels == i], m[labels == j]) for (i, j), m in margin.items()}
 
-def auc(logp_nc, labels_n)->float:
+
+def auc(logp_nc, labels_n) -> float:
     "Mean of `pair_aucs`, over the pairs of classes that occur: 1 is perfect order, 0.5 is chance. A class's bias does not change it."
     areas = pair_aucs(logp_nc, labels_n)
-    return sum(areas.values())/len(areas)
+    return sum(areas.values()) / len(areas)
 
 # %% ../nbs/11a_calibration.ipynb #27889c02
 def macro_f1(
-    scores_nc,        # (n, C) log-probabilities, or calibrated scores
-    labels_n,         # (n,) class numbers
-)->float:             # from 0 to 1
+    scores_nc,  # (n, C) log-probabilities, or calibrated scores
+    labels_n,  # (n,) class numbers
+) -> float:  # from 0 to 1
     "Mean F1 of the classes that occur among the labels or the guesses."
     scores = _logp(scores_nc, "scores")
     labels, guess = _labels(labels_n, *scores.shape), guesses(scores)
     classes = np.union1d(labels, guess)
     found = [((guess == c) & (labels == c)).sum() for c in classes]
     named = [(guess == c).sum() + (labels == c).sum() for c in classes]
-    return float(np.mean([2*f/n for f, n in zip(found, named)]))
+    return float(np.mean([2 * f / n for f, n in zip(found, named)]))
 
 # %% ../nbs/11a_calibration.ipynb #2fb9a3ab
 def measures(
-    logp_nc,            # (n, C) label log-probabilities
-    labels_n,           # (n,) class numbers
-    unlabelled_mc=None, # (m, C) those of unlabelled texts; None: no calibrated accuracy
-)->dict:                # accuracy, calibrated, auc, macro_f1 as fractions; shares (C,), calibrated_shares (C,)
+    logp_nc,  # (n, C) label log-probabilities
+    labels_n,  # (n,) class numbers
+    unlabelled_mc=None,  # (m, C) those of unlabelled texts; None: no calibrated accuracy
+) -> dict:  # accuracy, calibrated, auc, macro_f1 as fractions; shares (C,), calibrated_shares (C,)
     "All measures of one prompt on one model; `calibrated` and its shares are None without unlabelled texts."
-    one = dict(accuracy=accuracy(logp_nc, labels_n), auc=auc(logp_nc, labels_n), macro_f1=macro_f1(logp_nc, labels_n),
-               shares=class_shares(logp_nc).tolist(), calibrated=None, calibrated_shares=None)
-    if unlabelled_mc is None: return one
+    one = dict(
+        accuracy=accuracy(logp_nc, labels_n),
+        auc=auc(logp_nc, labels_n),
+        macro_f1=macro_f1(logp_nc, labels_n),
+        shares=class_shares(logp_nc).tolist(),
+        calibrated=None,
+        calibrated_shares=None,
+    )
+    if unlabelled_mc is None:
+        return one
     scores = calibrated(logp_nc, centre_means(unlabelled_mc))
     return {**one, "calibrated": accuracy(scores, labels_n), "calibrated_shares": class_shares(scores).tolist()}
 
 # %% ../nbs/11a_calibration.ipynb #f4808e6a
 def plot_margins(
-    margin_n,         # (n,) log p of class 0 less log p of class 1
-    labels_n,         # (n,) 0 or 1
-    lines,            # {name: margin above which a text is taken for class 0}
+    margin_n,  # (n,) log p of class 0 less log p of class 1
+    labels_n,  # (n,) 0 or 1
+    lines,  # {name: margin above which a text is taken for class 0}
     names=("class 0", "class 1"),
-    ax=None,          # matplotlib axes
+    ax=None,  # matplotlib axes
 ):
     "Histograms of the margin by class, and where the line between the classes stands."
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
     margin, labels = np.asarray(margin_n), np.asarray(labels_n)
     bins = np.linspace(margin.min(), margin.max(), 41)
     for c, color in ((0, "#0072B2"), (1, "#E69F00")):
-        ax.hist(margin[labels == c], bins, alpha=.55, color=color, label=names[c])
+        ax.hist(margin[labels == c], bins, alpha=0.55, color=color, label=names[c])
     for (name, at), style in zip(lines.items(), ("-", "--", ":")):
         ax.axvline(at, color="black", linestyle=style, label=name)
     ax.set(xlabel=f"margin: log p({names[0]}) − log p({names[1]})", ylabel="texts")

@@ -6,7 +6,8 @@
 __all__ = ['as_texts', 'split_task', 'HardPromptClassifier']
 
 # %% ../nbs/18a_classifier.ipynb #1f204178
-import inspect, tempfile
+import inspect
+import tempfile
 
 import numpy as np
 
@@ -22,118 +23,214 @@ from .labelling import propose_labels
 from .practice import tuned_prompts, tuning_config
 
 # %% ../nbs/18a_classifier.ipynb #87dd6f2a
-try: from sklearn.base import BaseEstimator, ClassifierMixin
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
 except ImportError:
+
     class ClassifierMixin:
         "Stands in where scikit-learn is not installed."
-        def score(self, X, y, sample_weight=None)->float:
+
+        def score(self, X, y, sample_weight=None) -> float:
             "Share of texts whose label is found."
             return float(np.average(np.asarray(self.predict(X)) == np.asarray(y), weights=sample_weight))
 
     class BaseEstimator:
         "Stands in where scikit-learn is not installed: parameters are the constructor's arguments."
-        def get_params(self, deep=True)->dict:
+
+        def get_params(self, deep=True) -> dict:
             "Name -> value of each parameter."
-            return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+            return {
+                name: getattr(self, name)
+                for name in inspect.signature(type(self).__init__).parameters
+                if name != "self"
+            }
 
         def set_params(self, **params):
             "Set parameters by name."
             known = self.get_params()
             for name, value in params.items():
-                if name not in known: raise ValueError(f"no parameter {name!r}; known: {', '.join(known)}")
+                if name not in known:
+                    raise ValueError(f"no parameter {name!r}; known: {', '.join(known)}")
                 setattr(self, name, value)
             return self
 
 # %% ../nbs/18a_classifier.ipynb #6a709213
-def as_texts(X)->list:
+def as_texts(X) -> list:
     "A list of strings from a list, an array, a Series, or a table of one column. `InputError` for what is no text."
     values = X if isinstance(X, (list, tuple)) else np.asarray(X, dtype=object)
-    if getattr(values, "ndim", 1) == 2 and values.shape[1] == 1: values = values[:, 0]
-    if getattr(values, "ndim", 1) != 1: raise InputError(f"texts of shape {values.shape}; need one column of texts")
+    if getattr(values, "ndim", 1) == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if getattr(values, "ndim", 1) != 1:
+        raise InputError(f"texts of shape {values.shape}; need one column of texts")
     texts = list(values)
     bad = next((i for i, t in enumerate(texts) if not isinstance(t, str) or not t.strip()), None)
-    if bad is not None: raise InputError(f"text {bad} is {texts[bad]!r}; need a string that is not empty")
+    if bad is not None:
+        raise InputError(f"text {bad} is {texts[bad]!r}; need a string that is not empty")
     return texts
 
+
 def split_task(
-    texts, labels,      # n strings, n class numbers
-    words, names,       # label words and class names
-    suffix:str, holdout, seed:int, max_text_tokens:int=128,
-)->Task:
+    texts,
+    labels,  # n strings, n class numbers
+    words,
+    names,  # label words and class names
+    suffix: str,
+    holdout,
+    seed: int,
+    max_text_tokens: int = 128,
+) -> Task:
     "A task of lists: some texts held out, each class in proportion and copies on one side. It has no validation texts: whoever calls holds those."
     every = drop_conflicts(Split(texts, labels))
-    n = max(len(names), round(holdout*len(every))) if isinstance(holdout, float) else holdout
+    n = max(len(names), round(holdout * len(every))) if isinstance(holdout, float) else holdout
     train, held = hold_out(every, n, seed)
     for what, part in (("tune on", train), ("hold out", held)):
-        if len(set(part.labels)) < 2: raise InputError(f"{len(part)} texts to {what}, of fewer than 2 classes; give more texts, or another holdout")
-    return Task("texts", suffix, tuple(words), train, held, Split((), ()), max_text_tokens=max_text_tokens, info=dict(classes=list(names)))
+        if len(set(part.labels)) < 2:
+            raise InputError(
+                f"{len(part)} texts to {what}, of fewer than 2 classes; give more texts, or another holdout"
+            )
+    return Task(
+        "texts",
+        suffix,
+        tuple(words),
+        train,
+        held,
+        Split((), ()),
+        max_text_tokens=max_text_tokens,
+        info=dict(classes=list(names)),
+    )
 
 # %% ../nbs/18a_classifier.ipynb #87fa18ca
 class HardPromptClassifier(ClassifierMixin, BaseEstimator):
     "Classify texts by a hard prompt that was tuned on some models and kept only if it beats no prompt. `InputError` for what cannot work, before anything is tuned."
 
-    def __init__(self, models=("smollm2-135m", "gemma-3-270m"), label_words=None, suffix=". It was", method="pez", steps=200, batch=8,
-                 n_tokens=10, seeds=(0, 1, 2), s=8192, k=64, holdout=.2, calibrate=True, max_text_tokens=128, model=None, dtype="auto", random_state=0):
-        self.models = models            # names or loaded models; tuned on the first, chosen on all
-        self.label_words = label_words  # one per class in the order of classes_, or {class: word}; None: the names of the classes
-        self.suffix = suffix            # the template between a text and its label word
-        self.method, self.steps, self.batch, self.n_tokens, self.seeds = method, steps, batch, n_tokens, seeds   # as of hpt transferable; steps=0: no tuning
-        self.s, self.k = s, k           # tokens of the vocabulary, the most stable; neighbours per token
-        self.holdout = holdout          # share or number of texts that prompts are chosen and calibrated on
-        self.calibrate = calibrate      # choose and predict with calibrated scores
+    def __init__(
+        self,
+        models=("smollm2-135m", "gemma-3-270m"),
+        label_words=None,
+        suffix=". It was",
+        method="pez",
+        steps=200,
+        batch=8,
+        n_tokens=10,
+        seeds=(0, 1, 2),
+        s=8192,
+        k=64,
+        holdout=0.2,
+        calibrate=True,
+        max_text_tokens=128,
+        model=None,
+        dtype="auto",
+        random_state=0,
+    ):
+        self.models = models  # names or loaded models; tuned on the first, chosen on all
+        self.label_words = (
+            label_words  # one per class in the order of classes_, or {class: word}; None: the names of the classes
+        )
+        self.suffix = suffix  # the template between a text and its label word
+        self.method, self.steps, self.batch, self.n_tokens, self.seeds = (
+            method,
+            steps,
+            batch,
+            n_tokens,
+            seeds,
+        )  # as of hpt transferable; steps=0: no tuning
+        self.s, self.k = s, k  # tokens of the vocabulary, the most stable; neighbours per token
+        self.holdout = holdout  # share or number of texts that prompts are chosen and calibrated on
+        self.calibrate = calibrate  # choose and predict with calibrated scores
         self.max_text_tokens = max_text_tokens
-        self.model = model              # the one that predicts; None: the first
+        self.model = model  # the one that predicts; None: the first
         self.dtype, self.random_state = dtype, random_state
 
-    def __sklearn_clone__(self): return type(self)(**self.get_params(deep=False))   # loaded models are shared, not copied
+    def __sklearn_clone__(self):
+        return type(self)(**self.get_params(deep=False))  # loaded models are shared, not copied
 
-    def _words(self, lms)->list:
+    def _words(self, lms) -> list:
         "The label word of each class."
         given = self.label_words
-        if given is None: return propose_labels([str(c) for c in self.classes_], lms)
+        if given is None:
+            return propose_labels([str(c) for c in self.classes_], lms)
         if isinstance(given, dict):
             known = {str(c): w for c, w in given.items()}
-            if missing := [c for c in self.classes_ if str(c) not in known]: raise InputError(f"label_words has no word for class {str(missing[0])!r}; give one for each of {', '.join(map(str, self.classes_))}")
+            if missing := [c for c in self.classes_ if str(c) not in known]:
+                raise InputError(
+                    f"label_words has no word for class {str(missing[0])!r}; give one for each of {', '.join(map(str, self.classes_))}"
+                )
             return [known[str(c)] for c in self.classes_]
-        if isinstance(given, str) or len(given) != len(self.classes_): raise InputError(f"label_words is {given!r}; need one word for each of the {len(self.classes_)} classes: {', '.join(map(str, self.classes_))}")
+        if isinstance(given, str) or len(given) != len(self.classes_):
+            raise InputError(
+                f"label_words is {given!r}; need one word for each of the {len(self.classes_)} classes: {', '.join(map(str, self.classes_))}"
+            )
         return list(given)
 
-    def _tuned(self, names, load, task)->list:
+    def _tuned(self, names, load, task) -> list:
         "Texts of the tuned prompts, one per seed."
-        if not whole("steps", self.steps, 0): return []
+        if not whole("steps", self.steps, 0):
+            return []
         seeds, lms = [whole("seed", x, 0) for x in self.seeds], [load(n) for n in names]
-        cfg = tuning_config(self.method, steps=self.steps, batch=self.batch, n_tokens=self.n_tokens, holdout_n=len(task.holdout))[1]
+        cfg = tuning_config(
+            self.method, steps=self.steps, batch=self.batch, n_tokens=self.n_tokens, holdout_n=len(task.holdout)
+        )[1]
         dtype = str(fast_dtype(lms[0].device)).removeprefix("torch.") if self.dtype == "auto" else self.dtype
         with tempfile.TemporaryDirectory() as tmp:
             store = Store(tmp)
             vocab = self._vocab(store, lms)
-            return [p["prompt_text"] for p in tuned_prompts(store, load, names, task, vocab, self.method, cfg, seeds, dtype)]
+            return [
+                p["prompt_text"] for p in tuned_prompts(store, load, names, task, vocab, self.method, cfg, seeds, dtype)
+            ]
 
     def _vocab(self, store, lms):
         "The most stable common tokens; of a single model all that it has."
-        if len(lms) < 2: return whole_vocab(lms[0])
+        if len(lms) < 2:
+            return whole_vocab(lms[0])
         common = stored_vocab(store, lms, VocabConfig(k=self.k, s=self.s))
         return common.top(min(self.s, len(common)))
 
     def fit(self, X, y):
         "Tune, choose and calibrate. Sets `classes_`, `prompt_`, `candidates_`, `task_`."
         texts, labels = as_texts(X), list(np.asarray(y).tolist())
-        if len(texts) != len(labels): raise InputError(f"{len(texts)} texts but {len(labels)} labels; need one label for each text")
+        if len(texts) != len(labels):
+            raise InputError(f"{len(texts)} texts but {len(labels)} labels; need one label for each text")
         self.classes_ = np.unique(labels)
-        if len(self.classes_) < 2: raise InputError(f"all {len(labels)} labels are {str(self.classes_[0])!r}; need at least 2 classes")
-        if isinstance(self.holdout, float): number("holdout", self.holdout, above=0, most=1)
+        if len(self.classes_) < 2:
+            raise InputError(f"all {len(labels)} labels are {str(self.classes_[0])!r}; need at least 2 classes")
+        if isinstance(self.holdout, float):
+            number("holdout", self.holdout, above=0, most=1)
         names, load = named_models(self.models)
         words = self._words([load(n) for n in names])
         place = {c: i for i, c in enumerate(self.classes_.tolist())}
-        task = split_task(texts, [place[y] for y in labels], words, [str(c) for c in self.classes_], self.suffix, self.holdout, self.random_state or 0, self.max_text_tokens)
-        for n in names: label_ids(load(n), task)
-        self.candidates_ = [self._judged(text, [load(n) for n in names], task) for text in dict.fromkeys(["", *self._tuned(names, load, task)])]
-        best = max(self.candidates_, key=lambda c: c["mean"])    # of equal ones the first: no prompt
-        self._lm = load(names[0]) if self.model is None else named_models([self.model])[1](named_models([self.model])[0][0])
-        self.task_, self.prompt_ = task, Prompt.of(best["prompt"], task, [self._lm, *(load(n) for n in names if load(n) is not self._lm)], len(task.holdout) if self.calibrate else 0, method=self.method)
+        task = split_task(
+            texts,
+            [place[y] for y in labels],
+            words,
+            [str(c) for c in self.classes_],
+            self.suffix,
+            self.holdout,
+            self.random_state or 0,
+            self.max_text_tokens,
+        )
+        for n in names:
+            label_ids(load(n), task)
+        self.candidates_ = [
+            self._judged(text, [load(n) for n in names], task)
+            for text in dict.fromkeys(["", *self._tuned(names, load, task)])
+        ]
+        best = max(self.candidates_, key=lambda c: c["mean"])  # of equal ones the first: no prompt
+        self._lm = (
+            load(names[0]) if self.model is None else named_models([self.model])[1](named_models([self.model])[0][0])
+        )
+        self.task_, self.prompt_ = (
+            task,
+            Prompt.of(
+                best["prompt"],
+                task,
+                [self._lm, *(load(n) for n in names if load(n) is not self._lm)],
+                len(task.holdout) if self.calibrate else 0,
+                method=self.method,
+            ),
+        )
         return self
 
-    def _judged(self, text:str, lms, task)->dict:
+    def _judged(self, text: str, lms, task) -> dict:
         "A candidate's accuracy on the held-out texts, on each model."
         found = {}
         for lm in lms:
@@ -142,16 +239,17 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
         return dict(prompt=text, holdout=found, mean=float(np.mean(list(found.values()))))
 
     def _answers(self, X):
-        if not hasattr(self, "prompt_"): raise InputError("this HardPromptClassifier is not fitted; call fit(texts, labels) first")
+        if not hasattr(self, "prompt_"):
+            raise InputError("this HardPromptClassifier is not fitted; call fit(texts, labels) first")
         return self.prompt_.classify(self._lm, as_texts(X), calibrated=bool(self.calibrate))
 
-    def predict(self, X)->np.ndarray:
+    def predict(self, X) -> np.ndarray:
         "(n,) labels."
         names = self._answers(X)["class"].tolist()
         place = {str(c): i for i, c in enumerate(self.classes_)}
         return self.classes_[np.array([place[name] for name in names], dtype=int)]
 
-    def predict_proba(self, X)->np.ndarray:
+    def predict_proba(self, X) -> np.ndarray:
         "(n, C) probabilities, in the order of `classes_`."
         table = self._answers(X)
         return table[[f"p({c})" for c in self.classes_]].to_numpy()

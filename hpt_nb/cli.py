@@ -8,125 +8,212 @@ __all__ = ['KEEPING', 'cmd_vocab', 'cmd_stability', 'cmd_tune', 'cmd_eval', 'cmd
            'cmd_run', 'cmd_status', 'cmd_pack', 'cmd_report', 'parser', 'main']
 
 # %% ../nbs/21_cli.ipynb #292b191f
-import argparse, ast, importlib.util, json, os, signal, sys, threading
+import argparse
+import ast
+import importlib.util
+import json
+import os
+import signal
+import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from . import __version__
-from .store import MOST, SEEDS, InputError, check_writable, holding_remarks, messages, remark, say_remarks, visible, whole
+from hpt_nb.store import (
+    MOST,
+    SEEDS,
+    InputError,
+    check_writable,
+    holding_remarks,
+    messages,
+    remark,
+    say_remarks,
+    visible,
+    whole,
+)
 
 # %% ../nbs/21_cli.ipynb #164a670b
-def _seeds(text:str)->list:
-    try: seeds = [int(s) for s in text.split(",")]
-    except ValueError: raise InputError(f"--seeds {text!r}; need whole numbers with commas between, such as 0,1,2") from None
-    if not all(-2**63 <= s < 2**63 for s in seeds): raise InputError(f"--seeds {text!r}; need whole numbers of at most 63 bits")
-    if len(set(seeds)) < len(seeds): raise InputError(f"--seeds {text!r} holds a seed twice; each names one run")
+def _seeds(text: str) -> list:
+    try:
+        seeds = [int(s) for s in text.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {text!r}; need whole numbers with commas between, such as 0,1,2") from None
+    if not all(-(2**63) <= s < 2**63 for s in seeds):
+        raise InputError(f"--seeds {text!r}; need whole numbers of at most 63 bits")
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds {text!r} holds a seed twice; each names one run")
     return seeds
 
-def _rates(text:str)->tuple:
-    try: rates = tuple(1e12*float(r) for r in text.split(","))
-    except ValueError: rates = ()
-    if len(rates) != 2 or not all(0 < r < float("inf") for r in rates): raise InputError(f"--rates {text!r}; need two numbers of TFLOP/s, tuning and scoring, such as 300,40")
+
+def _rates(text: str) -> tuple:
+    try:
+        rates = tuple(1e12 * float(r) for r in text.split(","))
+    except ValueError:
+        rates = ()
+    if len(rates) != 2 or not all(0 < r < float("inf") for r in rates):
+        raise InputError(f"--rates {text!r}; need two numbers of TFLOP/s, tuning and scoring, such as 300,40")
     return rates
 
-def _positive(most:int=MOST):
+
+def _positive(most: int = MOST):
     "A parser for a whole number of at least 1."
+
     def parse(text):
-        if text.isdecimal() and 0 < len(text) < 20 and 0 < int(text) <= most: return int(text)
-        raise argparse.ArgumentTypeError(f"{text!r}; need a whole number of at least 1" + (f", at most {most}" if text.isdecimal() and text.strip("0") else ""))
+        if text.isdecimal() and 0 < len(text) < 20 and 0 < int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; need a whole number of at least 1"
+            + (f", at most {most}" if text.isdecimal() and text.strip("0") else "")
+        )
+
     return parse
 
-def _seed(text:str)->int:
-    "A whole number that a random generator takes."
-    try: return whole("seed", int(text), *SEEDS)
-    except (ValueError, InputError): raise argparse.ArgumentTypeError(f"{text!r}; need a whole number of at most 63 bits") from None
 
-def _out_file(path:str, suffix:str)->Path:
+def _seed(text: str) -> int:
+    "A whole number that a random generator takes."
+    try:
+        return whole("seed", int(text), *SEEDS)
+    except (ValueError, InputError):
+        raise argparse.ArgumentTypeError(f"{text!r}; need a whole number of at most 63 bits") from None
+
+
+def _out_file(path: str, suffix: str) -> Path:
     "A file that can be written: known before anything is computed."
     p = Path(path)
-    if p.suffix != suffix: raise InputError(f"--out {path}: need a file name that ends in {suffix}")
+    if p.suffix != suffix:
+        raise InputError(f"--out {path}: need a file name that ends in {suffix}")
     return check_writable(p)
+
 
 def _select(vocab, a, task=None):
     "A vocabulary by --allow, --deny, --ascii, --words-only and --no-label-words."
     from hpt_nb.selection import select, token_rules
+
     no_labels = getattr(a, "no_label_words", False)
     return select(vocab, token_rules(a.allow, a.deny, a.ascii, a.words_only, task.labels if no_labels and task else ()))
 
-def _load_models(names, least:int=2, **how):
+
+def _load_models(names, least: int = 2, **how):
     from hpt_nb.models import load_lm
-    if len(names) < least: raise InputError(f"{len(names)} model given; need at least {least}")
+
+    if len(names) < least:
+        raise InputError(f"{len(names)} model given; need at least {least}")
     return [load_lm(n, **how) for n in names]
 
-_BOS = {"auto": "auto", "yes": True, "no": False}   # --bos: does BOS go before the prompt?
 
-def _say(text): print("\n".join(visible(line) for line in str(text).split("\n")), flush=True)
+_BOS = {"auto": "auto", "yes": True, "no": False}  # --bos: does BOS go before the prompt?
+
+
+def _say(text):
+    print("\n".join(visible(line) for line in str(text).split("\n")), flush=True)
 
 # %% ../nbs/21_cli.ipynb #a5442f00
 def cmd_vocab(a):
     "hpt vocab"
     out = _out_file(a.out, ".parquet")
     from hpt_nb.vocab import common_vocab
+
     vocab = _select(common_vocab(_load_models(a.models), a.tokens), a)
     vocab.save(out)
     _say(f"{len(vocab):,} {'tokens' if a.tokens == 'any' else a.tokens} are common to {', '.join(vocab.models)}: {out}")
 
+
 def cmd_stability(a):
     "hpt stability"
     out = _out_file(a.out, ".parquet")
-    if a.exact and a.sample: raise InputError("--exact and --sample exclude each other; give one")
+    if a.exact and a.sample:
+        raise InputError("--exact and --sample exclude each other; give one")
     from hpt_nb.models import one_under_two_names
     from hpt_nb.neighbors import stable_vocab
+
     lms = _load_models(a.models)
-    if twice := one_under_two_names(lms): remark(f"{twice[0].name} and {twice[1].name} are one model under two names: that it agrees with itself says nothing")
+    if twice := one_under_two_names(lms):
+        remark(
+            f"{twice[0].name} and {twice[1].name} are one model under two names: that it agrees with itself says nothing"
+        )
     vocab = stable_vocab(lms, k=a.k, h=a.sample, repeats=a.repeats, seed=a.seed, tokens=a.tokens)
-    vocab = _select(vocab, a)   # after the scores: a token's neighbours are what they are
+    vocab = _select(vocab, a)  # after the scores: a token's neighbours are what they are
     vocab.save(out)
-    _say(f"{len(vocab):,} tokens, J from {vocab.J.max():.3f} to {vocab.J.min():.3f}; most stable: {' '.join(repr(t) for t in vocab.tokens[:6])}: {out}")
+    _say(
+        f"{len(vocab):,} tokens, J from {vocab.J.max():.3f} to {vocab.J.min():.3f}; most stable: {' '.join(repr(t) for t in vocab.tokens[:6])}: {out}"
+    )
 
 # %% ../nbs/21_cli.ipynb #f4b0e0dc
-def _settings(pairs)->dict:
+def _settings(pairs) -> dict:
     "--set NAME=VALUE ... as a dict."
     out = {}
     for p in pairs or ():
         name, is_pair, value = p.partition("=")
-        if not is_pair or not name: raise InputError(f"--set {p!r}; need NAME=VALUE")
+        if not is_pair or not name:
+            raise InputError(f"--set {p!r}; need NAME=VALUE")
         out[name.replace("-", "_")] = value
     return out
 
-def _place_of(a)->dict:
+
+def _place_of(a) -> dict:
     "Where the prompt stands, as far as the command line says it."
     return dict(prompt_at=a.prompt_at, chat=a.chat or None, system=a.system, control=a.control or None)
+
 
 def _tune_folder(store):
     "`store`, if the prompts of hpt tune can be kept in it and found there again."
     check_writable(store.path, folder=True)
-    if (store.path/"prompt.json").exists(): raise InputError(f"{store.path} holds the prompt of hpt transferable, which hpt export would take in place of those tuned now; name another --out")
-    if other := sorted({str(c["config"].get("row")) for c in store.cells("tune")} - {"tune"}): raise InputError(f"{store.path} holds the results of hpt run (row {other[0]}), whose report would be refused with other prompts beside them; name another --out")
+    if (store.path / "prompt.json").exists():
+        raise InputError(
+            f"{store.path} holds the prompt of hpt transferable, which hpt export would take in place of those tuned now; name another --out"
+        )
+    if other := sorted({str(c["config"].get("row")) for c in store.cells("tune")} - {"tune"}):
+        raise InputError(
+            f"{store.path} holds the results of hpt run (row {other[0]}), whose report would be refused with other prompts beside them; name another --out"
+        )
     return store
+
 
 def _remark_used(lm, task, cfg):
     "Say where a tuning run uses other numbers than its settings name."
     from hpt_nb.scoring import remark_joins, texts_cut
+
     held = task.subset("holdout", min(cfg.holdout_n, len(task.holdout)))
-    if len(held) < cfg.holdout_n: remark(f"prompts are chosen on {len(held)} holdout texts, all that there are, not on {cfg.holdout_n}")
-    if cfg.eval_every > cfg.steps: remark(f"prompts are judged once, after the last of {cfg.steps} steps, not every {cfg.eval_every}")
+    if len(held) < cfg.holdout_n:
+        remark(f"prompts are chosen on {len(held)} holdout texts, all that there are, not on {cfg.holdout_n}")
+    if cfg.eval_every > cfg.steps:
+        remark(f"prompts are judged once, after the last of {cfg.steps} steps, not every {cfg.eval_every}")
     remark_joins(lm, task, held.texts[:200])
-    if cut := texts_cut(lm, task, held.texts): remark(f"{cut} of {len(held)} holdout texts are longer than {task.max_text_tokens} tokens and cut")
+    if cut := texts_cut(lm, task, held.texts):
+        remark(f"{cut} of {len(held)} holdout texts are longer than {task.max_text_tokens} tokens and cut")
+
 
 def cmd_tune(a):
     "hpt tune"
     seeds = _seeds(a.seeds)
     from hpt_nb.experiments import check_known, known_models, lm_id, method_config, tune_facts
-    given = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, lr=a.lr, init=a.init, eval_every=a.eval_every, holdout_n=a.holdout, start=a.start) | _settings(a.set)
-    if a.start == "": raise InputError("--start is empty; give the text that the prompt starts from, or leave it out")
+
+    given = dict(
+        steps=a.steps,
+        batch=a.batch,
+        n_tokens=a.tokens,
+        lr=a.lr,
+        init=a.init,
+        eval_every=a.eval_every,
+        holdout_n=a.holdout,
+        start=a.start,
+    ) | _settings(a.set)
+    if a.start == "":
+        raise InputError("--start is empty; give the text that the prompt starts from, or leave it out")
     method, cfg = method_config(a.method, **given)
-    if a.top and not a.vocab: raise InputError("--top needs --vocab, the scored vocabulary to take the best tokens of")
+    if a.top and not a.vocab:
+        raise InputError("--top needs --vocab, the scored vocabulary to take the best tokens of")
     others = dict(judge=a.judge and [a.judge], policy=a.policy and [a.policy], also=a.also)
     for option, names in others.items():
-        if names and method.extra != option: raise InputError(f"--{option} does not go with method {a.method}; leave it out")
+        if names and method.extra != option:
+            raise InputError(f"--{option} does not go with method {a.method}; leave it out")
     names = others.get(method.extra) or []
-    if method.needed and not names: raise InputError(f"method {a.method} needs --{method.extra} MODEL")
-    if "whole" not in method.kinds and not a.vocab and not method.shares: raise InputError(f"method {a.method} needs --vocab, tokens that all its models share; make them with hpt vocab or hpt stability {a.model} {' '.join(names)}")
+    if method.needed and not names:
+        raise InputError(f"method {a.method} needs --{method.extra} MODEL")
+    if "whole" not in method.kinds and not a.vocab and not method.shares:
+        raise InputError(
+            f"method {a.method} needs --vocab, tokens that all its models share; make them with hpt vocab or hpt stability {a.model} {' '.join(names)}"
+        )
     from hpt_nb.models import identity, load_lm
     from hpt_nb.pez import COMPILE_STEPS, RunSpec, SearchSpace, facts, fast_dtype
     from hpt_nb.places import chat_facts
@@ -135,126 +222,219 @@ def cmd_tune(a):
     from hpt_nb.trackers import check_tracker, follower
     from hpt_nb.tasks import load_task
     from hpt_nb.vocab import Vocab, common_vocab, whole_vocab
+
     check_tracker(a.tracker)
     store = _tune_folder(Store(to_go_on(a.out, _say)))
     task = load_task(a.task, format=a.format, **_place_of(a))
     vocab = Vocab.load(a.vocab) if a.vocab else None
-    if vocab is not None: vocab = _select(vocab, a, task)
-    if a.top: vocab = vocab.top(a.top)
+    if vocab is not None:
+        vocab = _select(vocab, a, task)
+    if a.top:
+        vocab = vocab.top(a.top)
     lm = load_lm(a.model, bos=_BOS[a.bos])
     check_known(known_models(store.cells("tune")), lm.name, identity(lm.info))
     seconds = [load_lm(name) for name in names]
     kind = "file" if a.vocab else "common" if method.shares else "whole"
-    if vocab is None: vocab = _select(common_vocab([lm, *seconds]) if method.shares else whole_vocab(lm), a, task)
+    if vocab is None:
+        vocab = _select(common_vocab([lm, *seconds]) if method.shares else whole_vocab(lm), a, task)
     space = SearchSpace(lm, vocab)
     dtype = str(fast_dtype(lm.device)).removeprefix("torch.") if a.dtype == "auto" else a.dtype
     compiled = a.compile and cfg.steps >= COMPILE_STEPS
-    if a.compile and not compiled: _say(f"{cfg.steps} steps are too few to pay for compiling (from {COMPILE_STEPS} on they are enough); tuning without it")
-    def ready(m): return compile_layers(m.cast(getattr(torch, dtype))) if compiled else m.cast(getattr(torch, dtype))
-    def extra(each): return {method.extra: each if method.extra == "also" else each[0]} if each else {}
-    configs = [dict(task=task.name, task_hash=task.hash, source=lm.name, source_id=lm_id(lm), counterpart=None, row="tune", method=a.method, **extra([lm_id(m) for m in seconds]),
-                    vocab=dict(kind=kind, s=len(space), hash=vocab.hash), seed=s, dtype=dtype, **({"compiled": True} if compiled else {}), **chat_facts(lm, task), **facts(cfg)) for s in seeds]
+    if a.compile and not compiled:
+        _say(
+            f"{cfg.steps} steps are too few to pay for compiling (from {COMPILE_STEPS} on they are enough); tuning without it"
+        )
+
+    def ready(m):
+        return compile_layers(m.cast(getattr(torch, dtype))) if compiled else m.cast(getattr(torch, dtype))
+
+    def extra(each):
+        return {method.extra: each if method.extra == "also" else each[0]} if each else {}
+
+    configs = [
+        dict(
+            task=task.name,
+            task_hash=task.hash,
+            source=lm.name,
+            source_id=lm_id(lm),
+            counterpart=None,
+            row="tune",
+            method=a.method,
+            **extra([lm_id(m) for m in seconds]),
+            vocab=dict(kind=kind, s=len(space), hash=vocab.hash),
+            seed=s,
+            dtype=dtype,
+            **({"compiled": True} if compiled else {}),
+            **chat_facts(lm, task),
+            **facts(cfg),
+        )
+        for s in seeds
+    ]
     todo = [c for c in configs if not store.has("tune", c)]
     _remark_used(lm, task, cfg)
     say_remarks()
     if todo:
         import torch
+
         fast = ready(lm)
         space = SearchSpace(fast, vocab)
-        checkpoint = store.path/"checkpoints"/f"pass-{config_hash(dict(runs=todo))}.safetensors"
-        how = dict(progress=not a.quiet, desc=f"tuning {lm.name} on {task.name}", checkpoint=checkpoint, **extra(list(map(ready, seconds))))
+        checkpoint = store.path / "checkpoints" / f"pass-{config_hash(dict(runs=todo))}.safetensors"
+        how = dict(
+            progress=not a.quiet,
+            desc=f"tuning {lm.name} on {task.name}",
+            checkpoint=checkpoint,
+            **extra(list(map(ready, seconds))),
+        )
         followed = follower(a.tracker, f"{a.method}-{lm.name}-{task.name}", facts(cfg))
-        try: runs = method.run(fast, task, [RunSpec(space, a.method, c["seed"]) for c in todo], cfg, on_judge=followed, **how)
+        try:
+            runs = method.run(
+                fast, task, [RunSpec(space, a.method, c["seed"]) for c in todo], cfg, on_judge=followed, **how
+            )
         finally:
-            if followed: followed.close()
+            if followed:
+                followed.close()
         for c, r in zip(todo, runs):
-            store.put("tune", c, r.result(), provenance(fast.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)))
-        checkpoint.unlink(missing_ok=True)   # not before the runs are kept
-    else: _say(f"finished before: {a.out} holds all {len(configs)} runs, and nothing is tuned again")
+            store.put(
+                "tune", c, r.result(), provenance(fast.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg))
+            )
+        checkpoint.unlink(missing_ok=True)  # not before the runs are kept
+    else:
+        _say(f"finished before: {a.out} holds all {len(configs)} runs, and nothing is tuned again")
     for c in configs:
         r = store.get("tune", c)
         _say(f"seed {c['seed']}: holdout {r['best_holdout']:.3f} at step {r['best_step']}: {r['prompt_text']!r}")
 
 # %% ../nbs/21_cli.ipynb #aa6234d0
-def _shares(got:dict, classes:int)->list:
+def _shares(got: dict, classes: int) -> list:
     "Share of the texts taken for each class, of what `evaluate` returns."
     from hpt_nb.arrays import label_numbers
-    guess = label_numbers(got["predictions"]).tolist()
-    return [guess.count(c)/max(1, len(guess)) for c in range(classes)]
 
-def _lean_said(shares:list, split, task)->str:
-    "A line where one class was named for nearly all texts; \"\" where it was not."
+    guess = label_numbers(got["predictions"]).tolist()
+    return [guess.count(c) / max(1, len(guess)) for c in range(classes)]
+
+
+def _lean_said(shares: list, split, task) -> str:
+    'A line where one class was named for nearly all texts; "" where it was not.'
     from hpt_nb.auditing import leans_to
     from hpt_nb.tasks import class_names
-    true = [split.labels.count(c)/len(split) for c in range(len(shares))]
+
+    true = [split.labels.count(c) / len(split) for c in range(len(shares))]
     c = leans_to(shares, true)
-    if c is None: return ""
-    return (f"{class_names(task)[c]!r} was named for {100*shares[c]:.0f} % of the texts, and {100*true[c]:.0f} % are of it: "
-            f"this accuracy is mostly that lean; hpt audit shows it calibrated")
+    if c is None:
+        return ""
+    return (
+        f"{class_names(task)[c]!r} was named for {100 * shares[c]:.0f} % of the texts, and {100 * true[c]:.0f} % are of it: "
+        f"this accuracy is mostly that lean; hpt audit shows it calibrated"
+    )
+
 
 def cmd_eval(a):
     "hpt eval"
     from hpt_nb.models import load_lm
-    from hpt_nb.scoring import check_lengths, evaluate, label_ids, prefix_embeddings, prompt_to_ids, remark_joins, text_ids, texts_cut
+    from hpt_nb.scoring import (
+        check_lengths,
+        evaluate,
+        label_ids,
+        prefix_embeddings,
+        prompt_to_ids,
+        remark_joins,
+        text_ids,
+        texts_cut,
+    )
     from hpt_nb.tasks import load_task
     from tqdm.auto import tqdm
+
     task = load_task(a.task, format=a.format, **_place_of(a))
-    split = task.subset(a.split, min(a.limit, len(getattr(task, a.split))), seed=0) if a.limit else getattr(task, a.split)
+    split = (
+        task.subset(a.split, min(a.limit, len(getattr(task, a.split))), seed=0) if a.limit else getattr(task, a.split)
+    )
     lm = load_lm(a.model, dtype=a.dtype, bos=_BOS[a.bos])
-    label_ids(lm, task)                    # words and lengths that cannot work are found before the bar stands
+    label_ids(lm, task)  # words and lengths that cannot work are found before the bar stands
     check_lengths(lm, prefix_embeddings(lm, a.prompt or None, task.control), text_ids(lm, task, split.texts))
     remark_joins(lm, task, split.texts, a.prompt or None)
     say_remarks()
     with tqdm(total=len(split), unit="text", desc=f"{lm.name} on {task.name}", disable=a.quiet or a.json) as bar:
         got = evaluate(lm, task, split, a.prompt or None, on_pass=bar.update)
     cut, shares = texts_cut(lm, task, split.texts), _shares(got, len(task.labels))
-    out = dict(accuracy=got["accuracy"], correct=got["correct"], n=got["n"], cut=cut, model=lm.name, task=task.name, split=a.split, dtype=str(lm.dtype).removeprefix("torch."),
-               prompt=a.prompt, prompt_ids=prompt_to_ids(lm, a.prompt or None, task.control), shares=shares)
-    _say(json.dumps(out) if a.json else f"{got['correct']} of {got['n']} right, accuracy {got['accuracy']:.4f} ({lm.name}, {out['dtype']}, {task.name} {a.split}{f'; {cut} texts cut at {task.max_text_tokens} tokens' if cut else ''})")
-    if not a.json and (said := _lean_said(shares, split, task)): _say(said)
+    out = dict(
+        accuracy=got["accuracy"],
+        correct=got["correct"],
+        n=got["n"],
+        cut=cut,
+        model=lm.name,
+        task=task.name,
+        split=a.split,
+        dtype=str(lm.dtype).removeprefix("torch."),
+        prompt=a.prompt,
+        prompt_ids=prompt_to_ids(lm, a.prompt or None, task.control),
+        shares=shares,
+    )
+    _say(
+        json.dumps(out)
+        if a.json
+        else f"{got['correct']} of {got['n']} right, accuracy {got['accuracy']:.4f} ({lm.name}, {out['dtype']}, {task.name} {a.split}{f'; {cut} texts cut at {task.max_text_tokens} tokens' if cut else ''})"
+    )
+    if not a.json and (said := _lean_said(shares, split, task)):
+        _say(said)
 
 # %% ../nbs/21_cli.ipynb #2edf99e8
-def _prompts_given(a)->dict:
+def _prompts_given(a) -> dict:
     "The prompts of --prompt and --prompt-file: {name: text}."
     from hpt_nb.auditing import named_prompts, read_prompts
+
     given = {name: of[0] for name, of in named_prompts(a.prompt or ()).items()}
     for path in a.prompt_file or ():
         for name, text in read_prompts(path).items():
-            if text in given.values(): raise InputError(f"{path}: the prompt {text!r} is given twice; name each once")
+            if text in given.values():
+                raise InputError(f"{path}: the prompt {text!r} is given twice; name each once")
             given[name if str(name) not in given and not isinstance(name, int) else f"{Path(path).name}: {name}"] = text
     return given
+
 
 def cmd_audit(a):
     "hpt audit"
     prompts = _prompts_given(a)
-    if a.out: check_writable(a.out, folder=True)
+    if a.out:
+        check_writable(a.out, folder=True)
     from hpt_nb.auditing import audit, audit_text, write_audit
     from hpt_nb.tasks import load_task
+
     task = load_task(a.task, format=a.format, **_place_of(a))
     found = audit(task, a.models, prompts, a.limit, a.split, a.unlabelled, progress=not (a.quiet or a.json))
     page = write_audit(found, a.out) if a.out else None
-    if a.json: return _say(json.dumps(found, ensure_ascii=False))
+    if a.json:
+        return _say(json.dumps(found, ensure_ascii=False))
     _say(audit_text(found))
-    if page: _say(f"written: {page}, audit.json, audit.txt")
+    if page:
+        _say(f"written: {page}, audit.json, audit.txt")
+
 
 def _prompt_to_use(a):
     "(the `Prompt` of --prompt or --prompt-file, the task of --task or None)."
     from hpt_nb.prompts import Prompt
     from hpt_nb.tasks import load_task
-    if a.prompt is not None and a.prompt_file: raise InputError("--prompt and --prompt-file exclude each other; give one")
+
+    if a.prompt is not None and a.prompt_file:
+        raise InputError("--prompt and --prompt-file exclude each other; give one")
     kept = Prompt.load(a.prompt_file) if a.prompt_file else None
-    if kept is None and not a.task: raise InputError("no --task; give the task whose template and label words the prompt stands before, or a --prompt-file that holds it")
+    if kept is None and not a.task:
+        raise InputError(
+            "no --task; give the task whose template and label words the prompt stands before, or a --prompt-file that holds it"
+        )
     task = load_task(a.task, format=a.format, **_place_of(a)) if a.task else None
     return kept or Prompt(a.prompt or "", task), task
+
 
 def cmd_predict(a):
     "hpt predict"
     from hpt_nb.predicting import check_out, predict, predictions_said, write_predictions
+
     check_out(a.out)
     prompt, task = _prompt_to_use(a)
     from hpt_nb.models import load_lm
     from hpt_nb.tasks import _read_file
     from tqdm.auto import tqdm
+
     rows = _read_file(Path(a.file))
     lm = load_lm(a.model, dtype=a.dtype, **({} if prompt.bos is None else dict(bos=prompt.bos)))
     say_remarks()
@@ -262,14 +442,17 @@ def cmd_predict(a):
         table, facts = predict(prompt, lm, rows, a.text, a.label, a.calibrated, task, a.skip_empty, bar.update)
     write_predictions(table, a.out)
     names = prompt.task["classes"]
-    if a.json: return _say(json.dumps(dict(facts, model=lm.name, prompt=prompt.text, classes=names, out=str(a.out))))
+    if a.json:
+        return _say(json.dumps(dict(facts, model=lm.name, prompt=prompt.text, classes=names, out=str(a.out))))
     _say(f"{predictions_said(table, facts, names)}\nwritten: {a.out}")
+
 
 def cmd_labels(a):
     "hpt labels"
     from hpt_nb.labelling import compare_labels, labels_said
     from hpt_nb.tasks import load_task
     from tqdm.auto import tqdm
+
     task = load_task(a.task, format=a.format, **_place_of(a))
     with tqdm(unit="text", desc=f"label words of {task.name}", disable=a.quiet or a.json) as bar:
         found = compare_labels(task, a.models, a.words or (), a.prompt or None, a.limit, bar.update)
@@ -277,42 +460,58 @@ def cmd_labels(a):
     _say(found.to_json(orient="records", force_ascii=False) if a.json else labels_said(found))
 
 # %% ../nbs/21_cli.ipynb #e5a21002
-def _split_of(task, name:str, n:int):
+def _split_of(task, name: str, n: int):
     "`n` texts of a split, the classes in proportion. `InputError` if there are fewer."
     whole = getattr(task, name)
-    if n > len(whole): raise InputError(f"--texts {n}; {name} of {task.name} has {len(whole)}")
+    if n > len(whole):
+        raise InputError(f"--texts {n}; {name} of {task.name} has {len(whole)}")
     return task.subset(name, n, seed=0)
 
-def _tokens_for(a, models)->list:
+
+def _tokens_for(a, models) -> list:
     "(vocabulary of the tokens to measure, their ids in each model). `InputError` before anything is computed."
     from hpt_nb.effects import ids_in, spread
     from hpt_nb.models import check_apart
     from hpt_nb.vocab import Vocab, common_vocab
-    if not a.vocab and len(models) < 2: raise InputError("1 model given; need at least 2, or --vocab, the tokens to measure")
-    tokens = spread(Vocab.load(a.vocab), a.tokens, a.seed) if a.vocab else None   # a damaged file, before minutes of loading
+
+    if not a.vocab and len(models) < 2:
+        raise InputError("1 model given; need at least 2, or --vocab, the tokens to measure")
+    tokens = (
+        spread(Vocab.load(a.vocab), a.tokens, a.seed) if a.vocab else None
+    )  # a damaged file, before minutes of loading
     lms = _load_models(models, dtype=a.dtype, least=1)
     check_apart(lms)
-    if tokens is None: tokens = spread(common_vocab(lms), a.tokens, a.seed)
+    if tokens is None:
+        tokens = spread(common_vocab(lms), a.tokens, a.seed)
     ids = {lm: ids_in(tokens, lm) for lm in lms}
     return _named_as(tokens, ids), ids
 
-def _named_as(vocab, ids:dict):
+
+def _named_as(vocab, ids: dict):
     "The vocabulary under the names that its models have now, where a folder was renamed since."
     import torch
-    if all(lm.name in vocab.models for lm in ids): return vocab
+
+    if all(lm.name in vocab.models for lm in ids):
+        return vocab
     return type(vocab)(vocab.tokens, torch.stack(list(ids.values())), [lm.name for lm in ids], vocab.J, vocab.config)
+
 
 def _check_inputs(lm, task, split):
     "`InputError` for label words that begin alike, or texts that are too long for a model."
     from hpt_nb.scoring import check_lengths, label_ids, prefix_embeddings, text_ids
+
     label_ids(lm, task)
     check_lengths(lm, prefix_embeddings(lm, [0]), text_ids(lm, task, split.texts))
 
-def _effects_said(effects:dict)->str:
+
+def _effects_said(effects: dict) -> str:
     "How well the models agree on both effects, a line for each pair of models."
     from itertools import combinations
     from hpt_nb.effects import correlation, reliability
-    def r(x): return f"{x:.2f}"
+
+    def r(x):
+        return f"{x:.2f}"
+
     lines = []
     for (a, first), (b, second) in combinations(effects.items(), 2):
         for name in ("shift", "separation"):
@@ -320,6 +519,7 @@ def _effects_said(effects:dict)->str:
             sure = [reliability(getattr(e, f"{name}_halves")) for e in (first, second)]
             lines.append(f"{a}, {b}: {name} correlates by {r(found)} (reliability {r(sure[0])} and {r(sure[1])})")
     return "\n".join(lines)
+
 
 def cmd_effects(a):
     "hpt effects"
@@ -330,68 +530,119 @@ def cmd_effects(a):
     from hpt_nb.tasks import load_task
     from time import perf_counter
     from tqdm.auto import tqdm
+
     task = load_task(a.task)
     split = _split_of(task, a.split, a.texts)
     text_halves(split.labels)
     tokens, ids = _tokens_for(a, a.models)
-    for lm in ids: _check_inputs(lm, task, split)
+    for lm in ids:
+        _check_inputs(lm, task, split)
     began, effects = perf_counter(), {}
-    with tqdm(total=len(ids)*(len(tokens) + 1)*len(split), unit="text", desc=f"{len(tokens)} tokens on {task.name}", disable=a.quiet) as bar:
-        for lm, ids_m in ids.items(): effects[lm.name] = token_effects(lm, task, split, ids_m.tolist(), on_pass=bar.update)
+    with tqdm(
+        total=len(ids) * (len(tokens) + 1) * len(split),
+        unit="text",
+        desc=f"{len(tokens)} tokens on {task.name}",
+        disable=a.quiet,
+    ) as bar:
+        for lm, ids_m in ids.items():
+            effects[lm.name] = token_effects(lm, task, split, ids_m.tolist(), on_pass=bar.update)
     lm = next(iter(ids))
-    config = dict(task=task.name, task_hash=task.hash, split=a.split, texts=len(split), texts_hash=split.hash, labels=list(task.labels),
-                  models={m.name: lm_id(m) for m in ids}, tokens=len(tokens), vocab_hash=tokens.hash, seed=a.seed, dtype=str(lm.dtype).removeprefix("torch."))
-    save_effects(out, tokens, effects, config, provenance(lm.device, lm.dtype, [a.seed], round(perf_counter() - began, 3)))
-    if len(effects) > 1: _say(_effects_said(effects))
+    config = dict(
+        task=task.name,
+        task_hash=task.hash,
+        split=a.split,
+        texts=len(split),
+        texts_hash=split.hash,
+        labels=list(task.labels),
+        models={m.name: lm_id(m) for m in ids},
+        tokens=len(tokens),
+        vocab_hash=tokens.hash,
+        seed=a.seed,
+        dtype=str(lm.dtype).removeprefix("torch."),
+    )
+    save_effects(
+        out, tokens, effects, config, provenance(lm.device, lm.dtype, [a.seed], round(perf_counter() - began, 3))
+    )
+    if len(effects) > 1:
+        _say(_effects_said(effects))
     _say(f"{len(tokens):,} tokens, {len(split)} texts, {len(effects)} models: {out}")
 
 # %% ../nbs/21_cli.ipynb #e5a21004
 def cmd_study(a):
     "hpt study"
     from dataclasses import replace
+
     if a.study == "effects":
         from hpt_nb.premise import SMALL, EffectsStudy as Study, run_effects as run
     else:
         from hpt_nb.strata import SMALL, StrataStudy as Study, run_strata as run
     study = SMALL if a.small else Study()
-    if a.dtype: study = replace(study, dtype=a.dtype)
+    if a.dtype:
+        study = replace(study, dtype=a.dtype)
     store = run(a.out, study, a.data, a.device, a.prepare, progress=not a.quiet)
     kinds = ("effect_tokens", "effect_agreement", "effect") if a.study == "effects" else ("strata_prompts", "strata")
-    _say(f"{', '.join(f'{len(store.cells(k))} {k}' for k in kinds)} in {a.out}{'; the same without --prepare measures' if a.prepare else ''}")
+    _say(
+        f"{', '.join(f'{len(store.cells(k))} {k}' for k in kinds)} in {a.out}{'; the same without --prepare measures' if a.prepare else ''}"
+    )
 
 # %% ../nbs/21_cli.ipynb #35b28fc7
 def _rules(a):
     "The token rules of hpt transferable; label words are known when the task is."
     from hpt_nb.selection import token_rules
+
     return token_rules(a.allow, a.deny, a.ascii, a.words_only), a.no_label_words
+
 
 def cmd_transferable(a):
     "hpt transferable"
     seeds = _seeds(a.seeds)
     from hpt_nb.practice import plan_transferable, summary, transferable
     from hpt_nb.store import to_go_on
-    if a.out and not a.dry_run: a.out = to_go_on(a.out, _say)
-    what = dict(out=a.out, method=a.method, seeds=seeds, s=a.top, k=a.k, limit=a.limit, dtype=a.dtype, against=a.against or (), start=a.start)
+
+    if a.out and not a.dry_run:
+        a.out = to_go_on(a.out, _say)
+    what = dict(
+        out=a.out,
+        method=a.method,
+        seeds=seeds,
+        s=a.top,
+        k=a.k,
+        limit=a.limit,
+        dtype=a.dtype,
+        against=a.against or (),
+        start=a.start,
+    )
     settings = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, holdout_n=a.holdout, **_settings(a.set))
-    if a.dry_run: return _say(plan_transferable(a.task, a.models, a.target or (), **what, **settings))
-    got = transferable(a.task, a.models, a.target or (), **what, rules=_rules(a), progress=not a.quiet, tracker=a.tracker, **settings)
+    if a.dry_run:
+        return _say(plan_transferable(a.task, a.models, a.target or (), **what, **settings))
+    got = transferable(
+        a.task, a.models, a.target or (), **what, rules=_rules(a), progress=not a.quiet, tracker=a.tracker, **settings
+    )
     _say(summary(got))
-    _say(f"written: {Path(got['out'])/'prompt.json'}; hpt export {got['out']} --to lm-eval, json, python or peft --out ... takes it away")
+    _say(
+        f"written: {Path(got['out']) / 'prompt.json'}; hpt export {got['out']} --to lm-eval, json, python or peft --out ... takes it away"
+    )
+
 
 def cmd_export(a):
     "hpt export"
     from hpt_nb.export import export_prompt
+
     _say(export_prompt(a.prompt, a.to, a.out, a.task, a.model, a.seed, a.split, a.limit))
+
 
 def cmd_explore(a):
     "hpt explore"
     out = _out_file(a.out, ".html")
     from hpt_nb.explorer import explore
+
     _say(explore(a.place, out, a.models or (), a.vocab, a.tokens, a.k))
+
 
 def cmd_init(a):
     "hpt init"
     from hpt_nb.example import write_example
+
     paths = write_example(a.dir, a.models)
     _say("\n".join(map(str, paths)))
     _say(f"change them as you like; hpt run {paths[0]} --dry-run says what would be done")
@@ -402,178 +653,326 @@ def cmd_fingerprint(a):
     from hpt_nb.fingerprints import explain, fingerprint
     from hpt_nb.models import load_lm
     from hpt_nb.tasks import load_task
+
     task = load_task(a.task)
     split = task.subset("validation", min(a.limit, len(task.validation)), seed=0) if a.limit else task.validation
     lm = load_lm(a.model, dtype="float32")
     say_remarks()
     frame = fingerprint(lm, task, split, progress=not (a.quiet or a.json))
     said, about = explain(frame), {k: frame.attrs[k] for k in ("model", "task", "want", "inputs", "cannot")}
-    if a.json: return _say(json.dumps({**about, "n": len(split), "said": said, "formats": json.loads(frame.to_json(orient="records"))}))
+    if a.json:
+        return _say(
+            json.dumps({**about, "n": len(split), "said": said, "formats": json.loads(frame.to_json(orient="records"))})
+        )
     _say(frame.head(10).drop(columns=["also", "n"]).to_string(index=False))
-    for why in about["cannot"]: _say(f"left out: {why}")
+    for why in about["cannot"]:
+        _say(f"left out: {why}")
     _say(said)
 
 # %% ../nbs/21_cli.ipynb #2f392af4
 def cmd_run(a):
     "hpt run"
-    if a.engine not in ("local", "ray"): raise InputError(f"--engine {a.engine!r}; known: local, ray")
-    if a.cpus and a.engine != "ray": raise InputError("--cpus goes with --engine ray; leave it out, or set OMP_NUM_THREADS")
+    if a.engine not in ("local", "ray"):
+        raise InputError(f"--engine {a.engine!r}; known: local, ray")
+    if a.cpus and a.engine != "ray":
+        raise InputError("--cpus goes with --engine ray; leave it out, or set OMP_NUM_THREADS")
     from hpt_nb.experiments import dry_run, load_preset, variations
+
     rates = None if a.rates is None else _rates(a.rates)
-    if rates and not a.dry_run: raise InputError("--rates goes with --dry-run; a run takes the time that it takes")
+    if rates and not a.dry_run:
+        raise InputError("--rates goes with --dry-run; a run takes the time that it takes")
     from dataclasses import replace
     from hpt_nb.trackers import check_tracker
+
     check_tracker(a.tracker or "")
     preset = load_preset(a.preset)
-    if a.tracker is not None: preset = replace(preset, tracker=a.tracker)
-    if a.engine == "ray" and preset.tracker == "log": raise InputError("tracker log shows nothing of Ray's workers; name another, or use --engine local")
+    if a.tracker is not None:
+        preset = replace(preset, tracker=a.tracker)
+    if a.engine == "ray" and preset.tracker == "log":
+        raise InputError("tracker log shows nothing of Ray's workers; name another, or use --engine local")
     presets = variations(preset)
-    if a.dry_run: return _say("\n\n".join(dry_run(p, a.data, rates=rates, split=a.split) for p in presets.values()))
-    if not a.out: raise InputError("no --out; name the results folder")
+    if a.dry_run:
+        return _say("\n\n".join(dry_run(p, a.data, rates=rates, split=a.split) for p in presets.values()))
+    if not a.out:
+        raise InputError("no --out; name the results folder")
     from hpt_nb.store import to_go_on
+
     a.out = to_go_on(a.out, _say)
-    for name, preset in presets.items(): _check_folder(Path(a.out)/name, preset, a.data)
+    for name, preset in presets.items():
+        _check_folder(Path(a.out) / name, preset, a.data)
     say_remarks()
-    if len(presets) > 1:     # one folder each, where settings are varied; all are announced first, so that none is forgotten
+    if (
+        len(presets) > 1
+    ):  # one folder each, where settings are varied; all are announced first, so that none is forgotten
         from hpt_nb.experiments import announce
-        for name, preset in presets.items(): announce(preset, Path(a.out)/name, a.data, a.split)
+
+        for name, preset in presets.items():
+            announce(preset, Path(a.out) / name, a.data, a.split)
     failed = []
     for name, preset in presets.items():
-        try: _run_one(preset, str(Path(a.out)/name), a)
-        except _Failed as e: failed.append(e)
-    if failed: raise failed[0] if len(failed) == 1 else InputError(f"{failed[0]} (and {len(failed) - 1} more folders)")
+        try:
+            _run_one(preset, str(Path(a.out) / name), a)
+        except _Failed as e:
+            failed.append(e)
+    if failed:
+        raise failed[0] if len(failed) == 1 else InputError(f"{failed[0]} (and {len(failed) - 1} more folders)")
 
-class _Failed(InputError): "Pieces of a run failed; all others are done."
+
+class _Failed(InputError):
+    "Pieces of a run failed; all others are done."
+
 
 def _check_folder(out, preset, data):
     "`InputError` for a results folder that cannot be written, or that holds results beside which these cannot stand: known before anything is computed."
     from hpt_nb.store import Store
+
     store = Store(check_writable(out, folder=True))
-    if not store.cells("tune") and not store.cells("eval"): return
+    if not store.cells("tune") and not store.cells("eval"):
+        return
     from hpt_nb.experiments import _load_tasks
     from hpt_nb.report import check_beside
+
     check_beside(store, preset, _load_tasks(preset, data))
+
 
 def _run_one(preset, out, a):
     "One experiment into one folder, by the engine that was asked for."
     how = dict(progress=not a.quiet, data=a.data, retry_failed=a.retry_failed, split=a.split, anyway=a.anyway, say=_say)
     if a.engine == "local":
         from hpt_nb.experiments import run_preset
+
         store = run_preset(preset, out, **how)
     else:
         from hpt_nb.engines import run_on_ray
+
         store = run_on_ray(preset, out, **how, cpus=a.cpus or 1)
-    failed = sorted(store.failures(), key=lambda f: {"vocab": 0, "tune": 1}.get(f["kind"], 2))     # what others wait for comes first
-    if failed: raise _Failed(f"{len(failed)} pieces failed, the first: {failed[0]['reason']}; the others are done. hpt status {out} lists them, hpt run ... --retry-failed tries them again")
-    _say(f"done: {len(store.cells('eval'))} scores of {len(store.cells('tune'))} tuned prompts in {out}; hpt report {out} --out SITE makes the page")
+    failed = sorted(
+        store.failures(), key=lambda f: {"vocab": 0, "tune": 1}.get(f["kind"], 2)
+    )  # what others wait for comes first
+    if failed:
+        raise _Failed(
+            f"{len(failed)} pieces failed, the first: {failed[0]['reason']}; the others are done. hpt status {out} lists them, hpt run ... --retry-failed tries them again"
+        )
+    _say(
+        f"done: {len(store.cells('eval'))} scores of {len(store.cells('tune'))} tuned prompts in {out}; hpt report {out} --out SITE makes the page"
+    )
+
 
 def cmd_status(a):
     "hpt status"
     from hpt_nb.store import Store, level_folders, status, status_text
-    if not (levels := level_folders(a.dir)): return _say(status_text(status(Store(a.dir))))
-    _say("\n\n".join(f"{path.name}:\n{status_text(status(Store(path)))}" for path in levels))     # settings varied: a folder each
+
+    if not (levels := level_folders(a.dir)):
+        return _say(status_text(status(Store(a.dir))))
+    _say(
+        "\n\n".join(f"{path.name}:\n{status_text(status(Store(path)))}" for path in levels)
+    )  # settings varied: a folder each
+
 
 def cmd_pack(a):
     "hpt pack"
     from hpt_nb.store import Store, level_folders, pack
+
     path = pack(a.dir, a.out)
     cells = sum(len(Store(p)._paths("cells")) for p in level_folders(path) or [path])
-    _say(f"{cells:,} cells in {path.stat().st_size:,} bytes: {path}; hpt status, report and export read it as they read {a.dir}, hpt run unpacks it to go on")
+    _say(
+        f"{cells:,} cells in {path.stat().st_size:,} bytes: {path}; hpt status, report and export read it as they read {a.dir}, hpt run unpacks it to go on"
+    )
+
 
 def cmd_report(a):
     "hpt report"
     from hpt_nb.report import write_report
-    if a.preset: from hpt_nb.experiments import load_preset     # it brings torch, which a page does not need
+
+    if a.preset:
+        from hpt_nb.experiments import load_preset  # it brings torch, which a page does not need
     _say(f"{write_report(a.dir, a.out, partial=a.partial, preset=load_preset(a.preset) if a.preset else None)}")
 
 # %% ../nbs/21_cli.ipynb #221e2c9d
 class _Parser(argparse.ArgumentParser):
     "An ArgumentParser whose errors are one line."
-    later = None   # called before help is shown, for what is not known until then
-    def error(self, message): raise InputError(f"{message}; see {self.prog} --help")
+
+    later = None  # called before help is shown, for what is not known until then
+
+    def error(self, message):
+        raise InputError(f"{message}; see {self.prog} --help")
+
     def format_help(self):
-        if self.later: self.later()
+        if self.later:
+            self.later()
         return super().format_help()
 
-def _methods()->dict:
+
+def _methods() -> dict:
     "name -> what it is, of each method in the registry; read from its source, since importing it loads torch."
     lines = ast.parse(Path(importlib.util.find_spec("hpt_nb.experiments").origin).read_text(encoding="utf-8")).body
     table = next(line.value for line in lines if isinstance(line, ast.Assign) and line.targets[0].id == "REGISTRY")
     return {key.value: method.args[0].value for key, method in zip(table.keys, table.values)}
 
-def parser()->argparse.ArgumentParser:
+
+def parser() -> argparse.ArgumentParser:
     "The argument parser of `hpt`."
     models = "hub id, folder, .gguf file, smollm2-135m, qwen2.5-coder-0.5b (both Apache-2.0) or gemma-3-270m (Gemma Terms of Use)"
     p = _Parser(prog="hpt", description="Hard prompts that transfer: vocabularies, tuning, transfer, reports.")
     p.add_argument("--version", action="version", version=f"hpt_nb {__version__}")
     sub = p.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
     def command(name, run, about):
         c = sub.add_parser(name, help=about, description=about)
         c.set_defaults(run=run)
         c.add_argument("--quiet", action="store_true", help="no progress bars")
         return c
-    def selecting(c, labels:bool=True):
+
+    def selecting(c, labels: bool = True):
         "Options that say which tokens may be used."
-        c.add_argument("--allow", action="append", metavar="FILE_OR_PATTERN", help="only these tokens: a file with one per line, or a regular expression of a whole token; again for more")
+        c.add_argument(
+            "--allow",
+            action="append",
+            metavar="FILE_OR_PATTERN",
+            help="only these tokens: a file with one per line, or a regular expression of a whole token; again for more",
+        )
         c.add_argument("--deny", action="append", metavar="FILE_OR_PATTERN", help="none of these tokens")
         c.add_argument("--ascii", action="store_true", help="only tokens of ASCII characters")
         c.add_argument("--words-only", action="store_true", help="only a space and letters")
-        if labels: c.add_argument("--no-label-words", action="store_true", help="none of the task's label words")
-    tokens = dict(default="any", choices=["any", "words"], help="any: every text that is one token in each model; words: a space and a word, as Wu et al. have it (any)")
+        if labels:
+            c.add_argument("--no-label-words", action="store_true", help="none of the task's label words")
+
+    tokens = dict(
+        default="any",
+        choices=["any", "words"],
+        help="any: every text that is one token in each model; words: a space and a word, as Wu et al. have it (any)",
+    )
     c = command("vocab", cmd_vocab, "tokens that all models share (Eq. 2)")
     c.add_argument("--tokens", **tokens)
-    c.add_argument("models", nargs="+", metavar="MODEL", help=models); c.add_argument("--out", required=True, help="parquet file")
+    c.add_argument("models", nargs="+", metavar="MODEL", help=models)
+    c.add_argument("--out", required=True, help="parquet file")
     selecting(c, labels=False)
     c = command("stability", cmd_stability, "common tokens scored by the agreement of their neighbourhoods (Eqs. 3-7)")
-    c.add_argument("models", nargs="+", metavar="MODEL", help=models); c.add_argument("--out", required=True, help="parquet file")
+    c.add_argument("models", nargs="+", metavar="MODEL", help=models)
+    c.add_argument("--out", required=True, help="parquet file")
     c.add_argument("--tokens", **tokens)
     c.add_argument("--exact", action="store_true", help="every common token is an anchor (the default)")
     c.add_argument("--sample", type=_positive(), metavar="H", help="anchors a sample, as in the paper (8192)")
     c.add_argument("--repeats", type=_positive(1000), default=5, metavar="L", help="samples (5)")
-    c.add_argument("--k", type=_positive(), default=64, help="neighbours a token (64)"); c.add_argument("--seed", type=_seed, default=0)
+    c.add_argument("--k", type=_positive(), default=64, help="neighbours a token (64)")
+    c.add_argument("--seed", type=_seed, default=0)
     selecting(c, labels=False)
-    form = dict(choices=["ours", "released"], help="how inputs are written; released: as PEZ's released pipeline does, the label read at a space (as the task says; ours, where it says nothing)")
-    tracker = dict(metavar="WORD", default="", help="follow the tuning: log, tensorboard:FOLDER, trackio:PROJECT or wandb:PROJECT; changes no result")
+    form = dict(
+        choices=["ours", "released"],
+        help="how inputs are written; released: as PEZ's released pipeline does, the label read at a space (as the task says; ours, where it says nothing)",
+    )
+    tracker = dict(
+        metavar="WORD",
+        default="",
+        help="follow the tuning: log, tensorboard:FOLDER, trackio:PROJECT or wandb:PROJECT; changes no result",
+    )
+
     def placed(c):
         "How and where: the options of every command that puts inputs together."
         c.add_argument("--format", **form)
-        c.add_argument("--prompt-at", metavar="PLACE", help="where the prompt stands: before, between, after, or a pattern such as '{text} {prompt}' (as the task says; before)")
+        c.add_argument(
+            "--prompt-at",
+            metavar="PLACE",
+            help="where the prompt stands: before, between, after, or a pattern such as '{text} {prompt}' (as the task says; before)",
+        )
         c.add_argument("--chat", action="store_true", help="put each model's own chat template around it")
         c.add_argument("--system", metavar="TEXT", help="with --chat: what the system is told")
-        c.add_argument("--control", action="store_true", help="read control tokens' names in template, pattern, system text and prompt as the tokens")
+        c.add_argument(
+            "--control",
+            action="store_true",
+            help="read control tokens' names in template, pattern, system text and prompt as the tokens",
+        )
+
     c = command("tune", cmd_tune, "tune hard prompts on one model")
     placed(c)
-    c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--out", required=True, help="results folder")
+    c.add_argument("model", metavar="MODEL", help=models)
+    c.add_argument("--task", required=True)
+    c.add_argument("--out", required=True, help="results folder")
     method = c.add_argument("--method", default="pez")
-    c.later = lambda: setattr(method, "help", "; ".join(f"{name}: {about}" for name, about in _methods().items()).replace("%", "%%"))
-    c.add_argument("--also", nargs="+", action="extend", metavar="MODEL", help="the other models, for joint (tuned together), joint-choice (chosen together) and joint-swaps; --vocab must be of them all")
-    c.add_argument("--judge", metavar="MODEL", help="the model that accepts, for mixed"); c.add_argument("--policy", metavar="MODEL", help="the model that writes, for rlprompt (the tuned model itself)")
+    c.later = lambda: setattr(
+        method, "help", "; ".join(f"{name}: {about}" for name, about in _methods().items()).replace("%", "%%")
+    )
+    c.add_argument(
+        "--also",
+        nargs="+",
+        action="extend",
+        metavar="MODEL",
+        help="the other models, for joint (tuned together), joint-choice (chosen together) and joint-swaps; --vocab must be of them all",
+    )
+    c.add_argument("--judge", metavar="MODEL", help="the model that accepts, for mixed")
+    c.add_argument("--policy", metavar="MODEL", help="the model that writes, for rlprompt (the tuned model itself)")
     c.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other settings of the method")
-    c.add_argument("--vocab", help="parquet of hpt stability or hpt vocab: only its tokens may be chosen"); c.add_argument("--top", type=_positive(), metavar="S", help="its S most stable")
+    c.add_argument("--vocab", help="parquet of hpt stability or hpt vocab: only its tokens may be chosen")
+    c.add_argument("--top", type=_positive(), metavar="S", help="its S most stable")
     c.add_argument("--seeds", default="0", help="such as 0,1,2; tuned side by side")
-    for name, default in dict(steps=5000, batch=16, tokens=10, holdout=5000).items(): c.add_argument(f"--{name}", type=_positive(), help=f"as the method was published (pez: {default})")
+    for name, default in dict(steps=5000, batch=16, tokens=10, holdout=5000).items():
+        c.add_argument(f"--{name}", type=_positive(), help=f"as the method was published (pez: {default})")
     c.add_argument("--tracker", **tracker)
     c.add_argument("--eval-every", type=_positive(), help="steps between holdout scores (pez: 100)")
-    c.add_argument("--lr", type=float, help="(pez: 0.3)"); c.add_argument("--init", help="labels, names (as PEZ was released), random, or for soft methods a text")
-    c.add_argument("--start", metavar="TEXT", help="a text to start from, which the prompt is then as long as; its tokens stand until they are replaced")
-    c.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="auto: bfloat16 where the processor has it")
-    c.add_argument("--compile", action="store_true", help="compile the model's layers first: faster steps, which round otherwise, after seconds to a minute of compiling; only where the steps pay for it")
-    bos = dict(default="auto", choices=["auto", "yes", "no"], help="does BOS go before the prompt? auto: as the tokenizer has it (OPT's does; PEZ as released leaves it out)")
+    c.add_argument("--lr", type=float, help="(pez: 0.3)")
+    c.add_argument("--init", help="labels, names (as PEZ was released), random, or for soft methods a text")
+    c.add_argument(
+        "--start",
+        metavar="TEXT",
+        help="a text to start from, which the prompt is then as long as; its tokens stand until they are replaced",
+    )
+    c.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="auto: bfloat16 where the processor has it",
+    )
+    c.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the model's layers first: faster steps, which round otherwise, after seconds to a minute of compiling; only where the steps pay for it",
+    )
+    bos = dict(
+        default="auto",
+        choices=["auto", "yes", "no"],
+        help="does BOS go before the prompt? auto: as the tokenizer has it (OPT's does; PEZ as released leaves it out)",
+    )
     c.add_argument("--bos", **bos)
     selecting(c)
     c = command("eval", cmd_eval, "accuracy of a prompt on a task")
     placed(c)
-    c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True); c.add_argument("--prompt", default="", help="text before each input; none: the template alone")
-    c.add_argument("--split", default="validation", choices=["train", "holdout", "validation"]); c.add_argument("--limit", type=_positive(), metavar="N", help="a stratified subset of N texts")
-    c.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"]); c.add_argument("--bos", **bos); c.add_argument("--json", action="store_true", help="one JSON object")
-    c = command("audit", cmd_audit, "what any prompts are worth on any models, beside no prompt: raw, calibrated, with intervals")
+    c.add_argument("model", metavar="MODEL", help=models)
+    c.add_argument("--task", required=True)
+    c.add_argument("--prompt", default="", help="text before each input; none: the template alone")
+    c.add_argument("--split", default="validation", choices=["train", "holdout", "validation"])
+    c.add_argument("--limit", type=_positive(), metavar="N", help="a stratified subset of N texts")
+    c.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    c.add_argument("--bos", **bos)
+    c.add_argument("--json", action="store_true", help="one JSON object")
+    c = command(
+        "audit",
+        cmd_audit,
+        "what any prompts are worth on any models, beside no prompt: raw, calibrated, with intervals",
+    )
     c.add_argument("--task", required=True, help="task file (.toml) or name")
     c.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=models)
     c.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt, hand-written or tuned; again for more")
-    c.add_argument("--prompt-file", action="append", metavar="FILE", help="prompts: a text file with one per line, a JSON list or object of texts, or what hpt transferable, tune or export wrote; again for more")
-    c.add_argument("--limit", type=_positive(), default=400, metavar="N", help="texts that are scored, the classes in proportion (400)")
+    c.add_argument(
+        "--prompt-file",
+        action="append",
+        metavar="FILE",
+        help="prompts: a text file with one per line, a JSON list or object of texts, or what hpt transferable, tune or export wrote; again for more",
+    )
+    c.add_argument(
+        "--limit",
+        type=_positive(),
+        default=400,
+        metavar="N",
+        help="texts that are scored, the classes in proportion (400)",
+    )
     c.add_argument("--split", default="validation", choices=["train", "validation"])
-    c.add_argument("--unlabelled", type=_positive(), default=200, metavar="N", help="holdout texts that calibrate; their labels are not used (200)")
+    c.add_argument(
+        "--unlabelled",
+        type=_positive(),
+        default=200,
+        metavar="N",
+        help="holdout texts that calibrate; their labels are not used (200)",
+    )
     placed(c)
     c.add_argument("--out", metavar="DIR", help="folder for index.html, audit.json and audit.txt")
     c.add_argument("--json", action="store_true", help="one JSON object")
@@ -581,20 +980,37 @@ def parser()->argparse.ArgumentParser:
     c.add_argument("file", metavar="FILE", help="csv, tsv, jsonl or parquet")
     c.add_argument("--model", required=True, metavar="MODEL", help=models)
     c.add_argument("--prompt", metavar="TEXT", help="text before each input; none: the template alone")
-    c.add_argument("--prompt-file", metavar="FILE", help="a prompt of hpt transferable (its folder too), hpt export --to json or Prompt.save, which knows its task")
+    c.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        help="a prompt of hpt transferable (its folder too), hpt export --to json or Prompt.save, which knows its task",
+    )
     c.add_argument("--task", help="task file or name: template and label words, and a holdout to calibrate on")
     placed(c)
-    c.add_argument("--calibrated", action="store_true", help="take away the prompt's lean: by constants kept with the prompt, else from the task's holdout, else from FILE itself")
+    c.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="take away the prompt's lean: by constants kept with the prompt, else from the task's holdout, else from FILE itself",
+    )
     c.add_argument("--text", default="text", metavar="COLUMN", help="column of the texts (text)")
     c.add_argument("--label", metavar="COLUMN", help="column of labels: say how many are right")
     c.add_argument("--skip-empty", action="store_true", help="pass over rows without a text; they are counted")
     c.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     c.add_argument("--out", required=True, metavar="FILE", help="csv, tsv, jsonl or parquet")
     c.add_argument("--json", action="store_true", help="one JSON object about what was done")
-    c = command("labels", cmd_labels, "sets of label words on the holdout, without a prompt: raw, calibrated, and how well they tell the classes apart")
+    c = command(
+        "labels",
+        cmd_labels,
+        "sets of label words on the holdout, without a prompt: raw, calibrated, and how well they tell the classes apart",
+    )
     c.add_argument("--task", required=True, help="task file (.toml) or name; its own label words come first")
     c.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=models)
-    c.add_argument("--words", action="append", metavar="A,B,...", help="another set, one word per class in the task's order; again for more")
+    c.add_argument(
+        "--words",
+        action="append",
+        metavar="A,B,...",
+        help="another set, one word per class in the task's order; again for more",
+    )
     c.add_argument("--prompt", metavar="TEXT", help="a text before each input")
     c.add_argument("--limit", type=_positive(), default=200, metavar="N", help="holdout texts (200)")
     placed(c)
@@ -602,75 +1018,187 @@ def parser()->argparse.ArgumentParser:
     c = command("effects", cmd_effects, "what single tokens do to each model's answers, alone as a prompt")
     c.add_argument("models", nargs="+", metavar="MODEL", help=models)
     c.add_argument("--task", required=True)
-    c.add_argument("--vocab", help="parquet of hpt stability or hpt vocab: its tokens, spread evenly over its ranking; without it the common tokens of the models")
+    c.add_argument(
+        "--vocab",
+        help="parquet of hpt stability or hpt vocab: its tokens, spread evenly over its ranking; without it the common tokens of the models",
+    )
     c.add_argument("--tokens", type=_positive(), required=True, metavar="N", help="tokens to measure")
-    c.add_argument("--texts", type=_positive(), required=True, metavar="N", help="texts that each is put before, at least two of each class")
+    c.add_argument(
+        "--texts",
+        type=_positive(),
+        required=True,
+        metavar="N",
+        help="texts that each is put before, at least two of each class",
+    )
     c.add_argument("--split", default="validation", choices=["train", "holdout", "validation"])
     c.add_argument("--seed", type=_seed, default=0, help="which token of each stretch of the ranking (0)")
-    c.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="auto: float32 on a CPU, bfloat16 on CUDA")
+    c.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="auto: float32 on a CPU, bfloat16 on CUDA",
+    )
     c.add_argument("--out", required=True, help="parquet file")
     c = command("study", cmd_study, "measurements of the findings that tune nothing: single tokens, random prompts")
-    c.add_argument("study", choices=["effects", "strata"], help="effects: single tokens (chapter 14b); strata: random prompts of several vocabularies (14a)")
+    c.add_argument(
+        "study",
+        choices=["effects", "strata"],
+        help="effects: single tokens (chapter 14b); strata: random prompts of several vocabularies (14a)",
+    )
     c.add_argument("--out", required=True, help="results folder; the same again goes on")
-    c.add_argument("--data", metavar="DIR", help="folder of task files (sst2.toml, ag_news.toml) that stand in for the hub's tasks")
+    c.add_argument(
+        "--data", metavar="DIR", help="folder of task files (sst2.toml, ag_news.toml) that stand in for the hub's tasks"
+    )
     c.add_argument("--device", default="auto", help="cuda, cuda:1, cpu; auto: cuda if there")
     c.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the scoring (bfloat16)")
-    c.add_argument("--prepare", action="store_true", help="only what needs wordfreq and no GPU: tokens, prompts, agreement")
+    c.add_argument(
+        "--prepare", action="store_true", help="only what needs wordfreq and no GPU: tokens, prompts, agreement"
+    )
     c.add_argument("--small", action="store_true", help="a few tokens, prompts and texts: to try it")
     c = command("fingerprint", cmd_fingerprint, "which input format gives the paper's Empty count")
-    c.add_argument("model", metavar="MODEL", help=models); c.add_argument("--task", required=True)
-    c.add_argument("--limit", type=_positive(), metavar="N", help="a stratified subset of N texts"); c.add_argument("--json", action="store_true", help="one JSON object")
+    c.add_argument("model", metavar="MODEL", help=models)
+    c.add_argument("--task", required=True)
+    c.add_argument("--limit", type=_positive(), metavar="N", help="a stratified subset of N texts")
+    c.add_argument("--json", action="store_true", help="one JSON object")
     c = command("run", cmd_run, "run an experiment, or go on with it")
-    c.add_argument("preset", metavar="PRESET_OR_TOML"); c.add_argument("--out", help="results folder")
+    c.add_argument("preset", metavar="PRESET_OR_TOML")
+    c.add_argument("--out", help="results folder")
     c.add_argument("--dry-run", action="store_true", help="say what would be done, fetched and spent, and do nothing")
-    c.add_argument("--rates", metavar="T,S", help="with --dry-run: TFLOP/s that another device reaches in tuning and in scoring, in place of this one's")
-    c.add_argument("--engine", default="local", help="local: one unit after another; ray: side by side, here or on the cluster of RAY_ADDRESS")
-    c.add_argument("--cpus", type=_positive(), metavar="N", help="with --engine ray: processors, and threads, a worker (1)")
-    c.add_argument("--split", type=_positive(), default=0, metavar="N", help="at most N seeds in one tuning pass, so that more devices share the work (all in one)")
-    c.add_argument("--data", metavar="DIR", help="folder of task files (sst2.toml, ag_news.toml) that stand in for the hub's tasks")
+    c.add_argument(
+        "--rates",
+        metavar="T,S",
+        help="with --dry-run: TFLOP/s that another device reaches in tuning and in scoring, in place of this one's",
+    )
+    c.add_argument(
+        "--engine",
+        default="local",
+        help="local: one unit after another; ray: side by side, here or on the cluster of RAY_ADDRESS",
+    )
+    c.add_argument(
+        "--cpus", type=_positive(), metavar="N", help="with --engine ray: processors, and threads, a worker (1)"
+    )
+    c.add_argument(
+        "--split",
+        type=_positive(),
+        default=0,
+        metavar="N",
+        help="at most N seeds in one tuning pass, so that more devices share the work (all in one)",
+    )
+    c.add_argument(
+        "--data", metavar="DIR", help="folder of task files (sst2.toml, ag_news.toml) that stand in for the hub's tasks"
+    )
     c.add_argument("--tracker", **(tracker | dict(default=None)))
     c.add_argument("--retry-failed", action="store_true", help="try pieces again that failed before")
-    c.add_argument("--anyway", action="store_true", help="go on although step 0, Empty against the paper's counts, speaks against it (presets with step0 = true)")
+    c.add_argument(
+        "--anyway",
+        action="store_true",
+        help="go on although step 0, Empty against the paper's counts, speaks against it (presets with step0 = true)",
+    )
     c = command("status", cmd_status, "what of a run is done, running, failed and left, and how long it will take")
     c.add_argument("dir", metavar="DIR")
     c = command("report", cmd_report, "web page of a results folder")
-    c.add_argument("dir", metavar="DIR"); c.add_argument("--out", required=True, help="folder of the page")
+    c.add_argument("dir", metavar="DIR")
+    c.add_argument("--out", required=True, help="folder of the page")
     c.add_argument("--partial", action="store_true", help="show the tables that are finished, say which are not")
-    c.add_argument("--preset", metavar="PRESET_OR_TOML", help="refuse results that this experiment, as it is now, would not make")
+    c.add_argument(
+        "--preset", metavar="PRESET_OR_TOML", help="refuse results that this experiment, as it is now, would not make"
+    )
     c = command("pack", cmd_pack, "a results folder as one compressed file, which is read in its place")
-    c.add_argument("dir", metavar="DIR", help="results folder, or a folder of them where a setting was varied"); c.add_argument("--out", required=True, metavar="FILE", help="such as results/study.hpt")
-    c = command("explore", cmd_explore, "a page to look tokens up in: how stable, which neighbours, which prompts use them")
+    c.add_argument("dir", metavar="DIR", help="results folder, or a folder of them where a setting was varied")
+    c.add_argument("--out", required=True, metavar="FILE", help="such as results/study.hpt")
+    c = command(
+        "explore", cmd_explore, "a page to look tokens up in: how stable, which neighbours, which prompts use them"
+    )
     c.add_argument("place", metavar="DIR_OR_PARQUET", help="results folder, pack, or a vocabulary of hpt stability")
     c.add_argument("--out", required=True, metavar="FILE", help="an .html file")
-    c.add_argument("--models", nargs="+", metavar="MODEL", help="show the neighbours in these, some of the vocabulary's (none)")
+    c.add_argument(
+        "--models", nargs="+", metavar="MODEL", help="show the neighbours in these, some of the vocabulary's (none)"
+    )
     c.add_argument("--vocab", metavar="NAME", help="which vocabulary of the folder, where it holds several")
-    c.add_argument("--tokens", type=_positive(), default=3000, metavar="N", help="tokens that get neighbours, the most stable (3000)")
+    c.add_argument(
+        "--tokens",
+        type=_positive(),
+        default=3000,
+        metavar="N",
+        help="tokens that get neighbours, the most stable (3000)",
+    )
     c.add_argument("--k", type=_positive(), default=10, help="neighbours a token (10)")
-    c = command("init", cmd_init, "an experiment of your own to begin with: a preset, a task and a small table that run as they are")
+    c = command(
+        "init",
+        cmd_init,
+        "an experiment of your own to begin with: a preset, a task and a small table that run as they are",
+    )
     c.add_argument("dir", metavar="DIR", help="folder for them; made if missing")
-    c.add_argument("--models", nargs="+", default=["smollm2-135m", "gemma-3-270m"], metavar="MODEL", help="the source, its counterpart, further models to try the prompts on")
-    c = command("transferable", cmd_transferable, "from a labelled file to a prompt, and what it is worth on each model")
-    c.add_argument("--task", required=True, help="task file (.toml) or name"); c.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=f"two or more that you may use; the prompt is tuned on the first: {models}")
+    c.add_argument(
+        "--models",
+        nargs="+",
+        default=["smollm2-135m", "gemma-3-270m"],
+        metavar="MODEL",
+        help="the source, its counterpart, further models to try the prompts on",
+    )
+    c = command(
+        "transferable", cmd_transferable, "from a labelled file to a prompt, and what it is worth on each model"
+    )
+    c.add_argument("--task", required=True, help="task file (.toml) or name")
+    c.add_argument(
+        "--models",
+        nargs="+",
+        required=True,
+        metavar="MODEL",
+        help=f"two or more that you may use; the prompt is tuned on the first: {models}",
+    )
     c.add_argument("--target", nargs="+", metavar="MODEL", help="models that take no part: is the prompt of use there?")
     c.add_argument("--out", metavar="DIR", help="results folder (runs/transferable-TASK); the same again goes on")
-    c.add_argument("--against", action="append", metavar="TEXT", help="a hand-written prompt, shown beside the tuned one; again for more")
+    c.add_argument(
+        "--against",
+        action="append",
+        metavar="TEXT",
+        help="a hand-written prompt, shown beside the tuned one; again for more",
+    )
     c.add_argument("--tracker", **tracker)
-    c.add_argument("--dry-run", action="store_true", help="say what would be done and how long it would take, and do nothing")
-    c.add_argument("--start", metavar="TEXT", help="your own prompt: the search begins at it, and it stays unless something better is found")
-    c.add_argument("--method", help="(pez; joint-swaps with --start) pez, pez-reprojected, autoprompt, mixed, gcg, rlprompt, joint, joint-choice or joint-swaps")
+    c.add_argument(
+        "--dry-run", action="store_true", help="say what would be done and how long it would take, and do nothing"
+    )
+    c.add_argument(
+        "--start",
+        metavar="TEXT",
+        help="your own prompt: the search begins at it, and it stays unless something better is found",
+    )
+    c.add_argument(
+        "--method",
+        help="(pez; joint-swaps with --start) pez, pez-reprojected, autoprompt, mixed, gcg, rlprompt, joint, joint-choice or joint-swaps",
+    )
     c.add_argument("--seeds", default="0,1,2", help="one prompt each; the best on the holdout is kept (0,1,2)")
-    for name, default in dict(steps=200, batch=8, tokens=10, holdout=200).items(): c.add_argument(f"--{name}", type=_positive(), help=f"({default})")
+    for name, default in dict(steps=200, batch=8, tokens=10, holdout=200).items():
+        c.add_argument(f"--{name}", type=_positive(), help=f"({default})")
     c.add_argument("--limit", type=_positive(), default=300, metavar="N", help="validation texts that are scored (300)")
-    c.add_argument("--top", type=_positive(), default=8192, metavar="S", help="tokens that may be chosen, the most stable (8192)"); c.add_argument("--k", type=_positive(), default=64, help="neighbours a token (64)")
+    c.add_argument(
+        "--top", type=_positive(), default=8192, metavar="S", help="tokens that may be chosen, the most stable (8192)"
+    )
+    c.add_argument("--k", type=_positive(), default=64, help="neighbours a token (64)")
     c.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other settings of the method")
-    c.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the tuning; auto: bfloat16 where the processor has it")
+    c.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="of the tuning; auto: bfloat16 where the processor has it",
+    )
     selecting(c)
     c = command("export", cmd_export, "write a tuned prompt for lm-eval, as JSON, as Python, or for PEFT")
-    c.add_argument("prompt", metavar="DIR_OR_JSON", help="folder of hpt transferable or hpt tune, or a prompt's JSON file")
-    c.add_argument("--to", required=True, metavar="FORM", help="lm-eval, json, python or peft"); c.add_argument("--out", required=True, help="folder (lm-eval, peft) or file (.json, .py)")
-    c.add_argument("--task", help="if the prompt does not say, or its task file has moved"); c.add_argument("--model", metavar="MODEL", help="the model that it was tuned on, if the prompt does not say")
+    c.add_argument(
+        "prompt", metavar="DIR_OR_JSON", help="folder of hpt transferable or hpt tune, or a prompt's JSON file"
+    )
+    c.add_argument("--to", required=True, metavar="FORM", help="lm-eval, json, python or peft")
+    c.add_argument("--out", required=True, help="folder (lm-eval, peft) or file (.json, .py)")
+    c.add_argument("--task", help="if the prompt does not say, or its task file has moved")
+    c.add_argument("--model", metavar="MODEL", help="the model that it was tuned on, if the prompt does not say")
     c.add_argument("--seed", type=_seed, help="which run of a tuning folder (the best on its holdout)")
-    c.add_argument("--split", default="validation", choices=["train", "holdout", "validation"], help="of lm-eval's texts"); c.add_argument("--limit", type=_positive(), metavar="N", help="a stratified subset of N texts, as hpt eval --limit takes it")
+    c.add_argument(
+        "--split", default="validation", choices=["train", "holdout", "validation"], help="of lm-eval's texts"
+    )
+    c.add_argument(
+        "--limit", type=_positive(), metavar="N", help="a stratified subset of N texts, as hpt eval --limit takes it"
+    )
     return p
 
 # %% ../nbs/21_cli.ipynb #7c11e002
@@ -678,43 +1206,60 @@ def parser()->argparse.ArgumentParser:
 def _escaping_streams():
     "While the block runs, stdout and stderr write as escapes what their encoding lacks."
     ours = [(s, s.errors) for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]
-    for s, _ in ours: s.reconfigure(errors="backslashreplace")
-    try: yield
+    for s, _ in ours:
+        s.reconfigure(errors="backslashreplace")
+    try:
+        yield
     finally:
-        for s, errors in ours: s.reconfigure(errors=errors)
+        for s, errors in ours:
+            s.reconfigure(errors=errors)
 
 # %% ../nbs/21_cli.ipynb #e58cb336
-def main(argv=None)->int:
+def main(argv=None) -> int:
     "Entry point of `hpt`; returns the exit code."
-    with _escaping_streams(), _terminable(), messages(): return _main(argv)
+    with _escaping_streams(), _terminable(), messages():
+        return _main(argv)
 
-KEEPING = ("run", "tune", "transferable", "study")   # commands that go on where they were stopped
 
-def _kept(argv, stop)->str:
+KEEPING = ("run", "tune", "transferable", "study")  # commands that go on where they were stopped
+
+
+def _kept(argv, stop) -> str:
     "What a stopped command leaves, in words."
     command = next(iter(sys.argv[1:] if argv is None else argv), "")
-    if command not in KEEPING: return "nothing was written"
+    if command not in KEEPING:
+        return "nothing was written"
     pass_ = f" and {stop.kept}" if hasattr(stop, "kept") else ""
     return f"finished cells{pass_} are kept, run the same command to go on"
 
+
 class _Terminated(KeyboardInterrupt):
     "SIGTERM, outside of a tuning pass."
+
     signum = signal.SIGTERM
+
 
 @contextmanager
 def _terminable():
     "SIGTERM stops a command as Ctrl-C does."
-    def stop(*_): raise _Terminated
-    if threading.current_thread() is not threading.main_thread(): yield
+
+    def stop(*_):
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
     else:
         old = signal.signal(signal.SIGTERM, stop)
-        try: yield
-        finally: signal.signal(signal.SIGTERM, old)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, old)
 
-def _main(argv)->int:
+
+def _main(argv) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        with holding_remarks():   # a refusal is one line: what was remarked before it goes unsaid
+        with holding_remarks():  # a refusal is one line: what was remarked before it goes unsaid
             a = parser().parse_args(argv)
             a.run(a)
         return 0
@@ -724,7 +1269,11 @@ def _main(argv)->int:
     except KeyboardInterrupt as e:
         print(f"\nhpt: stopped; {_kept(argv, e)}", file=sys.stderr)
         return 128 + getattr(e, "signum", 2)
-    except BrokenPipeError: return 0
-    except OSError as e:   # a name that no disk takes, a disk that went away
-        print(f"hpt: {visible(str(e.filename)[:80]) + ': ' if e.filename else ''}{e.strerror or type(e).__name__}; give another or a shorter name, or mend that place", file=sys.stderr)
+    except BrokenPipeError:
+        return 0
+    except OSError as e:  # a name that no disk takes, a disk that went away
+        print(
+            f"hpt: {visible(str(e.filename)[:80]) + ': ' if e.filename else ''}{e.strerror or type(e).__name__}; give another or a shorter name, or mend that place",
+            file=sys.stderr,
+        )
         return 2

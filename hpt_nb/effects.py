@@ -7,7 +7,10 @@ __all__ = ['centred', 'shift', 'separation', 'text_halves', 'correlation', 'reli
            'token_logprobs', 'token_effects', 'spread', 'ids_in', 'save_effects', 'load_effects']
 
 # %% ../nbs/05a_effects.ipynb #a0e5f003
-import hashlib, io, json, math
+import hashlib
+import io
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -19,142 +22,160 @@ from .scoring import label_logprobs_many
 
 # %% ../nbs/05a_effects.ipynb #a0e5f006
 def centred(
-    logp:Tensor,  # (..., C) log-probabilities or logits of the label words
-)->Tensor:        # (..., C), summing to 0 over the label words
+    logp: Tensor,  # (..., C) log-probabilities or logits of the label words
+) -> Tensor:  # (..., C), summing to 0 over the label words
     "Each label word's value minus the mean over the label words."
     return logp - logp.mean(-1, keepdim=True)
 
+
 def shift(
-    logp_mnc:Tensor,  # (m, n, C) log p of n texts under each of m prompts
-    empty_nc:Tensor,  # (n, C) the same texts without a prompt
-)->Tensor:            # (m, C), summing to 0 over the label words
+    logp_mnc: Tensor,  # (m, n, C) log p of n texts under each of m prompts
+    empty_nc: Tensor,  # (n, C) the same texts without a prompt
+) -> Tensor:  # (m, C), summing to 0 over the label words
     "How far each prompt moves the centred log-probabilities of the average text (protocol, section 9)."
     return (centred(logp_mnc) - centred(empty_nc)).mean(1)
 
+
 def separation(
-    logp_mnc:Tensor,  # (m, n, C)
-    empty_nc:Tensor,  # (n, C)
-    labels_n:Tensor,  # (n,) int64 right class of each text
-)->Tensor:            # (m,)
+    logp_mnc: Tensor,  # (m, n, C)
+    empty_nc: Tensor,  # (n, C)
+    labels_n: Tensor,  # (n,) int64 right class of each text
+) -> Tensor:  # (m,)
     "Mean gain of the right label word over the mean of the others, after the shift is taken away."
     change_mnc = centred(logp_mnc) - centred(empty_nc)
     rest_mnc = change_mnc - change_mnc.mean(1, keepdim=True)
-    right_mn = rest_mnc[:,torch.arange(len(labels_n)),labels_n]
-    return right_mn.mean(1)*logp_mnc.shape[-1]/(logp_mnc.shape[-1] - 1)   # the others sum to minus the right one
+    right_mn = rest_mnc[:, torch.arange(len(labels_n)), labels_n]
+    return right_mn.mean(1) * logp_mnc.shape[-1] / (logp_mnc.shape[-1] - 1)  # the others sum to minus the right one
 
 # %% ../nbs/05a_effects.ipynb #a0e5f00c
 def text_halves(
-    labels_n,       # n right classes
-    seed:int=None,  # of the order in which texts are dealt; None: as they stand
-)->tuple:           # two int64 tensors of text numbers, ascending
+    labels_n,  # n right classes
+    seed: int = None,  # of the order in which texts are dealt; None: as they stand
+) -> tuple:  # two int64 tensors of text numbers, ascending
     "Two halves of the texts, dealt in turn within each class. `InputError` where a class has fewer than two texts."
     y = torch.as_tensor(labels_n)
     few = [int(c) for c in y.unique() if (y == c).sum() < 2]
     if few or not len(y):
         raise InputError(f"{len(y)} texts, of class {few[0] if few else 0} fewer than 2; need two of each class")
     order = torch.arange(len(y))
-    if seed is not None: order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    dealt = order[torch.sort(y[order], stable=True).indices]   # class after class, so that halves are of one size too
+    if seed is not None:
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    dealt = order[torch.sort(y[order], stable=True).indices]  # class after class, so that halves are of one size too
     return dealt[::2].sort().values, dealt[1::2].sort().values
 
+
 def correlation(
-    a:Tensor,  # (m,) or (m, C) effects of m tokens
-    b:Tensor,  # the same shape: on another model, or on other texts
-)->float:      # -1 to 1; NaN where one of the two does not vary
+    a: Tensor,  # (m,) or (m, C) effects of m tokens
+    b: Tensor,  # the same shape: on another model, or on other texts
+) -> float:  # -1 to 1; NaN where one of the two does not vary
     "Pearson's correlation over tokens; for vectors, summed covariances over the root of summed variances."
     a, b = (x.double().reshape(len(x), -1) for x in (a, b))
     a, b = a - a.mean(0), b - b.mean(0)
-    size = (a.square().sum()*b.square().sum()).sqrt()
-    return float((a*b).sum()/size) if size > 0 else math.nan
+    size = (a.square().sum() * b.square().sum()).sqrt()
+    return float((a * b).sum() / size) if size > 0 else math.nan
+
 
 def reliability(
-    halves,    # two tensors, the effects on each half of the texts
-)->float:
+    halves,  # two tensors, the effects on each half of the texts
+) -> float:
     "How well all texts measure an effect: the halves' correlation r, stepped up to twice the texts, 2r/(1+r)."
     r = correlation(*halves)
-    return 2*r/(1 + r) if r > -1 else math.nan
+    return 2 * r / (1 + r) if r > -1 else math.nan
 
 # %% ../nbs/05a_effects.ipynb #a0e5f011
 @dataclass(frozen=True, eq=False)
 class Effects:
     "What m prompts do to one model, on all texts and on two halves of them."
-    shift: Tensor              # (m, C)
-    separation: Tensor         # (m,)
-    shift_halves: Tensor       # (2, m, C)
+
+    shift: Tensor  # (m, C)
+    separation: Tensor  # (m,)
+    shift_halves: Tensor  # (2, m, C)
     separation_halves: Tensor  # (2, m)
 
+
 def effects_of(
-    logp_mnc:Tensor,  # (m, n, C) log p of the label words under each prompt
-    empty_nc:Tensor,  # (n, C) without one
-    labels_n,         # n right classes
-)->Effects:
+    logp_mnc: Tensor,  # (m, n, C) log p of the label words under each prompt
+    empty_nc: Tensor,  # (n, C) without one
+    labels_n,  # n right classes
+) -> Effects:
     "Shift and separation of m prompts. `InputError` where a class has fewer than two texts."
     y, both = torch.as_tensor(labels_n), text_halves(labels_n)
-    parts = [(logp_mnc[:,half], empty_nc[half], y[half]) for half in both]
-    return Effects(shift(logp_mnc, empty_nc), separation(logp_mnc, empty_nc, y),
-                   torch.stack([shift(l, e) for l, e, _ in parts]), torch.stack([separation(*p) for p in parts]))
+    parts = [(logp_mnc[:, half], empty_nc[half], y[half]) for half in both]
+    return Effects(
+        shift(logp_mnc, empty_nc),
+        separation(logp_mnc, empty_nc, y),
+        torch.stack([shift(l, e) for l, e, _ in parts]),
+        torch.stack([separation(*p) for p in parts]),
+    )
+
 
 def token_logprobs(
-    lm:LM,
-    task,                # as in `label_logprobs`
-    texts,               # n strings
-    ids,                 # m ids of `lm`
-    max_tokens:int=None, # tokens in one pass; None: from the free memory
-    on_pass=None,        # called with the number of texts done after each pass
-)->tuple:                # (m, n, C) and (n, C) float32
+    lm: LM,
+    task,  # as in `label_logprobs`
+    texts,  # n strings
+    ids,  # m ids of `lm`
+    max_tokens: int = None,  # tokens in one pass; None: from the free memory
+    on_pass=None,  # called with the number of texts done after each pass
+) -> tuple:  # (m, n, C) and (n, C) float32
     "Log-probabilities of the label words with each token alone before the text, and with none."
     logp = label_logprobs_many(lm, task, texts, [None] + [[int(i)] for i in ids], max_tokens, on_pass)
     return logp[1:], logp[0]
 
+
 def token_effects(
-    lm:LM, task,
-    split,               # has `.texts` and `.labels`
-    ids,                 # m ids of `lm`
-    max_tokens:int=None, # as in `token_logprobs`
-    on_pass=None,        # as in `token_logprobs`
-)->Effects:
+    lm: LM,
+    task,
+    split,  # has `.texts` and `.labels`
+    ids,  # m ids of `lm`
+    max_tokens: int = None,  # as in `token_logprobs`
+    on_pass=None,  # as in `token_logprobs`
+) -> Effects:
     "Effects of single tokens. `InputError` where a class has fewer than two texts, before anything is computed."
     text_halves(split.labels)
     return effects_of(*token_logprobs(lm, task, split.texts, ids, max_tokens, on_pass), split.labels)
 
 # %% ../nbs/05a_effects.ipynb #a0e5f015
 def spread(
-    vocab:Vocab,  # scored; or in its own order, where it has no scores
-    n:int,        # tokens wanted
-    seed:int=0,
-)->Vocab:         # n tokens, best first
+    vocab: Vocab,  # scored; or in its own order, where it has no scores
+    n: int,  # tokens wanted
+    seed: int = 0,
+) -> Vocab:  # n tokens, best first
     "Tokens spread evenly over the ranking by J: one from each of n stretches. `InputError` for more than there are."
     c = len(vocab)
-    if not 1 <= n <= c: raise InputError(f"{n} tokens asked of a vocabulary of {c}; need 1 <= n <= {c}")
+    if not 1 <= n <= c:
+        raise InputError(f"{n} tokens asked of a vocabulary of {c}; need 1 <= n <= {c}")
     ranking = torch.arange(c) if vocab.J is None else torch.sort(vocab.J, descending=True, stable=True).indices
-    edges = torch.arange(n + 1)*c//n
+    edges = torch.arange(n + 1) * c // n
     draw = torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
-    at = edges[:-1] + (draw*(edges[1:] - edges[:-1])).long()
+    at = edges[:-1] + (draw * (edges[1:] - edges[:-1])).long()
     return vocab.take(ranking[at], spread=n, seed=seed)
 
 # %% ../nbs/05a_effects.ipynb #a0e5f018
-def ids_in(
-    vocab:Vocab,
-    lm:LM,
-)->Tensor:        # (c,) int64
+def ids_in(vocab: Vocab, lm: LM) -> Tensor:  # (c,) int64
     "The vocabulary's ids in a model. `InputError` if it is not of this model, or the model reads other tokens there."
     ids = ids_of(vocab, lm)
     for token, i in zip(vocab.tokens, ids.tolist()):
         said = lm.token_bytes.get(i)
         if said is None or token_text(said) != token:
-            raise InputError(f"the vocabulary has {token!r} at id {i} of {lm.name}, where this model has {said!r}; "
-                             "make the vocabulary anew with this model")
+            raise InputError(
+                f"the vocabulary has {token!r} at id {i} of {lm.name}, where this model has {said!r}; "
+                "make the vocabulary anew with this model"
+            )
     return ids
 
 # %% ../nbs/05a_effects.ipynb #a0e5f01b
-def _columns(vocab:Vocab, effects:dict):
+def _columns(vocab: Vocab, effects: dict):
     "The file's table."
     import pyarrow as pa
+
     n = len(vocab)
-    J = [None]*n if vocab.J is None else vocab.J.numpy()
+    J = [None] * n if vocab.J is None else vocab.J.numpy()
     columns = dict(rank=pa.array(range(1, n + 1), pa.int32()), token=pa.array(vocab.tokens, pa.string()))
     columns["J"] = pa.array(J, pa.float32())
-    def lists(x): return pa.array(x.float().tolist(), pa.list_(pa.float32()))
+
+    def lists(x):
+        return pa.array(x.float().tolist(), pa.list_(pa.float32()))
+
     for model, e in effects.items():
         columns[f"id:{model}"] = pa.array(vocab.ids_for(model).numpy())
         columns[f"shift:{model}"] = lists(e.shift)
@@ -163,21 +184,24 @@ def _columns(vocab:Vocab, effects:dict):
         columns[f"separation_halves:{model}"] = lists(e.separation_halves.T)
     return pa.table(columns)
 
-def _sum_of(table, note:dict)->str:
+
+def _sum_of(table, note: dict) -> str:
     "SHA-256 over what a file of effects holds."
     about = {k: v for k, v in note.items() if k != "checksum"}
     text = json.dumps([table.to_pydict(), about], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
+
 def save_effects(
-    path,           # a .parquet file
-    vocab:Vocab,    # the m tokens
-    effects:dict,   # model name -> `Effects`
-    config:dict,    # all that changes the numbers (JSON values)
-    meta:dict,      # `provenance`
-)->Path:
+    path,  # a .parquet file
+    vocab: Vocab,  # the m tokens
+    effects: dict,  # model name -> `Effects`
+    config: dict,  # all that changes the numbers (JSON values)
+    meta: dict,  # `provenance`
+) -> Path:
     "Write effects as parquet, whole or not at all, with configuration, provenance and checksum."
     import pyarrow.parquet as pq
+
     table, buffer = _columns(vocab, effects), io.BytesIO()
     note = dict(schema=1, kind="effects", models=list(effects), config=config, vocab=vocab.config, meta=meta)
     note["checksum"] = _sum_of(table, note)
@@ -186,13 +210,14 @@ def save_effects(
     return write_atomic(path, buffer.getvalue())
 
 # %% ../nbs/05a_effects.ipynb #a0e5f01c
-def load_effects(
-    path,
-)->tuple:   # (Vocab of the tokens, {model: `Effects`}, {"config", "vocab", "meta"})
+def load_effects(path) -> tuple:  # (Vocab of the tokens, {model: `Effects`}, {"config", "vocab", "meta"})
     "Read a file of effects. `InputError` for one that is missing, damaged, edited, or not of ours."
-    import pyarrow as pa, pyarrow.parquet as pq
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     redo = "make it again with hpt effects"
-    if not Path(path).is_file(): raise InputError(f"{path}: no such file of effects; {redo}")
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file of effects; {redo}")
     try:
         table = pq.read_table(io.BytesIO(Path(path).read_bytes()))
         note = json.loads(table.schema.metadata[b"hpt_nb"])
@@ -201,13 +226,21 @@ def load_effects(
         raise InputError(f"{path}: not a whole parquet file (cut short, damaged or another kind); {redo}") from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{path}: a parquet file, but not one of effects; {redo}") from None
-    if not whole: raise InputError(f"{path}: its content does not match its checksum (damaged or edited); {redo}")
-    def column(name): return torch.tensor(table[name].to_pylist())
+    if not whole:
+        raise InputError(f"{path}: its content does not match its checksum (damaged or edited); {redo}")
+
+    def column(name):
+        return torch.tensor(table[name].to_pylist())
+
     def of(model):
         halves = column(f"shift_halves:{model}")
-        return Effects(shift=column(f"shift:{model}"), separation=column(f"separation:{model}"),
-                       shift_halves=halves.view(len(halves), 2, -1).transpose(0, 1),
-                       separation_halves=column(f"separation_halves:{model}").T)
+        return Effects(
+            shift=column(f"shift:{model}"),
+            separation=column(f"separation:{model}"),
+            shift_halves=halves.view(len(halves), 2, -1).transpose(0, 1),
+            separation_halves=column(f"separation_halves:{model}").T,
+        )
+
     J = None if table["J"].null_count == len(table) else column("J")
     ids = torch.stack([column(f"id:{m}") for m in note["models"]])
     vocab = Vocab(table["token"].to_pylist(), ids, note["models"], J, note["vocab"])

@@ -7,275 +7,444 @@ __all__ = ['PROCESS_BYTES', 'STARTS', 'import_ray', 'ray_cluster', 'weights_of',
            'Worker', 'Hand', 'choose', 'Crew', 'drive', 'run_on_ray']
 
 # %% ../nbs/15_engines.ipynb #e05b7a19
-import logging, math, os, shutil, tempfile
+import logging
+import math
+import os
+import shutil
+import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 import torch
 from .store import InputError, Store
-from .experiments import Bar, Job, Models, Preset, begin, check_step0, is_finished, model_size, note_failed, plan_units, ranks, step0, weight
+from hpt_nb.experiments import (
+    Bar,
+    Job,
+    Models,
+    Preset,
+    begin,
+    check_step0,
+    is_finished,
+    model_size,
+    note_failed,
+    plan_units,
+    ranks,
+    step0,
+    weight,
+)
 
 # %% ../nbs/15_engines.ipynb #c4a81e37
 def import_ray():
     "The module `ray`. `InputError` where it is not installed."
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")   # a worker that asks for no GPU leaves CUDA_VISIBLE_DEVICES alone
-    try: import ray
-    except ImportError: raise InputError("--engine ray needs Ray, which is not installed; run: pip install ray, or use --engine local") from None
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # a worker that asks for no GPU leaves CUDA_VISIBLE_DEVICES alone
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            "--engine ray needs Ray, which is not installed; run: pip install ray, or use --engine local"
+        ) from None
     return ray
 
-def _line(e)->str:
+
+def _line(e) -> str:
     "The last line of an error that says something: Ray's hold whole tracebacks."
     lines = [x.strip() for x in str(e).splitlines() if x.strip()]
     return (lines[-1] if lines else type(e).__name__)[:300]
 
-_ENV = ("HPT_", "HF_", "TRANSFORMERS_", "TOKENIZERS_")   # what a worker on another machine must know of our settings
 
-def _own_folder()->Path:
+_ENV = ("HPT_", "HF_", "TRANSFORMERS_", "TOKENIZERS_")  # what a worker on another machine must know of our settings
+
+
+def _own_folder() -> Path:
     "A folder for the files of a Ray that we start; those of runs that were killed go."
-    root = Path(os.environ.get("RAY_TMPDIR") or "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())   # short: sockets stand in it, whose paths may have 107 letters
+    root = Path(
+        os.environ.get("RAY_TMPDIR") or "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
+    )  # short: sockets stand in it, whose paths may have 107 letters
     for old in root.glob("hpt-ray-*-*"):
         pid = old.name.split("-")[2]
-        if pid.isdigit() and not _alive(int(pid)): shutil.rmtree(old, ignore_errors=True)
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(old, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"hpt-ray-{os.getpid()}-", dir=root))
 
-def _alive(pid:int)->bool:
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except OSError: pass   # somebody else's
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's
     return True
 
-def _start_here(ray, tries:int=4, **kw):
+
+def _start_here(ray, tries: int = 4, **kw):
     "Start Ray on this machine. Its own limit of 30 s is short where others are busy: then again."
     for left in reversed(range(tries)):
-        try: return ray.init(address="local", **kw)
-        except Exception as e:   # Ray raises a plain one
+        try:
+            return ray.init(address="local", **kw)
+        except Exception as e:  # Ray raises a plain one
             ray.shutdown()
-            if "timed out" not in str(e) or not left: raise
+            if "timed out" not in str(e) or not left:
+                raise
+
 
 @contextmanager
 def ray_cluster():
     "Ray, connected: to the cluster of `RAY_ADDRESS`, or to one that is started on this machine and ended with the block. `InputError` where that fails."
     ray, address = import_ray(), os.environ.get("RAY_ADDRESS")
-    if ray.is_initialized():   # the caller's own
+    if ray.is_initialized():  # the caller's own
         yield ray
         return
     quiet, folder = dict(log_to_driver=False, logging_level=logging.CRITICAL), None
     try:
-        if address: ray.init(address=address, runtime_env=dict(env_vars={k: v for k, v in os.environ.items() if k.startswith(_ENV)}), **quiet)
+        if address:
+            ray.init(
+                address=address,
+                runtime_env=dict(env_vars={k: v for k, v in os.environ.items() if k.startswith(_ENV)}),
+                **quiet,
+            )
         else:
             folder = _own_folder()
-            _start_here(ray, include_dashboard=False, object_store_memory=256*2**20, _temp_dir=str(folder), _node_ip_address="127.0.0.1", **quiet)
+            _start_here(
+                ray,
+                include_dashboard=False,
+                object_store_memory=256 * 2**20,
+                _temp_dir=str(folder),
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
         yield ray
-    except Exception as e:   # Ray raises a plain Exception where it does not start in time
-        if isinstance(e, InputError) or ray.is_initialized(): raise
-        raise InputError(f"Ray cannot be {f'reached at RAY_ADDRESS={address}' if address else 'started here'} ({_line(e)}); " + ("start it there (ray start --head), set RAY_AUTH_MODE=token if it asks for a token, or unset RAY_ADDRESS" if address else "use --engine local")) from None
+    except Exception as e:  # Ray raises a plain Exception where it does not start in time
+        if isinstance(e, InputError) or ray.is_initialized():
+            raise
+        raise InputError(
+            f"Ray cannot be {f'reached at RAY_ADDRESS={address}' if address else 'started here'} ({_line(e)}); "
+            + (
+                "start it there (ray start --head), set RAY_AUTH_MODE=token if it asks for a token, or unset RAY_ADDRESS"
+                if address
+                else "use --engine local"
+            )
+        ) from None
     finally:
         ray.shutdown()
-        if folder: shutil.rmtree(folder, ignore_errors=True)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/15_engines.ipynb #a9e4610c
-PROCESS_BYTES = 1.5*2**30   # a Python process with torch and transformers
+PROCESS_BYTES = 1.5 * 2**30  # a Python process with torch and transformers
+
 
 @lru_cache
-def weights_of(name:str)->int:
+def weights_of(name: str) -> int:
     "Number of a model's weights; of a file that states none, guessed from its size (4 bits each); 0 if there is no telling."
-    try: return model_size(name)[1]
-    except InputError: return 2*Path(name).stat().st_size if Path(name).is_file() else 0
+    try:
+        return model_size(name)[1]
+    except InputError:
+        return 2 * Path(name).stat().st_size if Path(name).is_file() else 0
+
 
 def unit_bytes(
-    preset:Preset, unit,
-    weights=weights_of,   # model's name -> number of weights
-)->int:                   # bytes
+    preset: Preset,
+    unit,
+    weights=weights_of,  # model's name -> number of weights
+) -> int:  # bytes
     "Memory that a unit's models and what flows through them take on their device."
     wide = {"float32": 4}
-    each = wide.get(preset.scoring_dtype, 2) if unit.kind == "score" else 4 + (preset.tuning_dtype != "float32")*2 if unit.kind == "tune" else 4
-    return int(1.5*each*sum(weights(m) for m in unit.models))
+    each = (
+        wide.get(preset.scoring_dtype, 2)
+        if unit.kind == "score"
+        else 4 + (preset.tuning_dtype != "float32") * 2
+        if unit.kind == "tune"
+        else 4
+    )
+    return int(1.5 * each * sum(weights(m) for m in unit.models))
+
 
 def ask(
-    need:int,          # `unit_bytes`
-    largest:dict,      # of each resource, the most that one machine has
-    gpu_bytes,         # memory of one GPU, bytes; None: not known
-    cpus:int=1,        # processors, and threads, a worker
-)->dict:               # resource -> amount
+    need: int,  # `unit_bytes`
+    largest: dict,  # of each resource, the most that one machine has
+    gpu_bytes,  # memory of one GPU, bytes; None: not known
+    cpus: int = 1,  # processors, and threads, a worker
+) -> dict:  # resource -> amount
     "What a unit asks of Ray: as much as it needs, and no more than one machine has."
     gpus = int(largest.get("GPU", 0))
-    n = min(gpus, max(1, math.ceil(need/gpu_bytes) if gpu_bytes else 1))
-    host = need + PROCESS_BYTES if not n else need/1.5 + PROCESS_BYTES    # on the way to a GPU the weights pass through memory
+    n = min(gpus, max(1, math.ceil(need / gpu_bytes) if gpu_bytes else 1))
+    host = (
+        need + PROCESS_BYTES if not n else need / 1.5 + PROCESS_BYTES
+    )  # on the way to a GPU the weights pass through memory
     return dict(CPU=min(cpus, largest.get("CPU", cpus)), GPU=n, memory=int(min(host, largest.get("memory", host))))
 
-def fits(asked:dict, room:dict)->bool:
+
+def fits(asked: dict, room: dict) -> bool:
     "Is there room for all that is asked?"
     return all(room.get(k, 0) >= v for k, v in asked.items())
 
 # %% ../nbs/15_engines.ipynb #f27ab4d1
-def make_room(models:Models, unit, nbytes:int, weights=weights_of):
+def make_room(models: Models, unit, nbytes: int, weights=weights_of):
     "Drop models that `unit` does not use, the longest unused first, while the held weights and those to come exceed `nbytes`."
-    def held(): return sum(p.numel()*p.element_size() for lm in models.held.values() for p in lm.model.parameters())
-    to_come = sum(4*weights(m) for m in unit.models if all(m != name for name, _ in models.held))
+
+    def held():
+        return sum(p.numel() * p.element_size() for lm in models.held.values() for p in lm.model.parameters())
+
+    to_come = sum(4 * weights(m) for m in unit.models if all(m != name for name, _ in models.held))
     for key in [k for k in models.held if k[0] not in unit.models]:
-        if held() + to_come > nbytes: del models.held[key]
+        if held() + to_come > nbytes:
+            del models.held[key]
+
 
 class Worker:
     "One process that does units, on the devices that Ray gave it."
-    def __init__(self, cwd:str, preset, out:str, tasks:dict, retry_failed:bool, asked:dict):
-        try: os.chdir(cwd)   # a preset may name models and data relative to it
-        except OSError as e: raise InputError(f"{cwd}: not there on this machine ({e.strerror}); run from a folder that all machines share") from None
-        self.asked, self.share = asked, 0.
-        self.job = Job(preset, Store(out), tasks, Models(device="balanced" if asked["GPU"] > 1 else "auto", bos=preset.bos), retry_failed)
-    def ready(self): return True
-    def progress(self)->float: return self.share
-    def do(self, unit, inputs:list)->tuple:
+
+    def __init__(self, cwd: str, preset, out: str, tasks: dict, retry_failed: bool, asked: dict):
+        try:
+            os.chdir(cwd)  # a preset may name models and data relative to it
+        except OSError as e:
+            raise InputError(
+                f"{cwd}: not there on this machine ({e.strerror}); run from a folder that all machines share"
+            ) from None
+        self.asked, self.share = asked, 0.0
+        self.job = Job(
+            preset,
+            Store(out),
+            tasks,
+            Models(device="balanced" if asked["GPU"] > 1 else "auto", bos=preset.bos),
+            retry_failed,
+        )
+
+    def ready(self):
+        return True
+
+    def progress(self) -> float:
+        return self.share
+
+    def do(self, unit, inputs: list) -> tuple:
         "(the unit's prompts or None, names of the models that are held now)"
         torch.set_num_threads(max(1, int(self.asked["CPU"])))
-        self.share = 0.
+        self.share = 0.0
         make_room(self.job.models, unit, self.asked["memory"])
         return self.job.attempt(unit, inputs, self._at), tuple({name for name, _ in self.job.models.held})
-    def _at(self, share): self.share = share
+
+    def _at(self, share):
+        self.share = share
 
 # %% ../nbs/15_engines.ipynb #e6b20f9d
 @dataclass(eq=False)
 class Hand:
     "A worker as the driver sees it."
-    actor:object
-    asked:dict
-    ref:object             # of what it does now
-    unit:int|None = None   # number of the unit; None: it is starting, or idle
-    idle:bool = False
-    held:tuple = ()        # models
 
-def choose(hand:Hand, ready:list, units:list, asks:list, rank:list)->int|None:
+    actor: object
+    asked: dict
+    ref: object  # of what it does now
+    unit: int | None = None  # number of the unit; None: it is starting, or idle
+    idle: bool = False
+    held: tuple = ()  # models
+
+
+def choose(hand: Hand, ready: list, units: list, asks: list, rank: list) -> int | None:
     "Number of the unit that an idle worker does next, or None if none of them fits it."
     fit = [i for i in ready if fits(asks[i], hand.asked)]
     return max(fit, key=lambda i: (sum(m in hand.held for m in units[i].models), rank[i], -i), default=None)
 
+
 class Crew:
     "The workers of one run."
+
     def __init__(self, ray, start):
         self.ray, self.start, self.hands, self.lost = ray, start, [], 0
-    def room(self)->dict:
+
+    def room(self) -> dict:
         "What the cluster has beyond what the workers have asked for."
         room = dict(self.ray.cluster_resources())
         for h in self.hands:
-            for k, v in h.asked.items(): room[k] = room.get(k, 0) - v
+            for k, v in h.asked.items():
+                room[k] = room.get(k, 0) - v
         return room
+
     def end(self, hand):
         self.hands.remove(hand)
-        with suppress(Exception): self.ray.kill(hand.actor)
-    def hire(self, asks:list):
+        with suppress(Exception):
+            self.ray.kill(hand.actor)
+
+    def hire(self, asks: list):
         "Make workers for ready units that none is idle or starting for, as far as there is room; who is idle and fits none of them makes room."
         coming = [h.asked for h in self.hands if h.unit is None and not h.idle]
         for asked in asks:
-            if (covers := next((c for c in coming if fits(asked, c)), None)): coming.remove(covers); continue
-            for h in [h for h in self.hands if h.idle and not fits(asked, self.room())]: self.end(h)
-            if self.hands and not fits(asked, self.room()): return   # with none at all, wait in Ray's queue
+            if covers := next((c for c in coming if fits(asked, c)), None):
+                coming.remove(covers)
+                continue
+            for h in [h for h in self.hands if h.idle and not fits(asked, self.room())]:
+                self.end(h)
+            if self.hands and not fits(asked, self.room()):
+                return  # with none at all, wait in Ray's queue
             actor = self.start(asked)
             self.hands.append(Hand(actor, asked, actor.ready.remote()))
 
 # %% ../nbs/15_engines.ipynb #5de19b84
-STARTS = 3   # workers in a row that may die while they start
+STARTS = 3  # workers in a row that may die while they start
 
-def _take(ray, crew, hand, store, units)->tuple:
+
+def _take(ray, crew, hand, store, units) -> tuple:
     "What a worker's call that is over has given: ((number of the unit, its prompts or None),) or () if it was a start. A dead worker is noted and dismissed; `InputError` where the whole run is at stake."
     i, hand.unit = hand.unit, None
-    try: got = ray.get(hand.ref)
+    try:
+        got = ray.get(hand.ref)
     except ray.exceptions.RayTaskError as e:
-        if isinstance(e.cause, InputError): raise e.cause from None    # nothing can be written
-        if i is None: raise InputError(f"a worker cannot start: {_line(e)}") from None
+        if isinstance(e.cause, InputError):
+            raise e.cause from None  # nothing can be written
+        if i is None:
+            raise InputError(f"a worker cannot start: {_line(e)}") from None
         note_failed(store, units[i], e.cause or _line(e))
-    except ray.exceptions.RayError as e:   # the process, its machine, or the way to it is gone
+    except ray.exceptions.RayError as e:  # the process, its machine, or the way to it is gone
         crew.end(hand)
-        if i is not None: note_failed(store, units[i], f"its worker died: {_why_died(e)}")
+        if i is not None:
+            note_failed(store, units[i], f"its worker died: {_why_died(e)}")
         else:
             crew.lost += 1
-            if crew.lost >= STARTS: raise InputError(f"{STARTS} workers in a row died while they started: {_why_died(e)}; see Ray's logs, or use --engine local") from None
+            if crew.lost >= STARTS:
+                raise InputError(
+                    f"{STARTS} workers in a row died while they started: {_why_died(e)}; see Ray's logs, or use --engine local"
+                ) from None
     else:
         hand.idle, crew.lost = True, 0
-        if i is None: return ()
+        if i is None:
+            return ()
         prompts, hand.held = got
         return ((i, prompts),)
     hand.idle = True
     return () if i is None else ((i, None),)
 
-def _why_died(e)->str:
+
+def _why_died(e) -> str:
     "What Ray knows of a worker's end, in one line."
     text = " ".join(str(e).split())
-    for start, stop in (("Worker exit detail:", "."), ("The actor died because", "."), ("The actor is dead because", "."), ("InputError:", "\n")):
-        if start in text: return (start + text.split(start, 1)[1].split(stop + " ", 1)[0]).strip()[:300]
+    for start, stop in (
+        ("Worker exit detail:", "."),
+        ("The actor died because", "."),
+        ("The actor is dead because", "."),
+        ("InputError:", "\n"),
+    ):
+        if start in text:
+            return (start + text.split(start, 1)[1].split(stop + " ", 1)[0]).strip()[:300]
     return text[:300]
+
 
 def _watch(ray, crew, bar, units):
     "Ask the workers how far they are."
     busy = [h for h in crew.hands if h.unit is not None]
     asked = {h.actor.progress.options(concurrency_group="watch").remote(): h for h in busy}
     for ref in ray.wait(list(asked), num_returns=len(asked), timeout=1)[0] if asked else ():
-        with suppress(ray.exceptions.RayError): bar.at(asked[ref].unit, .99*ray.get(ref))
-    bar.say(f"{len(busy)} worker{'s'*(len(busy) != 1)}" + (f": {units[busy[0].unit]}" + ", ..."*(len(busy) > 1) if busy else ""))
+        with suppress(ray.exceptions.RayError):
+            bar.at(asked[ref].unit, 0.99 * ray.get(ref))
+    bar.say(
+        f"{len(busy)} worker{'s' * (len(busy) != 1)}"
+        + (f": {units[busy[0].unit]}" + ", ..." * (len(busy) > 1) if busy else "")
+    )
 
-def drive(ray, crew:Crew, store:Store, units:list, cost:list, asks:list, bar:Bar, progress:bool=True):
+
+def drive(ray, crew: Crew, store: Store, units: list, cost: list, asks: list, bar: Bar, progress: bool = True):
     "Have the crew do all units."
     rank, made, given = ranks(cost, [u.after for u in units]), {}, set()
-    def ready(): return sorted((i for i in range(len(units)) if i not in given and all(j in made for j in units[i].after)), key=lambda i: (-rank[i], i))
+
+    def ready():
+        return sorted(
+            (i for i in range(len(units)) if i not in given and all(j in made for j in units[i].after)),
+            key=lambda i: (-rank[i], i),
+        )
+
     while len(made) < len(units):
         for hand in [h for h in crew.hands if h.idle]:
             if (i := choose(hand, ready(), units, asks, rank)) is not None:
                 given.add(i)
-                hand.idle, hand.unit, hand.ref = False, i, hand.actor.do.remote(units[i], [made[j] for j in units[i].after])
+                hand.idle, hand.unit, hand.ref = (
+                    False,
+                    i,
+                    hand.actor.do.remote(units[i], [made[j] for j in units[i].after]),
+                )
         crew.hire([asks[i] for i in ready()])
         refs = {h.ref: h for h in crew.hands if not h.idle}
         for ref in ray.wait(list(refs), num_returns=1, timeout=1 if progress else 10)[0]:
-            for i, prompts in _take(ray, crew, refs[ref], store, units): made[i] = prompts; bar.at(i, 1)
-        if progress: _watch(ray, crew, bar, units)
+            for i, prompts in _take(ray, crew, refs[ref], store, units):
+                made[i] = prompts
+                bar.at(i, 1)
+        if progress:
+            _watch(ray, crew, bar, units)
 
 # %% ../nbs/15_engines.ipynb #b64c02f8
 def _gpu_bytes():
     "Memory of the GPU that this task was given; None where torch sees none."
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
-def _step0_there(folder:str, preset:Preset, path:str, data)->list:
+
+def _step0_there(folder: str, preset: Preset, path: str, data) -> list:
     "`step0`, on whichever machine it runs."
     os.chdir(folder)
     return step0(preset, Store(path), Models(keep=1, bos=preset.bos), data)
 
-def _step0_on_ray(cpus:int, preset:Preset, store:Store, models, data)->list:
+
+def _step0_on_ray(cpus: int, preset: Preset, store: Store, models, data) -> list:
     "`step0` on a machine of the cluster, with a GPU where there is one."
     with ray_cluster() as ray:
         able = ray.remote(num_cpus=cpus, num_gpus=int(bool(ray.cluster_resources().get("GPU"))))
         return ray.get(able(_step0_there).remote(os.getcwd(), preset, str(store.path.resolve()), data))
 
+
 def run_on_ray(
-    preset:Preset,
-    out,                      # results folder, on a file system that all machines share
-    progress:bool=True,       # one bar on stderr for the whole run
-    data=None,                # folder of task files that stand in for the hub's tasks
-    retry_failed:bool=False,  # try again what failed before
-    split:int=0,              # seeds in one pass, at most; 0: all
-    cpus:int=1,               # processors, and threads, a worker
-    anyway:bool=False,        # go on although step 0 speaks against it
-    say=logging.getLogger("hpt_nb.engines").info,   # told step 0's table, where the preset asks for one
-)->Store:                     # its `failures()` say what failed, and why
+    preset: Preset,
+    out,  # results folder, on a file system that all machines share
+    progress: bool = True,  # one bar on stderr for the whole run
+    data=None,  # folder of task files that stand in for the hub's tasks
+    retry_failed: bool = False,  # try again what failed before
+    split: int = 0,  # seeds in one pass, at most; 0: all
+    cpus: int = 1,  # processors, and threads, a worker
+    anyway: bool = False,  # go on although step 0 speaks against it
+    say=logging.getLogger("hpt_nb.engines").info,  # told step 0's table, where the preset asks for one
+) -> Store:  # its `failures()` say what failed, and why
     "Run a preset on Ray: as `run_preset`, with the same results. Stop it at any time; the same call goes on where it was."
     import_ray()
-    if preset.step0: check_step0(preset, Store(out), None, data, anyway, partial(_step0_on_ray, cpus), say)
+    if preset.step0:
+        check_step0(preset, Store(out), None, data, anyway, partial(_step0_on_ray, cpus), say)
     preset_models = Models(bos=preset.bos)
     store, tasks = begin(preset, out, data, preset_models)
     units = plan_units(preset, tasks, preset_models, split)
     with ray_cluster() as ray:
         largest = {}
         for node in ray.nodes():
-            for k, v in node["Resources"].items() if node["Alive"] else (): largest[k] = max(v, largest.get(k, 0))
+            for k, v in node["Resources"].items() if node["Alive"] else ():
+                largest[k] = max(v, largest.get(k, 0))
         gpu = ray.get(ray.remote(num_gpus=1, num_cpus=0)(_gpu_bytes).remote()) if largest.get("GPU") else None
         store.plan([p for u in units for p in u.pieces], preset.name)
         common = os.getcwd(), ray.put(preset), str(store.path.resolve()), ray.put(tasks), retry_failed
         worker = ray.remote(concurrency_groups={"watch": 1})(Worker)
-        def start(asked): return worker.options(num_cpus=asked["CPU"], num_gpus=asked["GPU"], memory=asked["memory"]).remote(*common, asked)
+
+        def start(asked):
+            return worker.options(num_cpus=asked["CPU"], num_gpus=asked["GPU"], memory=asked["memory"]).remote(
+                *common, asked
+            )
+
         crew = Crew(ray, start)
         cost = [weight(preset, tasks, u) for u in units]
         over = is_finished(store, units)
-        if over: logging.getLogger("hpt_nb.engines").info(f"{preset.name}: finished before; {out} holds all of it, and nothing is computed again")
+        if over:
+            logging.getLogger("hpt_nb.engines").info(
+                f"{preset.name}: finished before; {out} holds all of it, and nothing is computed again"
+            )
         with Bar(cost, progress and not over) as bar:
-            try: drive(ray, crew, store, units, cost, [ask(unit_bytes(preset, u), largest, gpu, cpus) for u in units], bar, progress)
+            try:
+                drive(
+                    ray,
+                    crew,
+                    store,
+                    units,
+                    cost,
+                    [ask(unit_bytes(preset, u), largest, gpu, cpus) for u in units],
+                    bar,
+                    progress,
+                )
             finally:
-                for hand in list(crew.hands): crew.end(hand)
+                for hand in list(crew.hands):
+                    crew.end(hand)
     return store

@@ -6,26 +6,43 @@
 __all__ = ['THINGS', 'GOOD', 'BAD', 'TASK', 'PRESET', 'example_rows', 'write_example']
 
 # %% ../nbs/20a_example.ipynb #d2a9cbc4
-import csv, io, json
+import csv
+import io
+import json
 from pathlib import Path
 from .store import InputError, check_writable, write_atomic
 
 # %% ../nbs/20a_example.ipynb #ba39e015
 THINGS = ("The soup", "The train", "Our room", "This phone", "The concert", "Her garden")
-GOOD = ("was a delight from start to end", "is the best that I have known", "surpassed all that was promised",
-        "left everybody happy", "deserves the highest praise", "works wonderfully well")
-BAD = ("was a disappointment from start to end", "is the worst that I have known", "kept nothing of what was promised",
-       "left everybody angry", "deserves no praise at all", "fails again and again")
+GOOD = (
+    "was a delight from start to end",
+    "is the best that I have known",
+    "surpassed all that was promised",
+    "left everybody happy",
+    "deserves the highest praise",
+    "works wonderfully well",
+)
+BAD = (
+    "was a disappointment from start to end",
+    "is the worst that I have known",
+    "kept nothing of what was promised",
+    "left everybody angry",
+    "deserves no praise at all",
+    "fails again and again",
+)
 
-def example_rows(things)->list:
+
+def example_rows(things) -> list:
     "(text, class name) of every good and every bad sentence about some things, in turn."
     both = [(good, "good", bad, "bad") for good, bad in zip(GOOD, BAD)]
     rows = []
     for thing in things:
-        for good, g, bad, b in both: rows += [(f"{thing} {good}", g), (f"{thing} {bad}", b)]
+        for good, g, bad, b in both:
+            rows += [(f"{thing} {good}", g), (f"{thing} {bad}", b)]
     return rows
 
-def _table(rows)->str:
+
+def _table(rows) -> str:
     "CSV with a header."
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([("text", "label"), *rows])
@@ -73,15 +90,24 @@ eval_every = 20                  # steps between two judgements on the held-out 
 
 # %% ../nbs/20a_example.ipynb #6ec8637c
 def write_example(
-    folder,                                        # made if missing
-    models=("smollm2-135m", "gemma-3-270m"),       # the source, its counterpart, and further models to try the prompts on
-)->list:                                           # paths, the preset first
+    folder,  # made if missing
+    models=("smollm2-135m", "gemma-3-270m"),  # the source, its counterpart, and further models to try the prompts on
+) -> list:  # paths, the preset first
     "Write an experiment that runs as it is. `InputError` for fewer than two models, and where one of its files is there already."
-    if len(models) < 2: raise InputError(f"{len(models)} model given; need a source and a counterpart at least")
+    if len(models) < 2:
+        raise InputError(f"{len(models)} model given; need a source and a counterpart at least")
     folder, (source, other, *more) = Path(folder), map(str, models)
-    preset = PRESET.format(source=json.dumps(source), counterparts=json.dumps([other]), targets=json.dumps([other, *more]))
-    files = {"preset.toml": preset, "task.toml": TASK, "train.csv": _table(example_rows(THINGS[:4])), "check.csv": _table(example_rows(THINGS[4:]))}
-    there = next((folder/name for name in files if (folder/name).exists()), None)
-    if there: raise InputError(f"{there} is there already; name another folder")
+    preset = PRESET.format(
+        source=json.dumps(source), counterparts=json.dumps([other]), targets=json.dumps([other, *more])
+    )
+    files = {
+        "preset.toml": preset,
+        "task.toml": TASK,
+        "train.csv": _table(example_rows(THINGS[:4])),
+        "check.csv": _table(example_rows(THINGS[4:])),
+    }
+    there = next((folder / name for name in files if (folder / name).exists()), None)
+    if there:
+        raise InputError(f"{there} is there already; name another folder")
     check_writable(folder, folder=True)
-    return [write_atomic(folder/name, text) for name, text in files.items()]
+    return [write_atomic(folder / name, text) for name, text in files.items()]

@@ -15,7 +15,11 @@ __all__ = ['ROWS', 'REGISTRY', 'MANUAL', 'MOMENT', 'SHARED_TOKENS', 'CARRY_TEXTS
            'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
-import gc, heapq, logging, re, time
+import gc
+import heapq
+import logging
+import re
+import time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -23,8 +27,11 @@ from importlib import resources
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
-try: import tomllib
-except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
+
+try:
+    import tomllib
+except ModuleNotFoundError:
+    import tomli as tomllib  # Python 3.10
 from .store import SEEDS, InputError, Store, WriteError, _finder, check_fields, config_hash, provenance, whole
 from .arrays import encode_logp, kept_labels
 from .models import LM, gguf_header, _find, as_device, identity, load_lm
@@ -32,11 +39,40 @@ from .tasks import FORMATS, load_task, task_format
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
 from .places import chat_facts
-from .scoring import PrefixScorer, compile_layers, free_bytes, label_ids, logits_many, read_text, text_ids, texts_cut
-from .pez import COMPILE_STEPS, METHODS, PEZ_STARTS, PezConfig, RunSpec, SearchSpace, facts, fast_dtype, shown_tokens, tune_runs, _start
+from hpt_nb.scoring import (
+    PrefixScorer,
+    compile_layers,
+    free_bytes,
+    label_ids,
+    logits_many,
+    read_text,
+    text_ids,
+    texts_cut,
+)
+from hpt_nb.pez import (
+    COMPILE_STEPS,
+    METHODS,
+    PEZ_STARTS,
+    PezConfig,
+    RunSpec,
+    SearchSpace,
+    facts,
+    fast_dtype,
+    shown_tokens,
+    tune_runs,
+    _start,
+)
 from .swaps import SWAP_METHODS, tune_swaps
 from .rlprompt import RLConfig, tune_rlprompt
-from .soft import SOFT_METHODS, SoftConfig, anchor_rows, evaluate_vectors, transfer_soft, tune_soft, vectors_from_text
+from hpt_nb.soft import (
+    SOFT_METHODS,
+    SoftConfig,
+    anchor_rows,
+    evaluate_vectors,
+    transfer_soft,
+    tune_soft,
+    vectors_from_text,
+)
 from .joint import JOINT_METHODS, JointConfig, JointSwapConfig, tune_joint, tune_joint_swaps
 from .readability import prompt_perplexities
 from .fingerprints import empty_rows, wanted
@@ -44,44 +80,60 @@ from .trackers import check_tracker, follower
 
 # %% ../nbs/14_experiments.ipynb #c2e18804
 ROWS = {  # row -> the vocabulary that PEZ searches; None: nothing is tuned
-    "Empty": None, "Random": None, "Start": None, "PEZ": "whole", "PEZ-pruned": "random", "CommonVocab-pruned": "common",
-    "Ours": "stable"}
+    "Empty": None,
+    "Random": None,
+    "Start": None,
+    "PEZ": "whole",
+    "PEZ-pruned": "random",
+    "CommonVocab-pruned": "common",
+    "Ours": "stable",
+}
 
-def _of(vocab:Vocab, name:str, ids)->list:
+
+def _of(vocab: Vocab, name: str, ids) -> list:
     "Positions in `vocab` of these ids of the model `name`."
     wanted = set(ids)
     return [i for i, token in enumerate(vocab.ids_for(name).tolist()) if token in wanted]
 
+
 def row_vocab(
-    row:str,
-    whole:Vocab,     # of the source
-    common:Vocab,    # of source and counterpart, with J where row is "Ours"; None where the row needs none
-    s:int,           # tokens; 0: all of them
-    seed:int,        # of the run: random subsets differ by seed
-    add=(),          # ids of the source that the vocabulary holds besides
-    without=(),      # ids of the source that are taken out before it is cut to `s`
-)->Vocab:
+    row: str,
+    whole: Vocab,  # of the source
+    common: Vocab,  # of source and counterpart, with J where row is "Ours"; None where the row needs none
+    s: int,  # tokens; 0: all of them
+    seed: int,  # of the run: random subsets differ by seed
+    add=(),  # ids of the source that the vocabulary holds besides
+    without=(),  # ids of the source that are taken out before it is cut to `s`
+) -> Vocab:
     "The vocabulary that a row's run may search (paper, section 5). `InputError` where it lacks a token to add."
     kind, name = ROWS[row], whole.models[0]
-    if kind is None: raise ValueError(f"row {row!r} is not tuned")
+    if kind is None:
+        raise ValueError(f"row {row!r} is not tuned")
     base = common if kind in ("common", "stable") else whole
     if without:
         out = set(_of(base, name, without))
         base = base.take([i for i in range(len(base)) if i not in out])
-    if kind == "whole" or not s: cut = base
-    elif kind == "stable": cut = base.top(s)
-    else: cut = base.sample(s, seed)
+    if kind == "whole" or not s:
+        cut = base
+    elif kind == "stable":
+        cut = base.top(s)
+    else:
+        cut = base.sample(s, seed)
     return _with(cut, base, name, add)
 
-def _with(cut:Vocab, base:Vocab, name:str, add)->Vocab:
+
+def _with(cut: Vocab, base: Vocab, name: str, add) -> Vocab:
     "`cut`, and after its tokens those of `add` that it lacks, out of `base`."
     lacks = set(add) - set(cut.ids_for(name).tolist())
     more = _of(base, name, lacks)
     if len(more) < len(lacks):
         gone = sorted(lacks - {base.ids_for(name)[i].item() for i in more})
-        raise InputError(f"tokens {gone} of {name} are label words, and its vocabulary with the counterpart does not hold them; "
-                         "leave add_labels out, or take other label words")
-    if not more: return cut
+        raise InputError(
+            f"tokens {gone} of {name} are label words, and its vocabulary with the counterpart does not hold them; "
+            "leave add_labels out, or take other label words"
+        )
+    if not more:
+        return cut
     place = {token: i for i, token in enumerate(base.ids_for(name).tolist())}
     return base.take([place[token] for token in cut.ids_for(name).tolist()] + more)
 
@@ -89,51 +141,122 @@ def _with(cut:Vocab, base:Vocab, name:str, add)->Vocab:
 @dataclass(frozen=True)
 class Method:
     "A way of tuning a prompt."
-    about:str
-    config:object      # its configuration as published; `dataclasses.replace` it
-    run:object         # (lm, task, specs, cfg, progress=, checkpoint=, desc=, on_step=) -> Runs
-    extra:str=""       # keyword of `run` that takes a second model
-    needed:bool=False  # must that model be given? In an experiment it is the counterpart
-    cost:object=None   # (configuration, tokens a text, classes) -> tokens a run reads (forward, backward), holdout aside
-    kinds:tuple=("whole", "random", "common", "stable")   # vocabularies that it can search
-    shares:bool=False  # where no vocabulary is given, does it search what its models have in common?
 
-def _steps(c, t, classes): return (c.steps*(c.batch*t + (c.n_tokens or 0)),)*2
-def _swaps(c, t, classes): return (c.n_candidates + 2)*_steps(c, t, classes)[0], _steps(c, t, classes)[0]
-def _reward(c, t, classes): return c.steps*c.prompts*(c.shots*classes*t + c.n_tokens), 0
-def _both(c, t, classes): return tuple(2*k for k in _steps(c, t, classes))
+    about: str
+    config: object  # its configuration as published; `dataclasses.replace` it
+    run: object  # (lm, task, specs, cfg, progress=, checkpoint=, desc=, on_step=) -> Runs
+    extra: str = ""  # keyword of `run` that takes a second model
+    needed: bool = False  # must that model be given? In an experiment it is the counterpart
+    cost: object = (
+        None  # (configuration, tokens a text, classes) -> tokens a run reads (forward, backward), holdout aside
+    )
+    kinds: tuple = ("whole", "random", "common", "stable")  # vocabularies that it can search
+    shares: bool = False  # where no vocabulary is given, does it search what its models have in common?
+
+
+def _steps(c, t, classes):
+    return (c.steps * (c.batch * t + (c.n_tokens or 0)),) * 2
+
+
+def _swaps(c, t, classes):
+    return (c.n_candidates + 2) * _steps(c, t, classes)[0], _steps(c, t, classes)[0]
+
+
+def _reward(c, t, classes):
+    return c.steps * c.prompts * (c.shots * classes * t + c.n_tokens), 0
+
+
+def _both(c, t, classes):
+    return tuple(2 * k for k in _steps(c, t, classes))
+
+
 def _joint_swaps(c, t, classes):
-    back = 2*c.steps*c.gradient_n*t
-    return 2*c.steps*t*((1 + c.n_candidates)*c.gradient_n + (1 + c.finalists)*c.fresh_n), back
+    back = 2 * c.steps * c.gradient_n * t
+    return 2 * c.steps * t * ((1 + c.n_candidates) * c.gradient_n + (1 + c.finalists) * c.fresh_n), back
+
 
 REGISTRY = {
-    "pez":             Method("PEZ as published (Wen et al. 2023, Algorithm 1)", PezConfig(), tune_runs, cost=_steps),
-    "pez-reprojected": Method("PEZ as released: projected once more after each update", PezConfig(**PEZ_STARTS["pez-reprojected"]), tune_runs, cost=_steps),
-    "autoprompt":      Method("AutoPrompt (Shin et al. 2020)", SWAP_METHODS["autoprompt"], tune_swaps, cost=_swaps),
-    "mixed":           Method("mixed training (Rakotonirina et al. 2023): one model proposes, another accepts", SWAP_METHODS["mixed"], tune_swaps, "judge", True, _swaps),
-    "gcg":             Method("GCG (Zou et al. 2023)", SWAP_METHODS["gcg"], tune_swaps, cost=_swaps),
-    "rlprompt":        Method("RLPrompt (Deng et al. 2022); z-scores as released", RLConfig(zscore="prompt"), tune_rlprompt, "policy", cost=_reward),
-    "soft":            Method("prompt tuning (Lester et al. 2021); its tokens are the nearest ones", SoftConfig(), tune_soft, cost=_steps),
-    "optiprompt":      Method("OptiPrompt (Zhong et al. 2021): soft, from a manual prompt given as init", SoftConfig(), tune_soft, cost=_steps),
-    "joint":           Method("PEZ on several models at once: the token nearest to all of them", JointConfig(), tune_joint, "also", True, _both, ("common", "stable")),
-    "joint-choice":    Method("PEZ on one model, the prompt chosen by the holdout accuracy on all", JointConfig(), tune_joint, "also", True, _steps, ("common", "stable")),
-    "joint-swaps":     Method("swaps that several models gain from, one token at a time, from a text of one's own (start)", JointSwapConfig(), tune_joint_swaps, "also", True, _joint_swaps, ("common", "stable"), True)}
+    "pez": Method("PEZ as published (Wen et al. 2023, Algorithm 1)", PezConfig(), tune_runs, cost=_steps),
+    "pez-reprojected": Method(
+        "PEZ as released: projected once more after each update",
+        PezConfig(**PEZ_STARTS["pez-reprojected"]),
+        tune_runs,
+        cost=_steps,
+    ),
+    "autoprompt": Method("AutoPrompt (Shin et al. 2020)", SWAP_METHODS["autoprompt"], tune_swaps, cost=_swaps),
+    "mixed": Method(
+        "mixed training (Rakotonirina et al. 2023): one model proposes, another accepts",
+        SWAP_METHODS["mixed"],
+        tune_swaps,
+        "judge",
+        True,
+        _swaps,
+    ),
+    "gcg": Method("GCG (Zou et al. 2023)", SWAP_METHODS["gcg"], tune_swaps, cost=_swaps),
+    "rlprompt": Method(
+        "RLPrompt (Deng et al. 2022); z-scores as released",
+        RLConfig(zscore="prompt"),
+        tune_rlprompt,
+        "policy",
+        cost=_reward,
+    ),
+    "soft": Method(
+        "prompt tuning (Lester et al. 2021); its tokens are the nearest ones", SoftConfig(), tune_soft, cost=_steps
+    ),
+    "optiprompt": Method(
+        "OptiPrompt (Zhong et al. 2021): soft, from a manual prompt given as init", SoftConfig(), tune_soft, cost=_steps
+    ),
+    "joint": Method(
+        "PEZ on several models at once: the token nearest to all of them",
+        JointConfig(),
+        tune_joint,
+        "also",
+        True,
+        _both,
+        ("common", "stable"),
+    ),
+    "joint-choice": Method(
+        "PEZ on one model, the prompt chosen by the holdout accuracy on all",
+        JointConfig(),
+        tune_joint,
+        "also",
+        True,
+        _steps,
+        ("common", "stable"),
+    ),
+    "joint-swaps": Method(
+        "swaps that several models gain from, one token at a time, from a text of one's own (start)",
+        JointSwapConfig(),
+        tune_joint_swaps,
+        "also",
+        True,
+        _joint_swaps,
+        ("common", "stable"),
+        True,
+    ),
+}
+
 
 def method_config(
-    name:str,
-    **given,      # fields of its configuration; None: as published
-)->tuple:         # (Method, its configuration)
+    name: str,
+    **given,  # fields of its configuration; None: as published
+) -> tuple:  # (Method, its configuration)
     "A method of the registry and its configuration. `InputError` for an unknown method or field, or a value of the wrong kind."
-    if name not in REGISTRY: raise InputError(f"unknown method {name!r}; known: {', '.join(REGISTRY)}")
+    if name not in REGISTRY:
+        raise InputError(f"unknown method {name!r}; known: {', '.join(REGISTRY)}")
     method, out = REGISTRY[name], {}
     defaults = asdict(method.config)
     for key, value in given.items():
-        if value is None: continue
-        if key not in defaults: raise InputError(f"method {name} has no setting {key!r}; it has {', '.join(defaults)}")
+        if value is None:
+            continue
+        if key not in defaults:
+            raise InputError(f"method {name} has no setting {key!r}; it has {', '.join(defaults)}")
         was = defaults[key] if defaults[key] is not None else 1
         if isinstance(value, str) and not isinstance(was, str):
-            try: value = {"true": True, "false": False}[value.lower()] if isinstance(was, bool) else type(was)(value)
-            except (KeyError, ValueError): raise InputError(f"{key}={value!r}; need a value like {was!r}") from None
+            try:
+                value = {"true": True, "false": False}[value.lower()] if isinstance(was, bool) else type(was)(value)
+            except (KeyError, ValueError):
+                raise InputError(f"{key}={value!r}; need a value like {was!r}") from None
         out[key] = value
     return method, replace(method.config, **out)
 
@@ -141,536 +264,945 @@ def method_config(
 @dataclass(frozen=True)
 class Arm:
     "A row as a preset has it: like one of `ROWS`, but for what is given here."
-    like:str                    # a row of `ROWS`
-    vocab:dict = field(default_factory=dict)    # fields of [vocab] that differ; s = 0: every token
-    add_labels:bool = False     # the first tokens of the label words join the vocabulary
-    without_labels:bool = False # the tokens of the label words are taken out before it is cut to s
-    tuning:dict = field(default_factory=dict)   # settings of the method that differ
-    seeds:tuple = ()            # some of the preset's; none: all
-    sources:tuple = ()          # models; none: all
-    methods:tuple = ()          # none: all
+
+    like: str  # a row of `ROWS`
+    vocab: dict = field(default_factory=dict)  # fields of [vocab] that differ; s = 0: every token
+    add_labels: bool = False  # the first tokens of the label words join the vocabulary
+    without_labels: bool = False  # the tokens of the label words are taken out before it is cut to s
+    tuning: dict = field(default_factory=dict)  # settings of the method that differ
+    seeds: tuple = ()  # some of the preset's; none: all
+    sources: tuple = ()  # models; none: all
+    methods: tuple = ()  # none: all
 
     @property
-    def config(self)->dict:
+    def config(self) -> dict:
         "What a tuned cell says of its arm, beside the settings that it holds itself."
         flags = {k: True for k in ("add_labels", "without_labels") if getattr(self, k)}
         return dict(like=self.like, **self.vocab, **flags)
+
 
 _ARM_VOCAB = ("h", "k", "repeats", "tokens", "s")
 _ARM_TUNING = ("init", "start", "objective", "steps")
 _ARM_FLAGS = ("add_labels", "without_labels")
 _ARM_WHERE = ("seeds", "sources", "methods")
-MANUAL = "Manual {}"   # the row of the n-th hand-written prompt
-MOMENT = "{} moment"   # the row of a tuned row's prompts as they stand at a step, chosen or not
+MANUAL = "Manual {}"  # the row of the n-th hand-written prompt
+MOMENT = "{} moment"  # the row of a tuned row's prompts as they stand at a step, chosen or not
 
 # %% ../nbs/14_experiments.ipynb #2b6a9ebc
 @dataclass(frozen=True)
 class Source:
     "A model to tune on, the second models of its vocabularies, and where its prompts are tried."
-    model:str
-    counterparts:tuple = ()
-    targets:tuple = ()
-    tasks:tuple = ()      # those of the preset's tasks that it is tuned on; none: all
+
+    model: str
+    counterparts: tuple = ()
+    targets: tuple = ()
+    tasks: tuple = ()  # those of the preset's tasks that it is tuned on; none: all
+
 
 @dataclass(frozen=True)
 class VocabConfig:
     "How stable tokens are found (the paper's Table 7)."
-    k:int = 64
-    h:object = "exact"        # anchors in a sample, or "exact": every common token
-    repeats:int = 5
-    s:int = 8192
-    seed:int = 0
-    include_self:bool = True
-    tokens:str = "any"        # "any" text that is one token in each model, or "words" (a space and a word)
+
+    k: int = 64
+    h: object = "exact"  # anchors in a sample, or "exact": every common token
+    repeats: int = 5
+    s: int = 8192
+    seed: int = 0
+    include_self: bool = True
+    tokens: str = "any"  # "any" text that is one token in each model, or "words" (a space and a word)
 
     def __post_init__(self):
-        if self.tokens not in TOKENS: raise InputError(f"tokens = {self.tokens!r}; need one of {', '.join(TOKENS)}")
-        check_fields(self, s=dict(least=0), seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000))   # samples are drawn before the first is looked at
-        if self.h == "exact": return
-        try: whole("h", self.h)
-        except InputError: raise InputError(f"h = {self.h!r}; need \"exact\" or a number of anchors, at least 1") from None
+        if self.tokens not in TOKENS:
+            raise InputError(f"tokens = {self.tokens!r}; need one of {', '.join(TOKENS)}")
+        check_fields(
+            self, s=dict(least=0), seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000)
+        )  # samples are drawn before the first is looked at
+        if self.h == "exact":
+            return
+        try:
+            whole("h", self.h)
+        except InputError:
+            raise InputError(f'h = {self.h!r}; need "exact" or a number of anchors, at least 1') from None
+
 
 @dataclass(frozen=True)
 class Preset:
     "An experiment: everything that changes its results."
-    name:str
-    tasks:tuple
-    sources:tuple                               # Source
-    rows:tuple = tuple(ROWS)
-    seeds:tuple = (0, 1, 2, 3, 4)
-    methods:tuple = ("pez",)                    # each row is tuned by each
-    vocab:VocabConfig = VocabConfig()
-    tuning:PezConfig = PezConfig()
-    budgets:tuple = ()                          # fewer steps at which results are kept too; the same runs on their way
-    tuning_dtype:str = "auto"                   # "auto": bfloat16 where the processor has it
-    compile:bool = False                        # tune on compiled layers, where a run has steps enough to pay for it
-    n:int = 0                                   # validation texts scored, stratified; 0: all
-    scoring_dtype:str = "float32"
-    by_task:dict = field(default_factory=dict)  # task -> {"tuning": {...}, "n": ..., "seeds": [...], "budgets": [...], "methods": [...], "method": {...}} that differ there
-    about:str = ""
-    folder:str = "."                            # task files are named relative to the preset
-    settings:dict = field(default_factory=dict) # method -> its own settings
-    bos:dict = field(default_factory=dict)      # model -> does it read BOS first? Others: as their tokenizer has it
-    vary:dict = field(default_factory=dict)     # field of [vocab] -> other values to run it with, one at a time (`variations`)
-    arms:dict = field(default_factory=dict)     # row -> Arm: rows of its own, and bounds of the others
-    manual:dict = field(default_factory=dict)   # task -> hand-written prompts
-    moments:tuple = ()                          # steps at which PEZ's prompt of the moment is scored too; 0: the start
-    given:tuple = ()                            # keys of [tuning] that stand in the document
-    format:str = ""                             # how inputs are written, one of `FORMATS`; "": as each task says
-    step0:bool = False                          # is Empty held against the paper's counts before anything is tuned?
-    tracker:str = ""                            # who follows the tuning passes (`check_tracker`); it changes no result
-    holdout:int = 0                             # holdout texts whose label log-probabilities are kept beside those of the scored texts; 0: neither
 
-    def arm(self, row:str)->Arm: return self.arms.get(row) or Arm(row)
+    name: str
+    tasks: tuple
+    sources: tuple  # Source
+    rows: tuple = tuple(ROWS)
+    seeds: tuple = (0, 1, 2, 3, 4)
+    methods: tuple = ("pez",)  # each row is tuned by each
+    vocab: VocabConfig = VocabConfig()
+    tuning: PezConfig = PezConfig()
+    budgets: tuple = ()  # fewer steps at which results are kept too; the same runs on their way
+    tuning_dtype: str = "auto"  # "auto": bfloat16 where the processor has it
+    compile: bool = False  # tune on compiled layers, where a run has steps enough to pay for it
+    n: int = 0  # validation texts scored, stratified; 0: all
+    scoring_dtype: str = "float32"
+    by_task: dict = field(
+        default_factory=dict
+    )  # task -> {"tuning": {...}, "n": ..., "seeds": [...], "budgets": [...], "methods": [...], "method": {...}} that differ there
+    about: str = ""
+    folder: str = "."  # task files are named relative to the preset
+    settings: dict = field(default_factory=dict)  # method -> its own settings
+    bos: dict = field(default_factory=dict)  # model -> does it read BOS first? Others: as their tokenizer has it
+    vary: dict = field(
+        default_factory=dict
+    )  # field of [vocab] -> other values to run it with, one at a time (`variations`)
+    arms: dict = field(default_factory=dict)  # row -> Arm: rows of its own, and bounds of the others
+    manual: dict = field(default_factory=dict)  # task -> hand-written prompts
+    moments: tuple = ()  # steps at which PEZ's prompt of the moment is scored too; 0: the start
+    given: tuple = ()  # keys of [tuning] that stand in the document
+    format: str = ""  # how inputs are written, one of `FORMATS`; "": as each task says
+    step0: bool = False  # is Empty held against the paper's counts before anything is tuned?
+    tracker: str = ""  # who follows the tuning passes (`check_tracker`); it changes no result
+    holdout: int = (
+        0  # holdout texts whose label log-probabilities are kept beside those of the scored texts; 0: neither
+    )
+
+    def arm(self, row: str) -> Arm:
+        return self.arms.get(row) or Arm(row)
+
     @property
-    def tuned_rows(self)->tuple:
+    def tuned_rows(self) -> tuple:
         "Rows that are tuned: the named ones, and then those of its own."
         return tuple(r for r in self.rows if ROWS[r]) + tuple(r for r in self.arms if r not in ROWS)
-    def row_kind(self, row:str)->str:
+
+    def row_kind(self, row: str) -> str:
         "Which vocabulary a tuned row searches."
         return ROWS[self.arm(row).like]
-    def vocab_for(self, row:str)->VocabConfig: return replace(self.vocab, **self.arm(row).vocab)
-    def seeds_of(self, row:str)->tuple: return tuple(s for s in self.seeds if s in (self.arm(row).seeds or self.seeds))
-    def takes(self, row:str, method:str, source:str)->bool:
+
+    def vocab_for(self, row: str) -> VocabConfig:
+        return replace(self.vocab, **self.arm(row).vocab)
+
+    def seeds_of(self, row: str) -> tuple:
+        return tuple(s for s in self.seeds if s in (self.arm(row).seeds or self.seeds))
+
+    def takes(self, row: str, method: str, source: str) -> bool:
         "Is a row tuned by this method on this source?"
         arm = self.arm(row)
-        return self.row_kind(row) in REGISTRY[method].kinds and method in (arm.methods or (method,)) and source in (arm.sources or (source,))
-    def all_rows(self, task:str)->list:
+        return (
+            self.row_kind(row) in REGISTRY[method].kinds
+            and method in (arm.methods or (method,))
+            and source in (arm.sources or (source,))
+        )
+
+    def all_rows(self, task: str) -> list:
         "Every row that a task's results may have."
         tuned = list(self.tuned_rows)
         moments = [MOMENT.format(r) for r in tuned] if self.moments else []
-        return [*self.rows, *tuned[sum(1 for r in self.rows if ROWS[r]):], *self.manual_rows(task), *moments]
-    def manual_rows(self, task:str)->list: return [MANUAL.format(i + 1) for i in range(len(self.manual.get(task, ())))]
+        return [*self.rows, *tuned[sum(1 for r in self.rows if ROWS[r]) :], *self.manual_rows(task), *moments]
 
-    def sources_for(self, task:str)->list: return [s for s in self.sources if not s.tasks or task in s.tasks]
-    def tuning_for(self, task:str)->PezConfig: return replace(self.tuning, **self.by_task.get(task, {}).get("tuning", {}))
-    def compiles(self, task:str, method:str, row:str="")->bool:
+    def manual_rows(self, task: str) -> list:
+        return [MANUAL.format(i + 1) for i in range(len(self.manual.get(task, ())))]
+
+    def sources_for(self, task: str) -> list:
+        return [s for s in self.sources if not s.tasks or task in s.tasks]
+
+    def tuning_for(self, task: str) -> PezConfig:
+        return replace(self.tuning, **self.by_task.get(task, {}).get("tuning", {}))
+
+    def compiles(self, task: str, method: str, row: str = "") -> bool:
         "Are runs of this method tuned on compiled layers? They are asked for, and steps enough to pay for the compiling."
         return self.compile and self.config_for(method, task, row).steps >= COMPILE_STEPS
-    def n_for(self, task:str)->int: return self.by_task.get(task, {}).get("n", self.n)
-    def seeds_for(self, task:str)->tuple: return tuple(self.by_task.get(task, {}).get("seeds", self.seeds))
-    def methods_for(self, task:str)->tuple: return tuple(self.by_task.get(task, {}).get("methods", self.methods))
-    def starts_of(self, method:str, task:str)->dict:
+
+    def n_for(self, task: str) -> int:
+        return self.by_task.get(task, {}).get("n", self.n)
+
+    def seeds_for(self, task: str) -> tuple:
+        return tuple(self.by_task.get(task, {}).get("seeds", self.seeds))
+
+    def methods_for(self, task: str) -> tuple:
+        return tuple(self.by_task.get(task, {}).get("methods", self.methods))
+
+    def starts_of(self, method: str, task: str) -> dict:
         "What a way of PEZ says of its start where the preset says nothing."
         named = {*self.given, *self.by_task.get(task, {}).get("tuning", {})}
         return {k: v for k, v in PEZ_STARTS.get(method, {}).items() if k not in named}
-    def config_for(self, method:str, task:str, row:str=""):
+
+    def config_for(self, method: str, task: str, row: str = ""):
         "A method's configuration: [tuning] for PEZ; another's is as published, with [tuning]'s prompt length, texts a step and holdout texts (all of it for joint tuning), and then what [method.NAME] says; in a row of the preset's own, with what that row says."
         tuning, own = self.tuning_for(task), self.arm(row).tuning if row else {}
-        if method in METHODS: return replace(tuning, **(self.starts_of(method, task) | own))
-        shared = {f.name for f in fields(REGISTRY[method].config)} & (set(asdict(tuning)) if method in JOINT_METHODS else {"n_tokens", "batch", "holdout_n"})
-        return method_config(method, **({k: getattr(tuning, k) for k in shared} | self.settings.get(method, {}) | self.by_task.get(task, {}).get("method", {}).get(method, {}) | own))[1]
-    def budgets_for(self, task:str, method:str="pez", row:str="")->tuple:
+        if method in METHODS:
+            return replace(tuning, **(self.starts_of(method, task) | own))
+        shared = {f.name for f in fields(REGISTRY[method].config)} & (
+            set(asdict(tuning)) if method in JOINT_METHODS else {"n_tokens", "batch", "holdout_n"}
+        )
+        return method_config(
+            method,
+            **(
+                {k: getattr(tuning, k) for k in shared}
+                | self.settings.get(method, {})
+                | self.by_task.get(task, {}).get("method", {}).get(method, {})
+                | own
+            ),
+        )[1]
+
+    def budgets_for(self, task: str, method: str = "pez", row: str = "") -> tuple:
         "Numbers of steps after which a method's prompts are kept, ascending; the last is the whole run. Only PEZ keeps more than one."
         steps = self.config_for(method, task, row).steps
         asked = self.by_task.get(task, {}).get("budgets", self.budgets) if method in METHODS else ()
         return tuple(sorted({*(b for b in asked if b < steps), steps}))
-    def moments_for(self, task:str, method:str, row:str)->tuple:
+
+    def moments_for(self, task: str, method: str, row: str) -> tuple:
         "Steps at which a row's prompt of the moment is scored."
         steps = self.config_for(method, task, row).steps
         return tuple(b for b in self.moments if b <= steps) if method in METHODS else ()
 
 # %% ../nbs/14_experiments.ipynb #371b568e
-def presets()->list:
+def presets() -> list:
     "Names of the presets in the package."
-    return sorted(p.name[:-5] for p in (resources.files("hpt_nb")/"presets").iterdir() if p.name.endswith(".toml"))
+    return sorted(p.name[:-5] for p in (resources.files("hpt_nb") / "presets").iterdir() if p.name.endswith(".toml"))
 
-def _only(table, allowed, where:str)->dict:
+
+def _only(table, allowed, where: str) -> dict:
     "`table`, if it is a table whose keys are all known."
-    if not isinstance(table, dict): raise InputError(f"{where}: {table!r}; need a table")
+    if not isinstance(table, dict):
+        raise InputError(f"{where}: {table!r}; need a table")
     odd = sorted(set(table) - set(allowed))
-    if odd: raise InputError(f"{where}: unknown key {odd[0]!r}; known: {', '.join(sorted(allowed))}")
+    if odd:
+        raise InputError(f"{where}: unknown key {odd[0]!r}; known: {', '.join(sorted(allowed))}")
     return table
 
-def _typed(cls, table, where:str):
+
+def _typed(cls, table, where: str):
     "A dataclass from a TOML table, its values checked against the defaults' types."
     names = {f.name: f for f in fields(cls)}
     for key, value in _only(table, names, where).items():
         want = type(names[key].default)
-        ok = isinstance(value, want) and not (isinstance(value, bool) and want is not bool) or (want is float and type(value) is int) or key == "h"
-        if not ok: raise InputError(f"{where}: {key} = {value!r}; need a value like {names[key].default!r}")
-    try: return cls(**table)
-    except InputError as e: raise InputError(f"{where}: {e}") from None
+        ok = (
+            isinstance(value, want)
+            and not (isinstance(value, bool) and want is not bool)
+            or (want is float and type(value) is int)
+            or key == "h"
+        )
+        if not ok:
+            raise InputError(f"{where}: {key} = {value!r}; need a value like {names[key].default!r}")
+    try:
+        return cls(**table)
+    except InputError as e:
+        raise InputError(f"{where}: {e}") from None
 
-def _names(value, where:str, kind=str)->tuple:
-    if not isinstance(value, list) or not value or any(type(v) is not kind for v in value) or len(set(value)) < len(value):
+
+def _names(value, where: str, kind=str) -> tuple:
+    if (
+        not isinstance(value, list)
+        or not value
+        or any(type(v) is not kind for v in value)
+        or len(set(value)) < len(value)
+    ):
         raise InputError(f"{where}: {value!r}; need a list of different {'names' if kind is str else 'whole numbers'}")
     return tuple(value)
 
 # %% ../nbs/14_experiments.ipynb #3760700e
-def _vary(table, where:str)->dict:
+def _vary(table, where: str) -> dict:
     "Checked [vary]: field of VocabConfig -> values; `together` -> tables of several fields. `InputError` for an unknown field, no list, or a value of the wrong kind."
     known = {f.name for f in fields(VocabConfig)}
     for key, values in _only(table, known | {"together"}, where).items():
-        if not isinstance(values, list) or not values or len(set(map(repr, values))) < len(values): raise InputError(f"{where}: {key} = {values!r}; need a list of different values")
+        if not isinstance(values, list) or not values or len(set(map(repr, values))) < len(values):
+            raise InputError(f"{where}: {key} = {values!r}; need a list of different values")
         for each in (_only(v, known, f"{where} together") if key == "together" else {key: v} for v in values):
             _typed(VocabConfig, each, where)
             for k, v in each.items():
-                if type(v) is int and v < (0 if k == "seed" else 1): raise InputError(f"{where}: {k} = {v}; need at least {0 if k == 'seed' else 1}")
-                if k == "h" and v != "exact" and type(v) is not int: raise InputError(f"{where}: h = {v!r}; need \"exact\" or a number of anchors")
+                if type(v) is int and v < (0 if k == "seed" else 1):
+                    raise InputError(f"{where}: {k} = {v}; need at least {0 if k == 'seed' else 1}")
+                if k == "h" and v != "exact" and type(v) is not int:
+                    raise InputError(f'{where}: h = {v!r}; need "exact" or a number of anchors')
     return {k: tuple(v) for k, v in table.items()}
 
-def variations(preset:Preset)->dict:
+
+def variations(preset: Preset) -> dict:
     "Sub-folder's name -> Preset: as given, with each value under [vary] in its turn, and with each table under `together`. Without [vary] the preset alone, under the name ''."
-    if not preset.vary: return {"": preset}
-    plain, tables = replace(preset, vary={}), [t for k, values in preset.vary.items() for t in (values if k == "together" else [{k: v} for v in values if v != getattr(preset.vocab, k)])]
-    return {"as-given": plain} | {"-".join(f"{k}-{str(v).lower()}" for k, v in t.items()): replace(plain, vocab=replace(preset.vocab, **t)) for t in tables}
+    if not preset.vary:
+        return {"": preset}
+    plain, tables = (
+        replace(preset, vary={}),
+        [
+            t
+            for k, values in preset.vary.items()
+            for t in (values if k == "together" else [{k: v} for v in values if v != getattr(preset.vocab, k)])
+        ],
+    )
+    return {"as-given": plain} | {
+        "-".join(f"{k}-{str(v).lower()}" for k, v in t.items()): replace(plain, vocab=replace(preset.vocab, **t))
+        for t in tables
+    }
 
 # %% ../nbs/14_experiments.ipynb #a17c0de2
-def _texts_of(value, where:str)->tuple:
+def _texts_of(value, where: str) -> tuple:
     "A list of hand-written prompts, none of them twice."
     ok = isinstance(value, list) and value and all(isinstance(t, str) and t.strip() for t in value)
-    if not ok or len(set(value)) < len(value): raise InputError(f"{where}: {value!r}; need a list of different texts")
+    if not ok or len(set(value)) < len(value):
+        raise InputError(f"{where}: {value!r}; need a list of different texts")
     return tuple(value)
 
-def _steps_of(value, where:str)->tuple:
+
+def _steps_of(value, where: str) -> tuple:
     ok = isinstance(value, list) and all(type(b) is int and b >= 0 for b in value)
-    if not ok or len(set(value)) < len(value): raise InputError(f"{where}: {value!r}; need a list of different numbers of steps")
+    if not ok or len(set(value)) < len(value):
+        raise InputError(f"{where}: {value!r}; need a list of different numbers of steps")
     return tuple(sorted(value))
 
-def _arm_vocab(table:dict, where:str)->dict:
-    "What an arm changes in [vocab]; s = \"all\" becomes 0."
+
+def _arm_vocab(table: dict, where: str) -> dict:
+    'What an arm changes in [vocab]; s = "all" becomes 0.'
     own = {k: table[k] for k in _ARM_VOCAB if k in table}
-    if own.get("s") == "all": own["s"] = 0
-    elif "s" in own and (type(own["s"]) is not int or own["s"] < 1): raise InputError(f"{where}: s = {own['s']!r}; need a number of tokens, or \"all\"")
+    if own.get("s") == "all":
+        own["s"] = 0
+    elif "s" in own and (type(own["s"]) is not int or own["s"] < 1):
+        raise InputError(f'{where}: s = {own["s"]!r}; need a number of tokens, or "all"')
     _check_vocab(_typed(VocabConfig, own, where), where)
     return own
 
-def _check_vocab(v:VocabConfig, where:str):
-    if v.h != "exact" and (type(v.h) is not int or v.h < 1): raise InputError(f"{where} h = {v.h!r}; need \"exact\" or a number of anchors")
+
+def _check_vocab(v: VocabConfig, where: str):
+    if v.h != "exact" and (type(v.h) is not int or v.h < 1):
+        raise InputError(f'{where} h = {v.h!r}; need "exact" or a number of anchors')
 
 # %% ../nbs/14_experiments.ipynb #a17c0de3
-def _arm(name:str, table, rows, seeds, sources, methods, where:str)->Arm:
+def _arm(name: str, table, rows, seeds, sources, methods, where: str) -> Arm:
     "A checked table [row.NAME]."
     where = f"{where}: [row.{name}]"
     named = name in ROWS
     _only(table, _ARM_WHERE if named else ("like", *_ARM_VOCAB, *_ARM_FLAGS, *_ARM_TUNING, *_ARM_WHERE), where)
     like, known = name if named else table.get("like"), [r for r in ROWS if ROWS[r]]
-    if named and name not in rows: raise InputError(f"{where}: not one of rows = {list(rows)}; name it there, too")
-    if not named and like not in known: raise InputError(f"{where}: like = {like!r}; need the row that it resembles, one of {', '.join(known)}")
+    if named and name not in rows:
+        raise InputError(f"{where}: not one of rows = {list(rows)}; name it there, too")
+    if not named and like not in known:
+        raise InputError(f"{where}: like = {like!r}; need the row that it resembles, one of {', '.join(known)}")
     for flag in _ARM_FLAGS:
-        if type(table.get(flag, False)) is not bool: raise InputError(f"{where}: {flag} = {table[flag]!r}; need true or false")
+        if type(table.get(flag, False)) is not bool:
+            raise InputError(f"{where}: {flag} = {table[flag]!r}; need true or false")
     for key in _ARM_TUNING:
         want = int if key == "steps" else str
-        if key in table and type(table[key]) is not want: raise InputError(f"{where}: {key} = {table[key]!r}; need {'a whole number' if want is int else 'a text'}")
+        if key in table and type(table[key]) is not want:
+            raise InputError(f"{where}: {key} = {table[key]!r}; need {'a whole number' if want is int else 'a text'}")
     bounds = {}
     for key, allowed, kind in (("seeds", seeds, int), ("sources", sources, str), ("methods", methods, str)):
         bounds[key] = _names(table[key], f"{where} {key}", kind) if key in table else ()
         if unknown := [v for v in bounds[key] if v not in allowed]:
             raise InputError(f"{where}: {key} names {unknown[0]!r}; need some of {list(allowed)}")
-    return Arm(like, _arm_vocab(table, where), *(table.get(f, False) for f in _ARM_FLAGS),
-               {k: table[k] for k in _ARM_TUNING if k in table}, **bounds)
+    return Arm(
+        like,
+        _arm_vocab(table, where),
+        *(table.get(f, False) for f in _ARM_FLAGS),
+        {k: table[k] for k in _ARM_TUNING if k in table},
+        **bounds,
+    )
 
-def _arms(doc:dict, rows, seeds, sources, methods, where:str)->dict:
+
+def _arms(doc: dict, rows, seeds, sources, methods, where: str) -> dict:
     "Row -> Arm of a preset's tables [row.NAME]."
     tables = doc.get("row", {})
-    if not isinstance(tables, dict): raise InputError(f"{where}: [row] {tables!r}; need [row.NAME] tables")
+    if not isinstance(tables, dict):
+        raise InputError(f"{where}: [row] {tables!r}; need [row.NAME] tables")
     return {name: _arm(name, t, rows, seeds, [s.model for s in sources], methods, where) for name, t in tables.items()}
 
-def _check_arms(preset:Preset, where:str):
+
+def _check_arms(preset: Preset, where: str):
     "`InputError` for an arm that no method tunes, or whose settings a method does not have."
     for row, arm in preset.arms.items():
-        if row in ROWS and not ROWS[row]: continue
+        if row in ROWS and not ROWS[row]:
+            continue
         for task in preset.tasks:
             mine = [m for m in preset.methods_for(task) if any(preset.takes(row, m, s.model) for s in preset.sources)]
-            if not mine: raise InputError(f"{where}: [row.{row}]: none of the methods {', '.join(preset.methods_for(task))} tunes it; name methods that search its vocabulary")
+            if not mine:
+                raise InputError(
+                    f"{where}: [row.{row}]: none of the methods {', '.join(preset.methods_for(task))} tunes it; name methods that search its vocabulary"
+                )
             for m in mine:
-                try: preset.config_for(m, task, row)
-                except (InputError, TypeError) as e: raise InputError(f"{where}: [row.{row}] with method {m}: {e}") from None
+                try:
+                    preset.config_for(m, task, row)
+                except (InputError, TypeError) as e:
+                    raise InputError(f"{where}: [row.{row}] with method {m}: {e}") from None
 
-def _check_moments(preset:Preset, where:str):
+
+def _check_moments(preset: Preset, where: str):
     for task in preset.tasks:
         cfg = preset.tuning_for(task)
         odd = [b for b in preset.moments if b % cfg.eval_every or b > cfg.steps]
-        if odd: raise InputError(f"{where}: [tuning] moments {odd[0]}; need multiples of eval_every = {cfg.eval_every}, at most {cfg.steps} steps")
+        if odd:
+            raise InputError(
+                f"{where}: [tuning] moments {odd[0]}; need multiples of eval_every = {cfg.eval_every}, at most {cfg.steps} steps"
+            )
 
 # %% ../nbs/14_experiments.ipynb #01f6da5e
-def _check_tracker(word, where:str):
-    if not isinstance(word, str): raise InputError(f"{where}: tracker = {word!r}; need a text such as \"log\"")
-    try: check_tracker(word)
-    except InputError as e: raise InputError(f"{where}: {e}") from None
+def _check_tracker(word, where: str):
+    if not isinstance(word, str):
+        raise InputError(f'{where}: tracker = {word!r}; need a text such as "log"')
+    try:
+        check_tracker(word)
+    except InputError as e:
+        raise InputError(f"{where}: {e}") from None
+
 
 def parse_preset(
-    doc:dict,            # a parsed TOML document
-    where:str,           # its name, for messages
+    doc: dict,  # a parsed TOML document
+    where: str,  # its name, for messages
     folder=".",
-)->Preset:
+) -> Preset:
     "Check a preset; `InputError` names the key that is wrong, and how."
-    _only(doc, {"name", "about", "tasks", "rows", "seeds", "method", "methods", "source", "bos", "vocab", "tuning", "scoring", "task", "vary", "row", "manual", "format", "step0", "tracker"}, where)
+    _only(
+        doc,
+        {
+            "name",
+            "about",
+            "tasks",
+            "rows",
+            "seeds",
+            "method",
+            "methods",
+            "source",
+            "bos",
+            "vocab",
+            "tuning",
+            "scoring",
+            "task",
+            "vary",
+            "row",
+            "manual",
+            "format",
+            "step0",
+            "tracker",
+        },
+        where,
+    )
     named = doc.get("method")
-    settings = named if isinstance(named, dict) else {}   # [method.NAME] tables; a name is the only method
+    settings = named if isinstance(named, dict) else {}  # [method.NAME] tables; a name is the only method
     for need in ("tasks", "source"):
-        if not doc.get(need): raise InputError(f"{where}: no {need!r}; name at least one")
-    if (written := doc.get("format", "")) not in ("", *FORMATS): raise InputError(f"{where}: format = {written!r}; need one of {', '.join(FORMATS)}")
-    if type(doc.get("step0", False)) is not bool: raise InputError(f"{where}: step0 = {doc['step0']!r}; need true or false")
+        if not doc.get(need):
+            raise InputError(f"{where}: no {need!r}; name at least one")
+    if (written := doc.get("format", "")) not in ("", *FORMATS):
+        raise InputError(f"{where}: format = {written!r}; need one of {', '.join(FORMATS)}")
+    if type(doc.get("step0", False)) is not bool:
+        raise InputError(f"{where}: step0 = {doc['step0']!r}; need true or false")
     _check_tracker(doc.get("tracker", ""), where)
     rows = _names(doc.get("rows", list(ROWS)), f"{where}: rows")
     odd = [r for r in rows if r not in ROWS]
-    if odd: raise InputError(f"{where}: unknown row {odd[0]!r}; known: {', '.join(ROWS)}")
-    if named is not None and named is not settings and "methods" in doc: raise InputError(f"{where}: both method and methods; give one")
-    methods = _names(doc.get("methods", ["pez"]) if named is None or named is settings else [named], f"{where}: methods")
+    if odd:
+        raise InputError(f"{where}: unknown row {odd[0]!r}; known: {', '.join(ROWS)}")
+    if named is not None and named is not settings and "methods" in doc:
+        raise InputError(f"{where}: both method and methods; give one")
+    methods = _names(
+        doc.get("methods", ["pez"]) if named is None or named is settings else [named], f"{where}: methods"
+    )
     odd = [m for m in methods if m not in REGISTRY]
-    if odd: raise InputError(f"{where}: unknown method {odd[0]!r}; known: {', '.join(REGISTRY)}")
+    if odd:
+        raise InputError(f"{where}: unknown method {odd[0]!r}; known: {', '.join(REGISTRY)}")
     _only(settings, methods, f"{where}: [method]")
     sources = []
-    if not isinstance(doc["source"], list): raise InputError(f"{where}: source = {doc['source']!r}; need [[source]] tables")
+    if not isinstance(doc["source"], list):
+        raise InputError(f"{where}: source = {doc['source']!r}; need [[source]] tables")
     for s in doc["source"]:
         _only(s, {"model", "counterparts", "targets", "tasks"}, f"{where}: [[source]]")
-        if not isinstance(s.get("model"), str): raise InputError(f"{where}: a [[source]] names no model; give model = \"...\"")
-        sources.append(Source(s["model"], *(_names(s[k], f"{where}: {k}") if s.get(k) else () for k in ("counterparts", "targets", "tasks"))))
-    if len({s.model for s in sources}) < len(sources): raise InputError(f"{where}: a source stands there twice; give each model one [[source]]")
-    bos = _only(doc.get("bos", {}), {m for s in sources for m in (s.model, *s.counterparts, *s.targets)}, f"{where}: [bos]")
+        if not isinstance(s.get("model"), str):
+            raise InputError(f'{where}: a [[source]] names no model; give model = "..."')
+        sources.append(
+            Source(
+                s["model"],
+                *(_names(s[k], f"{where}: {k}") if s.get(k) else () for k in ("counterparts", "targets", "tasks")),
+            )
+        )
+    if len({s.model for s in sources}) < len(sources):
+        raise InputError(f"{where}: a source stands there twice; give each model one [[source]]")
+    bos = _only(
+        doc.get("bos", {}), {m for s in sources for m in (s.model, *s.counterparts, *s.targets)}, f"{where}: [bos]"
+    )
     for m, v in bos.items():
-        if type(v) is not bool: raise InputError(f"{where}: [bos] {m} = {v!r}; need true or false")
+        if type(v) is not bool:
+            raise InputError(f"{where}: [bos] {m} = {v!r}; need true or false")
     vocab = _typed(VocabConfig, doc.get("vocab", {}), f"{where}: [vocab]")
     _check_vocab(vocab, f"{where}: [vocab]")
-    if vocab.s < 1: raise InputError(f"{where}: [vocab] s={vocab.s}; need at least 1")
-    tuning = dict(_only(doc.get("tuning", {}), {f.name for f in fields(PezConfig)} | {"dtype", "budgets", "compile", "moments"}, f"{where}: [tuning]"))
+    if vocab.s < 1:
+        raise InputError(f"{where}: [vocab] s={vocab.s}; need at least 1")
+    tuning = dict(
+        _only(
+            doc.get("tuning", {}),
+            {f.name for f in fields(PezConfig)} | {"dtype", "budgets", "compile", "moments"},
+            f"{where}: [tuning]",
+        )
+    )
     budgets, compiled = tuning.pop("budgets", []), tuning.pop("compile", False)
     moments = _steps_of(tuning.pop("moments", []), f"{where}: [tuning] moments")
-    if type(compiled) is not bool: raise InputError(f"{where}: [tuning] compile = {compiled!r}; need true or false")
+    if type(compiled) is not bool:
+        raise InputError(f"{where}: [tuning] compile = {compiled!r}; need true or false")
     scoring = _only(doc.get("scoring", {}), {"n", "dtype", "holdout"}, f"{where}: [scoring]")
     kept = scoring.get("holdout", 0)
-    if type(kept) is not int or kept < 0: raise InputError(f"{where}: [scoring] holdout = {kept!r}; need a number of holdout texts, or 0 for none")
+    if type(kept) is not int or kept < 0:
+        raise InputError(f"{where}: [scoring] holdout = {kept!r}; need a number of holdout texts, or 0 for none")
     dtypes = tuning.pop("dtype", "auto"), scoring.get("dtype", "float32")
     for d, also in zip(dtypes, ("auto", "float32")):
-        if d not in ("float32", "bfloat16", "float16", also): raise InputError(f"{where}: dtype {d!r}; need float32, bfloat16 or float16")
+        if d not in ("float32", "bfloat16", "float16", also):
+            raise InputError(f"{where}: dtype {d!r}; need float32, bfloat16 or float16")
     tasks = _names(doc["tasks"], f"{where}: tasks")
     for s in sources:
-        if odd := [t for t in s.tasks if t not in tasks]: raise InputError(f"{where}: source {s.model!r} names the task {odd[0]!r}; need some of tasks = {list(tasks)}")
-    seeds = _names(doc.get("seeds", [0,1,2,3,4]), f"{where}: seeds", int)
-    odd = [n for n in seeds if not -2**63 <= n < 2**63]
-    if odd: raise InputError(f"{where}: seed {odd[0]}; need a whole number of at most 63 bits")
-    manual = {t: _texts_of(v, f"{where}: [manual] {t}") for t, v in _only(doc.get("manual", {}), tasks, f"{where}: [manual]").items()}
-    by_task = {t: _only(v, {"tuning", "n", "seeds", "budgets", "methods", "method"}, f"{where}: [task.{t}]") for t, v in _only(doc.get("task", {}), tasks, f"{where}: [task]").items()}
-    preset = Preset(str(doc.get("name", where)), tasks, tuple(sources), rows, seeds, methods,
-                    vocab, _typed(PezConfig, tuning, f"{where}: [tuning]"), budgets and _names(budgets, f"{where}: [tuning] budgets", int), dtypes[0], compiled, scoring.get("n", 0), dtypes[1], by_task, str(doc.get("about", "")), str(folder), settings, dict(bos), _vary(doc.get("vary", {}), f"{where}: [vary]"),
-                    _arms(doc, rows, seeds, sources, methods, where), manual, moments, holdout=kept, given=tuple(tuning), format=written, step0=doc.get("step0", False), tracker=doc.get("tracker", ""))
+        if odd := [t for t in s.tasks if t not in tasks]:
+            raise InputError(
+                f"{where}: source {s.model!r} names the task {odd[0]!r}; need some of tasks = {list(tasks)}"
+            )
+    seeds = _names(doc.get("seeds", [0, 1, 2, 3, 4]), f"{where}: seeds", int)
+    odd = [n for n in seeds if not -(2**63) <= n < 2**63]
+    if odd:
+        raise InputError(f"{where}: seed {odd[0]}; need a whole number of at most 63 bits")
+    manual = {
+        t: _texts_of(v, f"{where}: [manual] {t}")
+        for t, v in _only(doc.get("manual", {}), tasks, f"{where}: [manual]").items()
+    }
+    by_task = {
+        t: _only(v, {"tuning", "n", "seeds", "budgets", "methods", "method"}, f"{where}: [task.{t}]")
+        for t, v in _only(doc.get("task", {}), tasks, f"{where}: [task]").items()
+    }
+    preset = Preset(
+        str(doc.get("name", where)),
+        tasks,
+        tuple(sources),
+        rows,
+        seeds,
+        methods,
+        vocab,
+        _typed(PezConfig, tuning, f"{where}: [tuning]"),
+        budgets and _names(budgets, f"{where}: [tuning] budgets", int),
+        dtypes[0],
+        compiled,
+        scoring.get("n", 0),
+        dtypes[1],
+        by_task,
+        str(doc.get("about", "")),
+        str(folder),
+        settings,
+        dict(bos),
+        _vary(doc.get("vary", {}), f"{where}: [vary]"),
+        _arms(doc, rows, seeds, sources, methods, where),
+        manual,
+        moments,
+        holdout=kept,
+        given=tuple(tuning),
+        format=written,
+        step0=doc.get("step0", False),
+        tracker=doc.get("tracker", ""),
+    )
     for s in sources:
-        needs = next((r for r in preset.tuned_rows if preset.row_kind(r) in ("common", "stable") and s.model in (preset.arm(r).sources or (s.model,))), None)
-        if needs and not s.counterparts: raise InputError(f"{where}: source {s.model!r} has no counterparts, which the row {needs} needs; name at least one")
+        needs = next(
+            (
+                r
+                for r in preset.tuned_rows
+                if preset.row_kind(r) in ("common", "stable") and s.model in (preset.arm(r).sources or (s.model,))
+            ),
+            None,
+        )
+        if needs and not s.counterparts:
+            raise InputError(
+                f"{where}: source {s.model!r} has no counterparts, which the row {needs} needs; name at least one"
+            )
     for t in tasks:
-        _typed(PezConfig, by_task.get(t, {}).get("tuning", {}), f"{where}: [task.{t}.tuning]"); preset.tuning_for(t)
-        if type(preset.n_for(t)) is not int or preset.n_for(t) < 0: raise InputError(f"{where}: n = {preset.n_for(t)!r}; need a number of texts, or 0 for all")
+        _typed(PezConfig, by_task.get(t, {}).get("tuning", {}), f"{where}: [task.{t}.tuning]")
+        preset.tuning_for(t)
+        if type(preset.n_for(t)) is not int or preset.n_for(t) < 0:
+            raise InputError(f"{where}: n = {preset.n_for(t)!r}; need a number of texts, or 0 for all")
         mine = by_task.get(t, {}).get("budgets", budgets)
-        if mine: _names(mine, f"{where}: [task.{t}] budgets", int)
+        if mine:
+            _names(mine, f"{where}: [task.{t}] budgets", int)
         there = by_task.get(t, {})
-        if "seeds" in there and (odd := [s for s in _names(there["seeds"], f"{where}: [task.{t}] seeds", int) if s not in seeds]): raise InputError(f"{where}: [task.{t}] seed {odd[0]}; need some of seeds = {list(seeds)}")
-        if "methods" in there: _only(dict.fromkeys(_names(there["methods"], f"{where}: [task.{t}] methods")), methods, f"{where}: [task.{t}] methods")
+        if "seeds" in there and (
+            odd := [s for s in _names(there["seeds"], f"{where}: [task.{t}] seeds", int) if s not in seeds]
+        ):
+            raise InputError(f"{where}: [task.{t}] seed {odd[0]}; need some of seeds = {list(seeds)}")
+        if "methods" in there:
+            _only(
+                dict.fromkeys(_names(there["methods"], f"{where}: [task.{t}] methods")),
+                methods,
+                f"{where}: [task.{t}] methods",
+            )
         _only(there.get("method", {}), methods, f"{where}: [task.{t}.method]")
         for m in preset.methods_for(t):
             for own in (settings, there.get("method", {})):
-                if not isinstance(own.get(m, {}), dict): raise InputError(f"{where}: [method] {m} = {own[m]!r}; need a table of its settings")
-            if m in METHODS and (m in settings or m in there.get("method", {})): raise InputError(f"{where}: [method.{m}]; PEZ's settings stand in [tuning]")
-            try: preset.config_for(m, t)
-            except InputError as e: raise InputError(f"{where}: [method.{m}]: {e}") from None
-            if REGISTRY[m].needed and any(not s.counterparts for s in sources): raise InputError(f"{where}: method {m} takes a counterpart, and source {next(s.model for s in sources if not s.counterparts)!r} has none; name at least one")
+                if not isinstance(own.get(m, {}), dict):
+                    raise InputError(f"{where}: [method] {m} = {own[m]!r}; need a table of its settings")
+            if m in METHODS and (m in settings or m in there.get("method", {})):
+                raise InputError(f"{where}: [method.{m}]; PEZ's settings stand in [tuning]")
+            try:
+                preset.config_for(m, t)
+            except InputError as e:
+                raise InputError(f"{where}: [method.{m}]: {e}") from None
+            if REGISTRY[m].needed and any(not s.counterparts for s in sources):
+                raise InputError(
+                    f"{where}: method {m} takes a counterpart, and source {next(s.model for s in sources if not s.counterparts)!r} has none; name at least one"
+                )
         cfg = preset.tuning_for(t)
         odd = [b for b in mine if b % cfg.eval_every or not 0 < b <= cfg.steps]
-        if odd: raise InputError(f"{where}: budget {odd[0]} of {t}; need a multiple of eval_every = {cfg.eval_every}, at most {cfg.steps} steps")
+        if odd:
+            raise InputError(
+                f"{where}: budget {odd[0]} of {t}; need a multiple of eval_every = {cfg.eval_every}, at most {cfg.steps} steps"
+            )
     _check_arms(preset, where)
     _check_moments(preset, where)
     return preset
 
+
 def load_preset(
-    name_or_toml,        # a name in the package ("offline"), or a TOML file
-)->Preset:
+    name_or_toml,  # a name in the package ("offline"), or a TOML file
+) -> Preset:
     "Read a preset. `InputError` if there is none of that name, or says what is wrong in it."
     name, path = str(name_or_toml), Path(name_or_toml)
-    if name in presets(): text, folder = (resources.files("hpt_nb")/"presets"/f"{name}.toml").read_text(encoding="utf-8"), "."
+    if name in presets():
+        text, folder = (resources.files("hpt_nb") / "presets" / f"{name}.toml").read_text(encoding="utf-8"), "."
     elif path.is_file():
-        try: text, folder = path.read_text(encoding="utf-8"), path.parent
-        except UnicodeDecodeError: raise InputError(f"{path}: not UTF-8 text; need a TOML preset") from None
-    else: raise InputError(f"no preset {name!r}; known: {', '.join(presets())}, or a preset file (.toml)")
-    try: doc = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e: raise InputError(f"{path}: not valid TOML ({e})") from None
+        try:
+            text, folder = path.read_text(encoding="utf-8"), path.parent
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: not UTF-8 text; need a TOML preset") from None
+    else:
+        raise InputError(f"no preset {name!r}; known: {', '.join(presets())}, or a preset file (.toml)")
+    try:
+        doc = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise InputError(f"{path}: not valid TOML ({e})") from None
     return parse_preset(doc, name, folder)
 
 # %% ../nbs/14_experiments.ipynb #8209c82e
-def lm_id(lm:LM)->str:
+def lm_id(lm: LM) -> str:
     "What identifies a model: a hash of its file, its revision or a hash of what is in memory, and the ids before a text where they are not its tokenizer's own."
-    return str(identity(lm.info) or "unknown")[:12] + ("-bos" + ".".join(map(str, lm.bos_ids)) if "bos" in lm.info else "")
+    return str(identity(lm.info) or "unknown")[:12] + (
+        "-bos" + ".".join(map(str, lm.bos_ids)) if "bos" in lm.info else ""
+    )
 
-def tune_config(method, task, source:LM, counterpart, row, seed, vocab:Vocab, cfg, dtype, second:LM=None, compiled:bool=False, arm:Arm=None)->dict:
+
+def tune_config(
+    method,
+    task,
+    source: LM,
+    counterpart,
+    row,
+    seed,
+    vocab: Vocab,
+    cfg,
+    dtype,
+    second: LM = None,
+    compiled: bool = False,
+    arm: Arm = None,
+) -> dict:
     "Identity of one tuning run; `second`, the model that takes part beside the source. Compiled layers round differently, so they are named where they are used; so is what makes a row an arm."
     kind = ROWS[arm.like if arm else row]
     drawn = kind == "random" or kind == "common" and (arm or Arm(row)).vocab.get("s") != 0
     more = {}
-    if second: more["second_id"] = lm_id(second)
-    if compiled: more["compiled"] = True
-    if arm and row not in ROWS: more["arm"] = arm.config
-    return dict(task=task.name, task_hash=task.hash, source=source.name, source_id=lm_id(source), counterpart=counterpart, row=row, method=method,
-                vocab=dict(kind=kind, s=len(vocab), seed=seed if drawn else None, hash=vocab.hash), seed=seed, dtype=dtype, **more, **chat_facts(source, task), **facts(cfg))
+    if second:
+        more["second_id"] = lm_id(second)
+    if compiled:
+        more["compiled"] = True
+    if arm and row not in ROWS:
+        more["arm"] = arm.config
+    return dict(
+        task=task.name,
+        task_hash=task.hash,
+        source=source.name,
+        source_id=lm_id(source),
+        counterpart=counterpart,
+        row=row,
+        method=method,
+        vocab=dict(kind=kind, s=len(vocab), seed=seed if drawn else None, hash=vocab.hash),
+        seed=seed,
+        dtype=dtype,
+        **more,
+        **chat_facts(source, task),
+        **facts(cfg),
+    )
 
-def eval_config(preset, task, split_n, prompt:dict, target:LM, role, mode, ids)->dict:
+
+def eval_config(preset, task, split_n, prompt: dict, target: LM, role, mode, ids) -> dict:
     "Identity of one prompt's score on one model."
-    return dict(task=task.name, task_hash=task.hash, split="validation", n=split_n, source=prompt["source"],
-                **{k: prompt[k] for k in ("counterpart", "row", "seed", "steps", "method")},
-                target=target.name, target_id=lm_id(target), role=role, mode=mode, prompt_ids=list(ids), dtype=preset.scoring_dtype,
-                **({"holdout": preset.holdout} if preset.holdout else {}), **chat_facts(target, task))
+    return dict(
+        task=task.name,
+        task_hash=task.hash,
+        split="validation",
+        n=split_n,
+        source=prompt["source"],
+        **{k: prompt[k] for k in ("counterpart", "row", "seed", "steps", "method")},
+        target=target.name,
+        target_id=lm_id(target),
+        role=role,
+        mode=mode,
+        prompt_ids=list(ids),
+        dtype=preset.scoring_dtype,
+        **({"holdout": preset.holdout} if preset.holdout else {}),
+        **chat_facts(target, task),
+    )
 
 # %% ../nbs/14_experiments.ipynb #b65b5770
-def known_models(cells)->dict:
+def known_models(cells) -> dict:
     "Name -> beginnings of the hashes of the models that stand under it in results. Older results do not say for all."
     known = {}
+
     def note(name, lm_id):
         begin = str(lm_id or "unknown").split("-bos")[0]
-        if name and begin != "unknown": known.setdefault(name, set()).add(begin)
+        if name and begin != "unknown":
+            known.setdefault(name, set()).add(begin)
+
     for c in (cell["config"] for cell in cells):
         note(c.get("source"), c.get("source_id"))
         note(c.get("target"), c.get("target_id"))
         if isinstance(c.get("models"), (list, tuple)):
-            for name, lm_id in zip(c["models"], c.get("ids") or ()): note(name, lm_id)
+            for name, lm_id in zip(c["models"], c.get("ids") or ()):
+                note(name, lm_id)
     return known
 
-def check_known(known:dict, name:str, of:str|None):
+
+def check_known(known: dict, name: str, of: str | None):
     "`InputError` where a model's name is another model's in results (`known_models`)."
     theirs = known.get(name)
     if of and theirs and not any(of.startswith(begin) for begin in theirs):
-        raise InputError(f"{name} is another model in the results of this folder (its hash begins with {sorted(theirs)[0]}, this one's with {of[:12]}); "
-                         "name another folder for the results, or rename the model's")
+        raise InputError(
+            f"{name} is another model in the results of this folder (its hash begins with {sorted(theirs)[0]}, this one's with {of[:12]}); "
+            "name another folder for the results, or rename the model's"
+        )
 
 # %% ../nbs/14_experiments.ipynb #a17c3002
-def tune_facts(task, cfg)->dict:
+def tune_facts(task, cfg) -> dict:
     "What a tuning run really used, for its cell's provenance."
-    return dict(chosen_on=min(cfg.holdout_n, len(task.holdout)), trained_on=len(task.train), dropped=task.info.get("dropped", {}), labels_as_numbers=task.info.get("labels as numbers", 0))
+    return dict(
+        chosen_on=min(cfg.holdout_n, len(task.holdout)),
+        trained_on=len(task.train),
+        dropped=task.info.get("dropped", {}),
+        labels_as_numbers=task.info.get("labels as numbers", 0),
+    )
 
-def score_facts(lm:LM, task, split)->dict:
+
+def score_facts(lm: LM, task, split) -> dict:
     "What was really read for a score, for its cell's provenance: texts that were cut, and at how many tokens."
-    known = lm.__dict__.setdefault("_cut", {})   # the tokenizer's, so a copy in another format may share it
+    known = lm.__dict__.setdefault("_cut", {})  # the tokenizer's, so a copy in another format may share it
     key = task.hash, split.hash
-    if key not in known: known[key] = texts_cut(lm, task, split.texts)
+    if key not in known:
+        known[key] = texts_cut(lm, task, split.texts)
     return dict(cut=known[key], max_text_tokens=task.max_text_tokens)
 
 # %% ../nbs/14_experiments.ipynb #a5658aa6
 class Models:
     "Loaded models by name and dtype; keeps the last `keep` of them. `InputError` if two would stand in the results under one name, or one under two."
-    def __init__(self, keep:int=3, load=None, device="auto", bos=None):   # load: None is `load_lm` onto `device`; bos: model -> True or False, as in a preset
-        self.keep, self.own, self.load, self.bos, self.held, self.names = keep, load is None, load or partial(load_lm, device=device), bos or {}, {}, {}
-        self.met, self.known = {}, {}   # hash -> name; name in results -> hashes that it has there (`known_models`)
-        self.spread = as_device(device)[1] == device   # over devices by accelerate, whose hooks a cast copy would share
-    def __call__(self, name:str, dtype:str="float32")->LM:
+
+    def __init__(
+        self, keep: int = 3, load=None, device="auto", bos=None
+    ):  # load: None is `load_lm` onto `device`; bos: model -> True or False, as in a preset
+        self.keep, self.own, self.load, self.bos, self.held, self.names = (
+            keep,
+            load is None,
+            load or partial(load_lm, device=device),
+            bos or {},
+            {},
+            {},
+        )
+        self.met, self.known = {}, {}  # hash -> name; name in results -> hashes that it has there (`known_models`)
+        self.spread = as_device(device)[1] == device  # over devices by accelerate, whose hooks a cast copy would share
+
+    def __call__(self, name: str, dtype: str = "float32") -> LM:
         key = name, dtype
         lm = self.held.pop(key, None)
         if lm is None:
-            while len(self.held) >= self.keep: self.held.pop(next(iter(self.held))); gc.collect()
+            while len(self.held) >= self.keep:
+                self.held.pop(next(iter(self.held)))
+                gc.collect()
             near = self.held.get((name, "float32"))
-            lm = self.load(name, dtype=dtype, **({"bos": self.bos[name]} if name in self.bos else {})) if near is None or self.spread else near.cast(getattr(torch, dtype))
-            if near is None: self._meet(name, getattr(lm, "info", {}) | dict(name=lm.name, kin=getattr(lm, "kin", None)))
-        self.held[key] = lm   # the latest stands last
+            lm = (
+                self.load(name, dtype=dtype, **({"bos": self.bos[name]} if name in self.bos else {}))
+                if near is None or self.spread
+                else near.cast(getattr(torch, dtype))
+            )
+            if near is None:
+                self._meet(name, getattr(lm, "info", {}) | dict(name=lm.name, kin=getattr(lm, "kin", None)))
+        self.held[key] = lm  # the latest stands last
         self._named(lm.name, name)
         return lm
-    def _named(self, lm_name, name)->str:
+
+    def _named(self, lm_name, name) -> str:
         other = self.names.setdefault(lm_name, name)
-        if other != name: raise InputError(f"models {other!r} and {name!r} are both called {lm_name!r}; rename the folder or file of one")
+        if other != name:
+            raise InputError(
+                f"models {other!r} and {name!r} are both called {lm_name!r}; rename the folder or file of one"
+            )
         return lm_name
-    def _meet(self, name:str, info:dict):
+
+    def _meet(self, name: str, info: dict):
         "Note what a model is known by. `InputError` where it is here under another name, or where its name is another model's in the results."
         for key in ("sha256", "memory", "kin"):
             other = self.met.setdefault((key, info[key]), name) if info.get(key) else name
-            if other != name: raise InputError(f"{other} and {name} are one model under two names (their {'files' if key == 'sha256' else 'weights'} are the same); name it once: what took part under one name cannot stand under the other as a model that did not")
+            if other != name:
+                raise InputError(
+                    f"{other} and {name} are one model under two names (their {'files' if key == 'sha256' else 'weights'} are the same); name it once: what took part under one name cannot stand under the other as a model that did not"
+                )
         check_known(self.known, info["name"], identity(info))
-    def name_of(self, name:str)->str:
+
+    def name_of(self, name: str) -> str:
         "The name that a model has in results; it is loaded only if that cannot be known otherwise."
         known = {v: k for k, v in self.names.items()}
-        if name in known: return known[name]
-        if not self.own: return self._named(self(name).name, name)
+        if name in known:
+            return known[name]
+        if not self.own:
+            return self._named(self(name).name, name)
         _, lm_name, info = _find(name)
         self._named(lm_name, name)
         self._meet(name, info | dict(name=lm_name))
         return lm_name
 
+
 def models_to_keep(
-    preset:Preset,
-    free:int,      # bytes of memory
-)->int:            # models that `Models` may hold
+    preset: Preset,
+    free: int,  # bytes of memory
+) -> int:  # models that `Models` may hold
     "All of a preset's models in two formats where they would take a third of the free memory at most, else three."
     names = dict.fromkeys(m for s in preset.sources for m in (s.model, *s.counterparts, *s.targets))
-    try: weights = sum(model_size(m)[1] for m in names)
-    except InputError: return 3   # a size that only loading would tell
-    return max(3, 2*len(names)) if 6*weights <= free/3 else 3
+    try:
+        weights = sum(model_size(m)[1] for m in names)
+    except InputError:
+        return 3  # a size that only loading would tell
+    return max(3, 2 * len(names)) if 6 * weights <= free / 3 else 3
 
 # %% ../nbs/14_experiments.ipynb #074552e7
-def vocab_config(v:VocabConfig, names)->dict:
+def vocab_config(v: VocabConfig, names) -> dict:
     "What identifies the scored vocabulary of models, beside their weights; one vocabulary serves both directions."
     sampled = v.h != "exact"
-    config = dict(models=sorted(names), k=v.k, h=v.h, repeats=v.repeats if sampled else None, seed=v.seed if sampled else None, include_self=v.include_self)
-    return config if v.tokens == "any" else config | dict(tokens=v.tokens)   # vocabularies from before there was a choice keep their identity
+    config = dict(
+        models=sorted(names),
+        k=v.k,
+        h=v.h,
+        repeats=v.repeats if sampled else None,
+        seed=v.seed if sampled else None,
+        include_self=v.include_self,
+    )
+    return (
+        config if v.tokens == "any" else config | dict(tokens=v.tokens)
+    )  # vocabularies from before there was a choice keep their identity
+
 
 def stored_vocab(
-    store:Store,
-    lms:list,              # N >= 2 models
-    v:VocabConfig=VocabConfig(),
-)->Vocab:
+    store: Store,
+    lms: list,  # N >= 2 models
+    v: VocabConfig = VocabConfig(),
+) -> Vocab:
     "Common vocabulary of several models with its stability; from the store where it has been computed."
-    lms = sorted(lms, key=lambda lm: lm.name)   # one vocabulary serves every direction
+    lms = sorted(lms, key=lambda lm: lm.name)  # one vocabulary serves every direction
     config = vocab_config(v, [lm.name for lm in lms]) | dict(ids=[lm_id(lm) for lm in lms])
     have = store.get("vocab", config)
     if have is None:
         began = time.perf_counter()
-        vocab = stable_vocab(lms, k=v.k, h=None if v.h == "exact" else v.h, repeats=v.repeats, seed=v.seed, include_self=v.include_self, tokens=v.tokens)
-        have = dict(c=len(vocab), file=f"stable-{config_hash(config)}.parquet", J_quantiles=[round(q, 6) for q in torch.quantile(vocab.J.double(), torch.linspace(0, 1, 21, dtype=torch.double)).tolist()])
+        vocab = stable_vocab(
+            lms,
+            k=v.k,
+            h=None if v.h == "exact" else v.h,
+            repeats=v.repeats,
+            seed=v.seed,
+            include_self=v.include_self,
+            tokens=v.tokens,
+        )
+        have = dict(
+            c=len(vocab),
+            file=f"stable-{config_hash(config)}.parquet",
+            J_quantiles=[
+                round(q, 6)
+                for q in torch.quantile(vocab.J.double(), torch.linspace(0, 1, 21, dtype=torch.double)).tolist()
+            ],
+        )
         path, seconds = store.file(have["file"]), round(time.perf_counter() - began, 3)
         path.parent.mkdir(parents=True, exist_ok=True)
         vocab.save(path)
-        if not store.has("neighbors", config): keep_examples(store, config, vocab, lms)   # before the vocabulary's own cell: once that is there, nobody comes back for them
+        if not store.has("neighbors", config):
+            keep_examples(
+                store, config, vocab, lms
+            )  # before the vocabulary's own cell: once that is there, nobody comes back for them
         store.put("vocab", config, have, provenance(lms[0].device, lms[0].dtype, [v.seed], seconds))
     return Vocab.load(store.file(have["file"]))
 
+
 def scored_vocab(
-    store:Store, preset:Preset, models:Models,
-    source:str, counterpart:str,
-    v:VocabConfig=None,   # None: the preset's
-)->Vocab:
+    store: Store,
+    preset: Preset,
+    models: Models,
+    source: str,
+    counterpart: str,
+    v: VocabConfig = None,  # None: the preset's
+) -> Vocab:
     "`stored_vocab` of a source and a counterpart of a preset."
     return stored_vocab(store, [models(source), models(counterpart)], v or preset.vocab)
 
 # %% ../nbs/14_experiments.ipynb #d6232ceb
-def check_words(preset:Preset, models:Models, source:Source):
+def check_words(preset: Preset, models: Models, source: Source):
     "`InputError` where the words that a source shares with a counterpart are too few for s or k of a row. Rows without a common vocabulary ask for none."
-    asking = [preset.vocab_for(r) for r in preset.tuned_rows if preset.row_kind(r) in ("common", "stable") and preset.vocab_for(r).tokens == "words"]
+    asking = [
+        preset.vocab_for(r)
+        for r in preset.tuned_rows
+        if preset.row_kind(r) in ("common", "stable") and preset.vocab_for(r).tokens == "words"
+    ]
     for name in source.counterparts if asking else ():
         n = len(common_vocab([models(source.model), models(name)], "words"))
         key, asked = max([(k, getattr(v, k)) for v in asking for k in ("s", "k")], key=lambda pair: pair[1])
-        if asked > n: raise InputError(f"{preset.name}: {key} = {asked:,}, and {source.model} and {name} share {n:,} words; need a smaller {key}, or [vocab] tokens = \"any\"")
-
+        if asked > n:
+            raise InputError(
+                f'{preset.name}: {key} = {asked:,}, and {source.model} and {name} share {n:,} words; need a smaller {key}, or [vocab] tokens = "any"'
+            )
 
 # %% ../nbs/14_experiments.ipynb #c32f4ff7
-def example_words(vocab:Vocab)->dict:
-    "{\"stable\": row, \"unstable\": row} of a vocabulary sorted by J: its first and its last token of a space and four or more small letters; {} where it has fewer than two."
+def example_words(vocab: Vocab) -> dict:
+    '{"stable": row, "unstable": row} of a vocabulary sorted by J: its first and its last token of a space and four or more small letters; {} where it has fewer than two.'
     rows = [i for i, t in enumerate(vocab.tokens) if re.fullmatch(r" [a-z]{4,}", t)]
     return dict(stable=rows[0], unstable=rows[-1]) if len(rows) > 1 else {}
 
-def near_tokens(vocab:Vocab, lms, u:int, k:int)->dict:
+
+def near_tokens(vocab: Vocab, lms, u: int, k: int) -> dict:
     "Model's name -> [[token, cosine], ...]: the k common tokens nearest to row u, nearest first, ties to the lower row."
     near = {}
     for lm, ids in zip(lms, vocab.ids):
         emb_cd = lm.embeddings[ids.to(lm.device)].double()
-        cos = torch.nn.functional.cosine_similarity(emb_cd, emb_cd[u:u+1]).cpu()
-        cos[u] = -2.   # itself
-        near[lm.name] = [[vocab.tokens[i], round(cos[i].item(), 4)] for i in cos.sort(descending=True, stable=True).indices[:min(k, len(cos) - 1)].tolist()]
+        cos = torch.nn.functional.cosine_similarity(emb_cd, emb_cd[u : u + 1]).cpu()
+        cos[u] = -2.0  # itself
+        near[lm.name] = [
+            [vocab.tokens[i], round(cos[i].item(), 4)]
+            for i in cos.sort(descending=True, stable=True).indices[: min(k, len(cos) - 1)].tolist()
+        ]
     return near
 
-def keep_examples(store:Store, config:dict, vocab:Vocab, lms):
+
+def keep_examples(store: Store, config: dict, vocab: Vocab, lms):
     "Store the neighbourhoods of a vocabulary's example words; `lms` in the order of `vocab.models`."
     began = time.perf_counter()
-    examples = [dict(what=what, token=vocab.tokens[u], rank=u+1, J=round(vocab.J[u].item(), 6), near=near_tokens(vocab, lms, u, config["k"])) for what, u in example_words(vocab).items()]
-    if examples: store.put("neighbors", config, dict(examples=examples), provenance(lms[0].device, lms[0].dtype, wall_s=round(time.perf_counter() - began, 3)))
+    examples = [
+        dict(
+            what=what,
+            token=vocab.tokens[u],
+            rank=u + 1,
+            J=round(vocab.J[u].item(), 6),
+            near=near_tokens(vocab, lms, u, config["k"]),
+        )
+        for what, u in example_words(vocab).items()
+    ]
+    if examples:
+        store.put(
+            "neighbors",
+            config,
+            dict(examples=examples),
+            provenance(lms[0].device, lms[0].dtype, wall_s=round(time.perf_counter() - began, 3)),
+        )
 
 # %% ../nbs/14_experiments.ipynb #b8b883a7
-def passes(preset:Preset, source:Source, task:str)->list:
+def passes(preset: Preset, source: Source, task: str) -> list:
     "(pairs, counterpart or None) of each pass of a source on a task: the (method, row) pairs of its runs, and the counterpart where it takes part in the tuning."
     out = {}
     for m in preset.methods_for(task):
         how = REGISTRY[m]
         for row in preset.tuned_rows:
-            if not preset.takes(row, m, source.model): continue
+            if not preset.takes(row, m, source.model):
+                continue
             for second in source.counterparts if how.needed else (None,):
-                key = how.run, how.cost, preset.config_for(m, task, row), second   # runs of a pass cost the same, so that each has an equal share of it
+                key = (
+                    how.run,
+                    how.cost,
+                    preset.config_for(m, task, row),
+                    second,
+                )  # runs of a pass cost the same, so that each has an equal share of it
                 out.setdefault(key, []).append((m, row))
     return [(tuple(pairs), second) for (_, _, _, second), pairs in out.items()]
 
-def run_rows(preset:Preset, pairs, counterparts, second=None)->list:
+
+def run_rows(preset: Preset, pairs, counterparts, second=None) -> list:
     "(method, row, counterpart, seed) of every run of one pass, in a fixed order; with `second`, a counterpart that takes part, all of them are with it."
     out = []
     for row in sorted({row for _, row in pairs}, key=preset.tuned_rows.index):
@@ -681,23 +1213,30 @@ def run_rows(preset:Preset, pairs, counterparts, second=None)->list:
     return out
 
 # %% ../nbs/14_experiments.ipynb #a17c0de4
-def label_tokens(lm:LM, task, first:bool)->list:
+def label_tokens(lm: LM, task, first: bool) -> list:
     "Ids of the label words: the first token of each, or all of them."
-    if first: return label_ids(lm, task).tolist()
+    if first:
+        return label_ids(lm, task).tolist()
     return sorted({i for word in task.labels for i in lm.encode(word)})
 
+
 def pass_vocabs(
-    store:Store, preset:Preset, models:Models, source_name:str, task,
-    runs,          # of `run_rows`, counterparts by their names in results
-    names:dict,    # name in results -> name in the preset, of the counterparts
-)->list:           # a Vocab for each run; equal ones are the same object
+    store: Store,
+    preset: Preset,
+    models: Models,
+    source_name: str,
+    task,
+    runs,  # of `run_rows`, counterparts by their names in results
+    names: dict,  # name in results -> name in the preset, of the counterparts
+) -> list:  # a Vocab for each run; equal ones are the same object
     "The vocabularies that the runs of a pass may search."
     source, made, scored, out = models(source_name), {}, {}, []
     whole = whole_vocab(source)
     for _, row, cp, seed in runs:
         v, arm, kind = preset.vocab_for(row), preset.arm(row), preset.row_kind(row)
         pair = (cp, str(vocab_config(v, []))) if kind in ("common", "stable") else None
-        if pair and pair not in scored: scored[pair] = scored_vocab(store, preset, models, source_name, names[cp], v)
+        if pair and pair not in scored:
+            scored[pair] = scored_vocab(store, preset, models, source_name, names[cp], v)
         drawn = seed if kind in ("random", "common") and v.s else None
         key = kind, pair, v.s, arm.add_labels, arm.without_labels, drawn
         if key not in made:
@@ -708,35 +1247,56 @@ def pass_vocabs(
     return out
 
 # %% ../nbs/14_experiments.ipynb #a17c0de5
-def _spaces(lm, vocabs)->list:
+def _spaces(lm, vocabs) -> list:
     "A SearchSpace for each vocabulary; equal ones share one."
     made = {}
     for vocab in vocabs:
-        if vocab.hash not in made: made[vocab.hash] = SearchSpace(lm, vocab)
+        if vocab.hash not in made:
+            made[vocab.hash] = SearchSpace(lm, vocab)
     return [made[vocab.hash] for vocab in vocabs]
 
-def tuning_dtypes(preset, device)->list:
+
+def tuning_dtypes(preset, device) -> list:
     "Formats that a preset lets its prompts be tuned in: its own, or for auto the fast one of this device and then what it would have been elsewhere."
-    if preset.tuning_dtype != "auto": return [preset.tuning_dtype]
+    if preset.tuning_dtype != "auto":
+        return [preset.tuning_dtype]
     return list(dict.fromkeys([str(fast_dtype(device)).removeprefix("torch."), "bfloat16", "float32"]))
 
-def _prompt(source:str, config:dict, result:dict)->dict:
+
+def _prompt(source: str, config: dict, result: dict) -> dict:
     "What scoring needs to know of a tuned prompt."
-    return dict(source=source, **{k: config[k] for k in ("row", "counterpart", "seed", "steps", "method")},
-                **{k: v for k, v in result.items() if k in ("prompt_ids", "prompt_text", "vectors")})
+    return dict(
+        source=source,
+        **{k: config[k] for k in ("row", "counterpart", "seed", "steps", "method")},
+        **{k: v for k, v in result.items() if k in ("prompt_ids", "prompt_text", "vectors")},
+    )
+
 
 def moment_prompts(
-    source:LM,
-    config:dict,   # of a tune cell
-    result:dict,   # its result, with the prompts on the way in its curve
-    steps,         # numbers of steps
-)->list:           # prompts of the row's moments
+    source: LM,
+    config: dict,  # of a tune cell
+    result: dict,  # its result, with the prompts on the way in its curve
+    steps,  # numbers of steps
+) -> list:  # prompts of the row's moments
     "The prompts that stood at these steps, whether they were chosen or not; at 0 the start."
     curve = dict(zip(result["curve"]["step"], result["curve"].get("ids", ()))) | {0: result.get("start_ids")}
     gone = [b for b in steps if not curve.get(b)]
-    if gone: raise InputError(f"row {config['row']}, seed {config['seed']}: its stored run does not say what the prompt was at step {gone[0]}; delete that tune cell and run again")
+    if gone:
+        raise InputError(
+            f"row {config['row']}, seed {config['seed']}: its stored run does not say what the prompt was at step {gone[0]}; delete that tune cell and run again"
+        )
     base = {k: config[k] for k in ("counterpart", "seed", "method")}
-    return [dict(source=source.name, row=MOMENT.format(config["row"]), steps=b, prompt_ids=list(curve[b]), prompt_text=source.decode(curve[b]), **base) for b in steps]
+    return [
+        dict(
+            source=source.name,
+            row=MOMENT.format(config["row"]),
+            steps=b,
+            prompt_ids=list(curve[b]),
+            prompt_text=source.decode(curve[b]),
+            **base,
+        )
+        for b in steps
+    ]
 
 # %% ../nbs/14_experiments.ipynb #a17c0de6
 @contextmanager
@@ -745,50 +1305,88 @@ def _followed(preset, task, source, runs, cfg):
     names = ["-".join(str(part) for part in (m, row, cp, seed) if part is not None) for m, row, cp, seed in runs]
     methods = "+".join(dict.fromkeys(m for m, *_ in runs))
     tracker = follower(preset.tracker, f"{preset.name}-{task.name}-{source.name}-{methods}", asdict(cfg), names)
-    try: yield tracker
+    try:
+        yield tracker
     finally:
-        if tracker: tracker.close()
+        if tracker:
+            tracker.close()
 
-def tune_pass(store, preset, models, source_name, task, pairs, second=None, on_step=None, checkpoint_dir=None)->list:
+
+def tune_pass(store, preset, models, source_name, task, pairs, second=None, on_step=None, checkpoint_dir=None) -> list:
     "Tune one pass of a source and task (`passes`); returns its prompts, one for each run and budget, and those of the moment."
     key, (method, row) = task_key(preset, task), pairs[0]
-    first, source, source_cfg = REGISTRY[method], models(source_name), next(s for s in preset.sources if s.model == source_name)
+    first, source, source_cfg = (
+        REGISTRY[method],
+        models(source_name),
+        next(s for s in preset.sources if s.model == source_name),
+    )
     names = {models.name_of(cp): cp for cp in source_cfg.counterparts}
     runs = run_rows(preset, pairs, tuple(names), models.name_of(second) if second else None)
     vocabs = pass_vocabs(store, preset, models, source_name, task, runs, names)
     cfg, budgets = preset.config_for(method, key, row), preset.budgets_for(key, method, row)
     other, compiled = models(second) if second else None, preset.compiles(key, method, row)
+
     def configs_in(dtype, steps):
-        return [tune_config(m, task, source, cp, r, seed, vocab, replace(cfg, steps=steps), dtype, other, compiled, preset.arm(r))
-                for (m, r, cp, seed), vocab in zip(runs, vocabs)]
+        return [
+            tune_config(
+                m, task, source, cp, r, seed, vocab, replace(cfg, steps=steps), dtype, other, compiled, preset.arm(r)
+            )
+            for (m, r, cp, seed), vocab in zip(runs, vocabs)
+        ]
+
     made = {d: {b: configs_in(d, b) for b in budgets} for d in tuning_dtypes(preset, source.device)}
-    def whole(configs): return all(store.has("tune", c) for b in budgets for c in configs[b])
-    dtype, configs = next(((d, c) for d, c in made.items() if whole(c)), next(iter(made.items())))   # a pass that another machine has finished is not tuned again
-    ckpt = Path(checkpoint_dir)/f"pass-{config_hash(dict(runs=configs[cfg.steps]))}.safetensors" if checkpoint_dir else None
+
+    def whole(configs):
+        return all(store.has("tune", c) for b in budgets for c in configs[b])
+
+    dtype, configs = next(
+        ((d, c) for d, c in made.items() if whole(c)), next(iter(made.items()))
+    )  # a pass that another machine has finished is not tuned again
+    ckpt = (
+        Path(checkpoint_dir) / f"pass-{config_hash(dict(runs=configs[cfg.steps]))}.safetensors"
+        if checkpoint_dir
+        else None
+    )
     if not whole(configs):
         ready = compile_layers if compiled else lambda lm: lm
         lm = ready(models(source_name, dtype))
         more = {first.extra: ready(models(second, dtype))} if second else {}
-        if ckpt: ckpt.parent.mkdir(parents=True, exist_ok=True)
+        if ckpt:
+            ckpt.parent.mkdir(parents=True, exist_ok=True)
+
         def keep(steps, done):
             for c, r in zip(configs[steps], done):
-                if not store.has("tune", c): store.put("tune", c, r.result() | dict(pass_steps=cfg.steps), provenance(lm.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)))
+                if not store.has("tune", c):
+                    store.put(
+                        "tune",
+                        c,
+                        r.result() | dict(pass_steps=cfg.steps),
+                        provenance(lm.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)),
+                    )
+
         specs = [RunSpec(space, m, seed) for space, (m, _, _, seed) in zip(_spaces(lm, vocabs), runs)]
         how = dict(progress=False, checkpoint=ckpt, on_step=on_step, budgets=budgets[:-1], on_budget=keep)
-        with _followed(preset, task, source, runs, cfg) as tracker: done = first.run(lm, task, specs, cfg, on_judge=tracker, **how, **more)
+        with _followed(preset, task, source, runs, cfg) as tracker:
+            done = first.run(lm, task, specs, cfg, on_judge=tracker, **how, **more)
         keep(cfg.steps, done)
-    if ckpt: ckpt.unlink(missing_ok=True)   # not before the runs are kept
+    if ckpt:
+        ckpt.unlink(missing_ok=True)  # not before the runs are kept
     prompts = [_prompt(source.name, c, store.get("tune", c)) for b in budgets for c in configs[b]]
     for c in configs[cfg.steps]:
-        prompts += moment_prompts(source, c, store.get("tune", c), preset.moments_for(key, c["method"], c["row"])) if preset.moments else []
+        prompts += (
+            moment_prompts(source, c, store.get("tune", c), preset.moments_for(key, c["method"], c["row"]))
+            if preset.moments
+            else []
+        )
     return prompts
 
-def task_key(preset, task)->str:
+
+def task_key(preset, task) -> str:
     "The name under which the preset lists a task (a file's path, for own tasks)."
     return task.info.get("listed_as", task.name)
 
 # %% ../nbs/14_experiments.ipynb #7cd8b10e
-def start_prompts(preset, source:LM, task, listed:str)->list:
+def start_prompts(preset, source: LM, task, listed: str) -> list:
     "(seed or None, ids) of the untuned starts on the whole vocabulary: one for all seeds, or one each where they are drawn."
     cfg, space = preset.tuning_for(listed), SearchSpace(source)
     drawn = cfg.init == "random" and not getattr(cfg, "start", "")
@@ -796,24 +1394,36 @@ def start_prompts(preset, source:LM, task, listed:str)->list:
     starts = [space.project(_start(source, task, RunSpec(space, "pez", seed), cfg)).tolist() for seed in seeds]
     return [(seed if drawn else None, ids) for seed, ids in zip(seeds, starts)]
 
-def random_ids(source:LM, n:int, seed:int)->list:
+
+def random_ids(source: LM, n: int, seed: int) -> list:
     "Ids of `n` random tokens."
     ids = torch.tensor(sorted(source.token_bytes))
     return ids[torch.randint(len(ids), (n,), generator=torch.Generator().manual_seed(seed))].tolist()
 
-def untuned(preset, source:LM, task, listed:str="")->list:
+
+def untuned(preset, source: LM, task, listed: str = "") -> list:
     "Prompts of the rows Empty, Random and Start, and the hand-written ones; Random's are as long as the task's tuned ones."
     listed = listed or task_key(preset, task)
     found = [("Empty", None, [])] if "Empty" in preset.rows else []
     if "Random" in preset.rows:
-        found += [("Random", seed, random_ids(source, preset.tuning_for(listed).n_tokens, seed)) for seed in preset.seeds_of("Random")]
-    if "Start" in preset.rows: found += [("Start", seed, ids) for seed, ids in start_prompts(preset, source, task, listed)]
+        found += [
+            ("Random", seed, random_ids(source, preset.tuning_for(listed).n_tokens, seed))
+            for seed in preset.seeds_of("Random")
+        ]
+    if "Start" in preset.rows:
+        found += [("Start", seed, ids) for seed, ids in start_prompts(preset, source, task, listed)]
     none = dict(source=source.name, counterpart=None, steps=None, method=None)
-    out = [dict(row=row, seed=seed, prompt_ids=ids, prompt_text=source.decode(ids) if ids else "", **none) for row, seed, ids in found]
+    out = [
+        dict(row=row, seed=seed, prompt_ids=ids, prompt_text=source.decode(ids) if ids else "", **none)
+        for row, seed, ids in found
+    ]
     texts = zip(preset.manual_rows(listed), preset.manual.get(listed, ()))
-    return out + [dict(row=row, seed=None, prompt_ids=source.encode(text), prompt_text=text, **none) for row, text in texts]
+    return out + [
+        dict(row=row, seed=None, prompt_ids=source.encode(text), prompt_text=text, **none) for row, text in texts
+    ]
 
-def untuned_rows(preset, listed:str)->list:
+
+def untuned_rows(preset, listed: str) -> list:
     "(row, seed or None) of the prompts that `untuned` gives."
     cfg = preset.tuning_for(listed)
     drawn = cfg.init == "random" and not getattr(cfg, "start", "")
@@ -822,26 +1432,37 @@ def untuned_rows(preset, listed:str)->list:
     return rows + [(row, None) for row in preset.manual_rows(listed)]
 
 # %% ../nbs/14_experiments.ipynb #1deb84e2
-def _wanted(source_cfg, method=None)->list:
+def _wanted(source_cfg, method=None) -> list:
     "(model, role, mode) of every score that a prompt of this source needs; a soft one's vectors too, where it was tuned and where anchors lead to."
-    soft = [(source_cfg.model, "original", "vectors")] + [(t, "transfer", "vectors") for t in source_cfg.targets if t in source_cfg.counterparts] if method in SOFT_METHODS else []
-    return [(source_cfg.model, "original", "ids"), (source_cfg.model, "original", "text")] + [(t, "transfer", "text") for t in source_cfg.targets] + soft
+    soft = (
+        [(source_cfg.model, "original", "vectors")]
+        + [(t, "transfer", "vectors") for t in source_cfg.targets if t in source_cfg.counterparts]
+        if method in SOFT_METHODS
+        else []
+    )
+    return (
+        [(source_cfg.model, "original", "ids"), (source_cfg.model, "original", "text")]
+        + [(t, "transfer", "text") for t in source_cfg.targets]
+        + soft
+    )
 
 # %% ../nbs/14_experiments.ipynb #a17c0de7
 class Scoring:
     "The texts that prompts are scored on by one model, tokenised once: those of `split`, and then `held` ones."
-    def __init__(self, lm:LM, task, split, held=None):
+
+    def __init__(self, lm: LM, task, split, held=None):
         texts = (*split.texts, *(held.texts if held else ()))
         self.lm, self.split, self.held, self.classes = lm, split, held, len(task.labels)
         self.scorer, self.seqs = PrefixScorer(lm, label_ids(lm, task)), text_ids(lm, task, texts)
         self.bos = torch.tensor(lm.bos_ids, dtype=torch.long)
 
-    def together(self, p:int)->int:
+    def together(self, p: int) -> int:
         "Prompts of p tokens that one call shall score."
-        if self.lm.device.type != "cuda": return 1
-        return max(1, SHARED_TOKENS//(sum(map(len, self.seqs)) + p))
+        if self.lm.device.type != "cuda":
+            return 1
+        return max(1, SHARED_TOKENS // (sum(map(len, self.seqs)) + p))
 
-    def logp(self, prompts)->torch.Tensor:
+    def logp(self, prompts) -> torch.Tensor:
         "(m, n, C) float32 label log-probabilities of m prompts of one length (ids), over the label words."
         m = len(prompts)
         ids = torch.cat([self.bos.expand(m, -1), torch.tensor(prompts, dtype=torch.long).view(m, -1)], 1)
@@ -849,27 +1470,46 @@ class Scoring:
         logits = self.scorer.logits(rows, self.seqs)[None] if m == 1 else logits_many(self.scorer, rows, self.seqs)
         return logits.log_softmax(-1)
 
-    def results(self, prompts)->list:
+    def results(self, prompts) -> list:
         "What a cell keeps of each prompt, and the seconds it took."
         began = time.perf_counter()
         each = self.logp(prompts)
-        wall_s = round((time.perf_counter() - began)/len(prompts), 3)
+        wall_s = round((time.perf_counter() - began) / len(prompts), 3)
         return [self._result(logp) | dict(wall_s=wall_s) for logp in each]
 
-    def _result(self, logp_nc)->dict:
+    def _result(self, logp_nc) -> dict:
         n, right = len(self.split), self.split.labels
         guess = logp_nc[:n].argmax(-1).tolist()
-        out = dict(correct=sum(g == y for g, y in zip(guess, right)), n=n, predictions=kept_labels(guess, self.classes), labels=kept_labels(right, self.classes))
-        if not self.held: return out
-        return out | dict(logp=encode_logp(logp_nc[:n].numpy()),
-                          holdout=dict(logp=encode_logp(logp_nc[n:].numpy()), labels=kept_labels(self.held.labels, self.classes), n=len(self.held)))
+        out = dict(
+            correct=sum(g == y for g, y in zip(guess, right)),
+            n=n,
+            predictions=kept_labels(guess, self.classes),
+            labels=kept_labels(right, self.classes),
+        )
+        if not self.held:
+            return out
+        return out | dict(
+            logp=encode_logp(logp_nc[:n].numpy()),
+            holdout=dict(
+                logp=encode_logp(logp_nc[n:].numpy()),
+                labels=kept_labels(self.held.labels, self.classes),
+                n=len(self.held),
+            ),
+        )
 
-SHARED_TOKENS = 1 << 18   # of texts that a GPU is given in one call, some passes: the texts are laid out once in it
+
+SHARED_TOKENS = 1 << 18  # of texts that a GPU is given in one call, some passes: the texts are laid out once in it
 
 # %% ../nbs/14_experiments.ipynb #a17c0de8
-def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo)->dict:
+def score_prompt(store, preset, task, split, prompt, target: LM, role, mode, memo) -> dict:
     "One eval cell: from the store, from an equal one (`memo`), or computed."
-    ids = prompt["prompt_ids"] if mode == "ids" else read_text(target, prompt["prompt_text"], about=("a prompt", target.name), control=getattr(task, "control", False))["ids"]   # where it is read as another text, that is said once a model
+    ids = (
+        prompt["prompt_ids"]
+        if mode == "ids"
+        else read_text(
+            target, prompt["prompt_text"], about=("a prompt", target.name), control=getattr(task, "control", False)
+        )["ids"]
+    )  # where it is read as another text, that is said once a model
     config = eval_config(preset, task, len(split), prompt, target, role, mode, ids)
     stored = store.get("eval", config)
     key = _memo_key(preset, task, split, target, ids)
@@ -878,25 +1518,47 @@ def score_prompt(store, preset, task, split, prompt, target:LM, role, mode, memo
             held = task.subset("holdout", preset.holdout, seed=0) if preset.holdout else None
             memo[key] = Scoring(target, task, split, held).results([ids])[0]
         stored = memo[key] | dict(prompt_text=prompt["prompt_text"])
-        store.put("eval", config, stored, provenance(target.device, target.dtype, None if prompt["seed"] is None else [prompt["seed"]], stored["wall_s"], ran=score_facts(target, task, split)))
-        memo[key] = memo[key] | dict(wall_s=0.)   # whoever has the same ids has the answer for nothing
-    else: memo.setdefault(key, {k: v for k, v in stored.items() if k != "prompt_text"} | dict(wall_s=0.))
+        store.put(
+            "eval",
+            config,
+            stored,
+            provenance(
+                target.device,
+                target.dtype,
+                None if prompt["seed"] is None else [prompt["seed"]],
+                stored["wall_s"],
+                ran=score_facts(target, task, split),
+            ),
+        )
+        memo[key] = memo[key] | dict(wall_s=0.0)  # whoever has the same ids has the answer for nothing
+    else:
+        memo.setdefault(key, {k: v for k, v in stored.items() if k != "prompt_text"} | dict(wall_s=0.0))
     return stored
 
-def _memo_key(preset, task, split, target, ids)->tuple: return target.name, lm_id(target), task.hash, len(split), preset.holdout, preset.scoring_dtype, tuple(ids)
+
+def _memo_key(preset, task, split, target, ids) -> tuple:
+    return target.name, lm_id(target), task.hash, len(split), preset.holdout, preset.scoring_dtype, tuple(ids)
 
 # %% ../nbs/14_experiments.ipynb #5338321f
-CARRY_TEXTS, CARRY_LOOKS = 200, 40   # holdout texts of the target on which candidates for it are judged, and how often: every 50 of 2,000 steps
+CARRY_TEXTS, CARRY_LOOKS = (
+    200,
+    40,
+)  # holdout texts of the target on which candidates for it are judged, and how often: every 50 of 2,000 steps
 
-def carried_config(task)->dict:
+
+def carried_config(task) -> dict:
     "What the score of a carried prompt says of how it was carried; older ones were the last candidate of another start."
     return dict(carried=dict(start="xavier", judged=min(CARRY_TEXTS, len(task.holdout))))
 
-def score_vectors(store, preset, models, task, split, prompt, source_name, target_name, role)->dict:
+
+def score_vectors(store, preset, models, task, split, prompt, source_name, target_name, role) -> dict:
     "The eval cell of a soft prompt's vectors: as tuned on the source, through the common tokens on another model."
     target, v = models(target_name, preset.scoring_dtype), vectors_from_text(prompt["vectors"])
-    config = eval_config(preset, task, len(split), prompt, target, role, "vectors", prompt["prompt_ids"]) | dict(vectors=config_hash(dict(v=prompt["vectors"])))
-    if role == "transfer": config |= carried_config(task)
+    config = eval_config(preset, task, len(split), prompt, target, role, "vectors", prompt["prompt_ids"]) | dict(
+        vectors=config_hash(dict(v=prompt["vectors"]))
+    )
+    if role == "transfer":
+        config |= carried_config(task)
     have = store.get("eval", config)
     if have is None:
         began = time.perf_counter()
@@ -904,198 +1566,345 @@ def score_vectors(store, preset, models, task, split, prompt, source_name, targe
             vocab, source = scored_vocab(store, preset, models, source_name, target_name), models(source_name)
             target = models(target_name, preset.scoring_dtype)
             held = task.subset("holdout", min(CARRY_TEXTS, len(task.holdout)), seed=0)
-            v = transfer_soft([v], [anchor_rows(source, vocab)], anchor_rows(target, vocab), target.embeddings,
-                              judge=lambda x: evaluate_vectors(target, task, held, x)["accuracy"])
+            v = transfer_soft(
+                [v],
+                [anchor_rows(source, vocab)],
+                anchor_rows(target, vocab),
+                target.embeddings,
+                judge=lambda x: evaluate_vectors(target, task, held, x)["accuracy"],
+            )
         got = evaluate_vectors(target, task, split, v)
-        have = {k: got[k] for k in ("correct", "n", "predictions", "labels")} | dict(wall_s=round(time.perf_counter() - began, 3), prompt_text=prompt["prompt_text"])
-        store.put("eval", config, have, provenance(target.device, target.dtype, [prompt["seed"]], have["wall_s"], ran=score_facts(target, task, split)))
+        have = {k: got[k] for k in ("correct", "n", "predictions", "labels")} | dict(
+            wall_s=round(time.perf_counter() - began, 3), prompt_text=prompt["prompt_text"]
+        )
+        store.put(
+            "eval",
+            config,
+            have,
+            provenance(
+                target.device, target.dtype, [prompt["seed"]], have["wall_s"], ran=score_facts(target, task, split)
+            ),
+        )
     return have
 
 # %% ../nbs/14_experiments.ipynb #b1eb207e
-def reading_config(prompt, task, target:LM, role, ids)->dict:
+def reading_config(prompt, task, target: LM, role, ids) -> dict:
     "Identity of how a prompt reads on a model."
-    return dict(task=task.name, task_hash=task.hash, source=prompt["source"], **{k: prompt[k] for k in ("counterpart", "row", "seed", "steps", "method")},
-                target=target.name, target_id=lm_id(target), role=role, prompt_ids=list(ids), dtype=str(target.dtype).removeprefix("torch."))
+    return dict(
+        task=task.name,
+        task_hash=task.hash,
+        source=prompt["source"],
+        **{k: prompt[k] for k in ("counterpart", "row", "seed", "steps", "method")},
+        target=target.name,
+        target_id=lm_id(target),
+        role=role,
+        prompt_ids=list(ids),
+        dtype=str(target.dtype).removeprefix("torch."),
+    )
 
-def read_prompt(store, prompt, task, target:LM, role, ids, memo=None)->dict:
+
+def read_prompt(store, prompt, task, target: LM, role, ids, memo=None) -> dict:
     "One reading cell: the prompt's tokens on this model and its perplexity there (None where there is too little to judge); `memo`: ids -> perplexity, of those that are known."
     config = reading_config(prompt, task, target, role, ids)
     stored = store.get("reading", config)
     if stored is None:
         known = memo or {}
-        if len(ids) < 2 or min(ids) < 0: perplexity = None   # an added row has no probability
-        elif tuple(ids) in known: perplexity = known[tuple(ids)]
-        else: perplexity = prompt_perplexities(target, [ids])[0]
+        if len(ids) < 2 or min(ids) < 0:
+            perplexity = None  # an added row has no probability
+        elif tuple(ids) in known:
+            perplexity = known[tuple(ids)]
+        else:
+            perplexity = prompt_perplexities(target, [ids])[0]
         stored = dict(tokens=shown_tokens(target, ids), perplexity=perplexity)
-        store.put("reading", config, stored, provenance(target.device, target.dtype, None if prompt["seed"] is None else [prompt["seed"]], 0.))
+        store.put(
+            "reading",
+            config,
+            stored,
+            provenance(target.device, target.dtype, None if prompt["seed"] is None else [prompt["seed"]], 0.0),
+        )
     return stored
 
 # %% ../nbs/14_experiments.ipynb #a9447034
-def _load_tasks(preset, data=None)->dict:
+def _load_tasks(preset, data=None) -> dict:
     "name in the preset -> Task; a task file of that name in the folder `data` stands in for a task of the hub."
     out = {}
-    if data is not None and not Path(data).is_dir(): raise InputError(f"{data}: no such folder; need one that holds task files, such as sst2.toml")
+    if data is not None and not Path(data).is_dir():
+        raise InputError(f"{data}: no such folder; need one that holds task files, such as sst2.toml")
     for name in preset.tasks:
-        path, own = Path(preset.folder)/name, Path(data or ".")/f"{name}.toml"
-        task = load_task(own if data is not None and own.is_file() else path if name.endswith(".toml") else name, format=preset.format or None)
-        if data is not None and own.is_file() and task.name != name: raise InputError(f"{own}: its name is {task.name!r}; need {name!r}, the task that it stands in for")
+        path, own = Path(preset.folder) / name, Path(data or ".") / f"{name}.toml"
+        task = load_task(
+            own if data is not None and own.is_file() else path if name.endswith(".toml") else name,
+            format=preset.format or None,
+        )
+        if data is not None and own.is_file() and task.name != name:
+            raise InputError(f"{own}: its name is {task.name!r}; need {name!r}, the task that it stands in for")
         task.info["listed_as"] = name
         out[name] = task
-    if len({t.name for t in out.values()}) < len(out): raise InputError(f"two tasks of {preset.name} share a name; give each its own")
+    if len({t.name for t in out.values()}) < len(out):
+        raise InputError(f"two tasks of {preset.name} share a name; give each its own")
     return out
 
 # %% ../nbs/14_experiments.ipynb #5b1d90c7
 @dataclass(frozen=True)
 class Unit:
     "A part of a run that is done as a whole, by whichever process: plain data."
-    kind:str              # "draw": untuned prompts; "vocab": a scored vocabulary; "tune": a pass; "score": a source's prompts on one model
-    source:str            # models and tasks as the preset names them
-    target:str = ""       # the other model of a vocabulary; the model that scores
-    task:str = ""
-    pairs:tuple = ()      # (method, row) of a pass's runs
-    vocab:object = None   # of a vocabulary: its VocabConfig
-    second:str|None = None# a counterpart that takes part in the pass
-    seeds:tuple = ()      # of the runs in a pass
-    after:tuple = ()      # numbers of the units that must be done before
-    pieces:tuple = ()     # (kind, part of its configuration) of each cell that it makes, as in `Store.plan`
+
+    kind: str  # "draw": untuned prompts; "vocab": a scored vocabulary; "tune": a pass; "score": a source's prompts on one model
+    source: str  # models and tasks as the preset names them
+    target: str = ""  # the other model of a vocabulary; the model that scores
+    task: str = ""
+    pairs: tuple = ()  # (method, row) of a pass's runs
+    vocab: object = None  # of a vocabulary: its VocabConfig
+    second: str | None = None  # a counterpart that takes part in the pass
+    seeds: tuple = ()  # of the runs in a pass
+    after: tuple = ()  # numbers of the units that must be done before
+    pieces: tuple = ()  # (kind, part of its configuration) of each cell that it makes, as in `Store.plan`
 
     @property
-    def methods(self)->tuple: return tuple(dict.fromkeys(m for m, _ in self.pairs))
+    def methods(self) -> tuple:
+        return tuple(dict.fromkeys(m for m, _ in self.pairs))
+
     @property
-    def models(self)->tuple:
+    def models(self) -> tuple:
         "The models that it loads."
-        return tuple(dict.fromkeys(m for m in (self.source if self.kind != "score" else None, self.target, self.second) if m))
-    def __str__(self):
-        if self.kind == "draw": return f"drawing prompts of {self.source}"
-        if self.kind == "vocab": return f"comparing {self.source} and {self.target}"
-        if self.kind == "score": return f"scoring {self.task} prompts of {self.source} on {self.target}"
-        return f"tuning {self.source} on {self.task}" + ("" if self.methods[0] in METHODS else f" by {', '.join(self.methods)}")
+        return tuple(
+            dict.fromkeys(m for m in (self.source if self.kind != "score" else None, self.target, self.second) if m)
+        )
 
-def shares(seeds:tuple, split:int)->list:
+    def __str__(self):
+        if self.kind == "draw":
+            return f"drawing prompts of {self.source}"
+        if self.kind == "vocab":
+            return f"comparing {self.source} and {self.target}"
+        if self.kind == "score":
+            return f"scoring {self.task} prompts of {self.source} on {self.target}"
+        return f"tuning {self.source} on {self.task}" + (
+            "" if self.methods[0] in METHODS else f" by {', '.join(self.methods)}"
+        )
+
+
+def shares(seeds: tuple, split: int) -> list:
     "Seeds in groups of at most `split`; 0: all in one."
     n = split or len(seeds)
-    return [tuple(seeds[i:i+n]) for i in range(0, len(seeds), n)]
+    return [tuple(seeds[i : i + n]) for i in range(0, len(seeds), n)]
 
 # %% ../nbs/14_experiments.ipynb #c40e7a12
-def _planned(preset, task:str, models, run)->list:
+def _planned(preset, task: str, models, run) -> list:
     "What tells a run's tuned prompts from others: one for each budget."
     m, row, cp, seed = run
     base = dict(row=row, counterpart=cp and models.name_of(cp), seed=seed, method=m)
     return [base | dict(steps=b) for b in preset.budgets_for(task, m, row)]
 
-def _moments(preset, task:str, models, run)->list:
+
+def _moments(preset, task: str, models, run) -> list:
     "The same of its prompts of the moment."
     m, row, cp, seed = run
     base = dict(row=MOMENT.format(row), counterpart=cp and models.name_of(cp), seed=seed, method=m)
     return [base | dict(steps=b) for b in preset.moments_for(task, m, row)]
 
+
 def plan_units(
-    preset:Preset, tasks:dict, models:Models,
-    split:int=0,    # seeds in one pass, at most; 0: all
-)->list:            # Units, none before one that it comes after
+    preset: Preset,
+    tasks: dict,
+    models: Models,
+    split: int = 0,  # seeds in one pass, at most; 0: all
+) -> list:  # Units, none before one that it comes after
     "Everything that a run will do. `InputError` for a model that cannot be found."
     units, known = [], {}
+
     def add(key, **unit):
-        if key not in known: known[key] = len(units); units.append(Unit(**unit))
+        if key not in known:
+            known[key] = len(units)
+            units.append(Unit(**unit))
         return known[key]
+
     def vocab(a, b, v):
         config = vocab_config(v, [models.name_of(a), models.name_of(b)])
-        return add(("vocab", config_hash(config)), kind="vocab", source=a, target=b, vocab=v, pieces=(("vocab", config),))
+        return add(
+            ("vocab", config_hash(config)), kind="vocab", source=a, target=b, vocab=v, pieces=(("vocab", config),)
+        )
+
     for s in preset.sources:
-        for m in (s.model, *s.counterparts, *s.targets): models.name_of(m)   # a wrong name is known before anything is done
+        for m in (s.model, *s.counterparts, *s.targets):
+            models.name_of(m)  # a wrong name is known before anything is done
     for name, task in tasks.items():
-        parts, mine = {}, preset.sources_for(name)   # parts: (source, its share of the seeds) -> (units that make the prompts, what the prompts are)
+        parts, mine = (
+            {},
+            preset.sources_for(name),
+        )  # parts: (source, its share of the seeds) -> (units that make the prompts, what the prompts are)
         for s in mine:
-            base, none = dict(task=task.name, source=models.name_of(s.model)), dict(counterpart=None, method=None, steps=None)
+            base, none = (
+                dict(task=task.name, source=models.name_of(s.model)),
+                dict(counterpart=None, method=None, steps=None),
+            )
             for k, seeds in enumerate(shares(preset.seeds_for(name), split)):
                 few = replace(preset, seeds=seeds)
                 fixed = [(row, seed) for row, seed in untuned_rows(few, name) if seed is not None or k == 0]
-                prompts = [base | dict(row=row, seed=seed, **none) for row, seed in fixed if s.model in (preset.arm(row).sources or (s.model,))]
+                prompts = [
+                    base | dict(row=row, seed=seed, **none)
+                    for row, seed in fixed
+                    if s.model in (preset.arm(row).sources or (s.model,))
+                ]
                 makers = [add(("draw", s.model, name), kind="draw", source=s.model, task=name)] if prompts else []
                 for pairs, second in passes(preset, s, name):
                     runs = run_rows(few, pairs, s.counterparts, second)
-                    needs = [vocab(s.model, cp, preset.vocab_for(row)) for _, row, cp, _ in runs if preset.row_kind(row) in ("common", "stable")]
+                    needs = [
+                        vocab(s.model, cp, preset.vocab_for(row))
+                        for _, row, cp, _ in runs
+                        if preset.row_kind(row) in ("common", "stable")
+                    ]
                     tuned = [base | p for run in runs for p in _planned(preset, name, models, run)]
-                    if tuned: makers.append(add(("tune", s.model, name, pairs, second, k), kind="tune", source=s.model, task=name, pairs=pairs, second=second, seeds=seeds, after=tuple(dict.fromkeys(needs)),
-                                                pieces=tuple(("tune", p) for p in tuned)))
+                    if tuned:
+                        makers.append(
+                            add(
+                                ("tune", s.model, name, pairs, second, k),
+                                kind="tune",
+                                source=s.model,
+                                task=name,
+                                pairs=pairs,
+                                second=second,
+                                seeds=seeds,
+                                after=tuple(dict.fromkeys(needs)),
+                                pieces=tuple(("tune", p) for p in tuned),
+                            )
+                        )
                     prompts += tuned + [base | p for run in runs for p in _moments(preset, name, models, run)]
                 parts[s, k] = makers, prompts
         for target in dict.fromkeys([s.model for s in mine] + [t for s in mine for t in s.targets]):
             for (s, k), (makers, prompts) in parts.items():
-                cells = [p | dict(target=models.name_of(target), role=role, mode=mode) for p in prompts for t, role, mode in _wanted(s, p["method"]) if t == target]
-                carried = [vocab(s.model, target, preset.vocab)] if any(c["mode"] == "vectors" and c["role"] == "transfer" for c in cells) else []
-                if cells: add(("score", s.model, name, target, k), kind="score", source=s.model, target=target, task=name, after=(*makers, *carried), pieces=tuple(("eval", c) for c in cells))
+                cells = [
+                    p | dict(target=models.name_of(target), role=role, mode=mode)
+                    for p in prompts
+                    for t, role, mode in _wanted(s, p["method"])
+                    if t == target
+                ]
+                carried = (
+                    [vocab(s.model, target, preset.vocab)]
+                    if any(c["mode"] == "vectors" and c["role"] == "transfer" for c in cells)
+                    else []
+                )
+                if cells:
+                    add(
+                        ("score", s.model, name, target, k),
+                        kind="score",
+                        source=s.model,
+                        target=target,
+                        task=name,
+                        after=(*makers, *carried),
+                        pieces=tuple(("eval", c) for c in cells),
+                    )
     return units
 
 # %% ../nbs/14_experiments.ipynb #3d5f0c92
-def _key(prompt:dict)->tuple: return tuple(prompt[k] for k in ("row", "counterpart", "seed", "method", "steps"))
+def _key(prompt: dict) -> tuple:
+    return tuple(prompt[k] for k in ("row", "counterpart", "seed", "method", "steps"))
+
 
 class Job:
     "What one process needs to do units of a preset: the results folder, the tasks by their names in the preset, the models that it holds."
-    def __init__(self, preset:Preset, store:Store, tasks:dict, models:Models, retry_failed:bool=False):
-        self.preset, self.store, self.tasks, self.models, self.retry = preset, store, tasks, models, retry_failed
-        self.memo, self.read, self.memo_of, self.scoring = {}, {}, None, None   # scores and perplexities of equal ids, on one model and task
 
-    def attempt(self, unit:Unit,
-        inputs:list,               # what the units in `unit.after` gave
-        at=lambda share: None,     # called with the share that is done
-    )->list|None:                  # the unit's prompts; None if it failed, now or before
+    def __init__(self, preset: Preset, store: Store, tasks: dict, models: Models, retry_failed: bool = False):
+        self.preset, self.store, self.tasks, self.models, self.retry = preset, store, tasks, models, retry_failed
+        self.memo, self.read, self.memo_of, self.scoring = (
+            {},
+            {},
+            None,
+            None,
+        )  # scores and perplexities of equal ids, on one model and task
+
+    def attempt(
+        self,
+        unit: Unit,
+        inputs: list,  # what the units in `unit.after` gave
+        at=lambda share: None,  # called with the share that is done
+    ) -> list | None:  # the unit's prompts; None if it failed, now or before
         "Do a unit. What fails is noted with its reason. `WriteError` where nothing can be written."
         failed = _finder([] if self.retry else [(f["kind"], f["config"], f) for f in self.store.failures()])
-        if unit.kind != "score": self.scoring = None   # it holds a model
-        if unit.kind != "score" and any(failed(*p) for p in unit.pieces): return None
+        if unit.kind != "score":
+            self.scoring = None  # it holds a model
+        if unit.kind != "score" and any(failed(*p) for p in unit.pieces):
+            return None
         try:
-            with self.store.working(unit.pieces) if unit.pieces else nullcontext(): return getattr(self, f"_{unit.kind}")(unit, inputs, at, failed)
-        except WriteError: raise
+            with self.store.working(unit.pieces) if unit.pieces else nullcontext():
+                return getattr(self, f"_{unit.kind}")(unit, inputs, at, failed)
+        except WriteError:
+            raise
         # whatever else a model or a device may raise: memory, a missing kernel, a broken file
         except Exception as e:
             note_failed(self.store, unit, e)
-            if isinstance(e, (torch.OutOfMemoryError, MemoryError)): self.scoring = None; self.models.held.clear(); gc.collect()
+            if isinstance(e, (torch.OutOfMemoryError, MemoryError)):
+                self.scoring = None
+                self.models.held.clear()
+                gc.collect()
             return None
 
-    def _draw(self, unit, inputs, at, failed)->list: return untuned(self.preset, self.models(unit.source), self.tasks[unit.task], unit.task)
+    def _draw(self, unit, inputs, at, failed) -> list:
+        return untuned(self.preset, self.models(unit.source), self.tasks[unit.task], unit.task)
 
-    def _vocab(self, unit, inputs, at, failed)->list:
+    def _vocab(self, unit, inputs, at, failed) -> list:
         scored_vocab(self.store, self.preset, self.models, unit.source, unit.target, unit.vocab)
         return []
 
-    def _tune(self, unit, inputs, at, failed)->list:
-        if None in inputs: raise InputError(f"a vocabulary of {unit.source} that this pass needs could not be made; its own note says why")
+    def _tune(self, unit, inputs, at, failed) -> list:
+        if None in inputs:
+            raise InputError(
+                f"a vocabulary of {unit.source} that this pass needs could not be made; its own note says why"
+            )
         (method, row) = unit.pairs[0]
         steps = self.preset.config_for(method, unit.task, row).steps
-        return tune_pass(self.store, replace(self.preset, seeds=unit.seeds), self.models, unit.source, self.tasks[unit.task], unit.pairs, unit.second, on_step=lambda i: at(i/steps), checkpoint_dir=self.store.path/"checkpoints")
+        return tune_pass(
+            self.store,
+            replace(self.preset, seeds=unit.seeds),
+            self.models,
+            unit.source,
+            self.tasks[unit.task],
+            unit.pairs,
+            unit.second,
+            on_step=lambda i: at(i / steps),
+            checkpoint_dir=self.store.path / "checkpoints",
+        )
 
-    def _score(self, unit, inputs, at, failed)->list:
+    def _score(self, unit, inputs, at, failed) -> list:
         preset, task, prompts = self.preset, self.tasks[unit.task], {_key(p): p for made in inputs for p in made or ()}
         split = task.subset("validation", preset.n_for(unit.task) or len(task.validation), seed=0)
         held = task.subset("holdout", preset.holdout, seed=0) if preset.holdout else None
-        lm = self.models(unit.target, preset.scoring_dtype)   # if it cannot be loaded, that is no fault of the first cell
-        if self.memo_of != (unit.task, unit.target): self.memo, self.read, self.memo_of, self.scoring = {}, {}, (unit.task, unit.target), None
-        if self.scoring is None or self.scoring.lm is not lm: self.scoring = Scoring(lm, task, split, held)
+        lm = self.models(
+            unit.target, preset.scoring_dtype
+        )  # if it cannot be loaded, that is no fault of the first cell
+        if self.memo_of != (unit.task, unit.target):
+            self.memo, self.read, self.memo_of, self.scoring = {}, {}, (unit.task, unit.target), None
+        if self.scoring is None or self.scoring.lm is not lm:
+            self.scoring = Scoring(lm, task, split, held)
         todo, done = [p for p in unit.pieces if not failed(*p)], 0
         for block in self._blocks(todo, prompts, lm):
             self._ahead(block, prompts, lm, task, split)
             for kind, part in block:
-                try: self._cell(unit, part, prompts.get(_key(part)), task, split)
-                except WriteError: raise
-                except Exception as e: note_failed(self.store, unit, e, [(kind, part)])
+                try:
+                    self._cell(unit, part, prompts.get(_key(part)), task, split)
+                except WriteError:
+                    raise
+                except Exception as e:
+                    note_failed(self.store, unit, e, [(kind, part)])
             done += len(block)
-            at(done/len(todo))
+            at(done / len(todo))
         return []
 
-    def _blocks(self, pieces, prompts, lm)->list:
+    def _blocks(self, pieces, prompts, lm) -> list:
         "The pieces in groups whose different ids are scored together: equal ids side by side, ids of one length in one group."
         by_ids, apart = {}, []
         for piece in pieces:
             ids = _ids_of(prompts.get(_key(piece[1])), piece[1], lm)
-            if ids is None: apart.append([piece])
-            else: by_ids.setdefault(ids, []).append(piece)
+            if ids is None:
+                apart.append([piece])
+            else:
+                by_ids.setdefault(ids, []).append(piece)
         by_size = {}
-        for ids in by_ids: by_size.setdefault(len(ids), []).append(ids)
+        for ids in by_ids:
+            by_size.setdefault(len(ids), []).append(ids)
         blocks = []
         for size, group in by_size.items():
             m = self.scoring.together(size)
-            blocks += [group[i:i + m] for i in range(0, len(group), m)]
+            blocks += [group[i : i + m] for i in range(0, len(group), m)]
         return [[piece for ids in block for piece in by_ids[ids]] for block in blocks] + apart
 
     def _ahead(self, block, prompts, lm, task, split):
@@ -1103,194 +1912,304 @@ class Job:
         scores, readings = {}, {}
         for _, part in block:
             prompt = prompts.get(_key(part))
-            if (ids := _ids_of(prompt, part, lm)) is None: continue
+            if (ids := _ids_of(prompt, part, lm)) is None:
+                continue
             key = _memo_key(self.preset, task, split, lm, ids)
             config = eval_config(self.preset, task, len(split), prompt, lm, part["role"], part["mode"], ids)
-            if key not in self.memo and not _is_there(self.store, "eval", config): scores[key] = ids
-            if not _is_read(part) or len(ids) < 2 or min(ids) < 0 or ids in self.read: continue
-            if not _is_there(self.store, "reading", reading_config(prompt, task, lm, part["role"], ids)): readings[ids] = None
+            if key not in self.memo and not _is_there(self.store, "eval", config):
+                scores[key] = ids
+            if not _is_read(part) or len(ids) < 2 or min(ids) < 0 or ids in self.read:
+                continue
+            if not _is_there(self.store, "reading", reading_config(prompt, task, lm, part["role"], ids)):
+                readings[ids] = None
         with suppress(Exception):
-            if scores: self.memo.update(zip(scores, self.scoring.results(list(scores.values()))))
-            if readings: self.read.update(zip(readings, prompt_perplexities(lm, list(readings))))
+            if scores:
+                self.memo.update(zip(scores, self.scoring.results(list(scores.values()))))
+            if readings:
+                self.read.update(zip(readings, prompt_perplexities(lm, list(readings))))
 
     def _cell(self, unit, part, prompt, task, split):
-        if prompt is None: raise InputError(f"its prompt was not made: {self._why(part) or f'{unit.source} could not be loaded'}")
-        if part["mode"] == "vectors": return score_vectors(self.store, self.preset, self.models, task, split, prompt, unit.source, unit.target, part["role"])
+        if prompt is None:
+            raise InputError(f"its prompt was not made: {self._why(part) or f'{unit.source} could not be loaded'}")
+        if part["mode"] == "vectors":
+            return score_vectors(
+                self.store, self.preset, self.models, task, split, prompt, unit.source, unit.target, part["role"]
+            )
         lm = self.models(unit.target, self.preset.scoring_dtype)
         score_prompt(self.store, self.preset, task, split, prompt, lm, part["role"], part["mode"], self.memo)
-        if _is_read(part): read_prompt(self.store, prompt, task, lm, part["role"], _ids_of(prompt, part, lm), self.read)
+        if _is_read(part):
+            read_prompt(self.store, prompt, task, lm, part["role"], _ids_of(prompt, part, lm), self.read)
 
-    def _why(self, part)->str|None:
+    def _why(self, part) -> str | None:
         "Why a tuned prompt was not made."
         of = {k: part[k] for k in ("task", "source", "row", "counterpart", "seed", "method", "steps")}
-        if part["row"] in map(MOMENT.format, self.preset.tuned_rows): return f"no run of {part['row']} could be made"
+        if part["row"] in map(MOMENT.format, self.preset.tuned_rows):
+            return f"no run of {part['row']} could be made"
         return self.store.failed("tune", of)
 
-def _is_there(store:Store, kind:str, config:dict)->bool:
+
+def _is_there(store: Store, kind: str, config: dict) -> bool:
     "Is there a file of this cell, whole or not? It is not read: a quick look before work that would be for nothing."
     return store._at(kind, config).exists()
 
-def _is_read(part)->bool:
+
+def _is_read(part) -> bool:
     "Is a cell one of those beside which the prompt's reading is kept? No prompt reads like nothing, and the source reads its own once."
     return part["row"] != "Empty" and (part["role"], part["mode"]) != ("original", "text")
 
-def _ids_of(prompt, part, lm)->tuple|None:
+
+def _ids_of(prompt, part, lm) -> tuple | None:
     "What a model reads of a cell's prompt; None where there is no prompt, or it is one of vectors."
-    if prompt is None or part["mode"] == "vectors": return None
+    if prompt is None or part["mode"] == "vectors":
+        return None
     return tuple(prompt["prompt_ids"] if part["mode"] == "ids" else lm.encode(prompt["prompt_text"]))
 
-def note_failed(store:Store, unit:Unit, reason, pieces=None):
+
+def note_failed(store: Store, unit: Unit, reason, pieces=None):
     "Note why a unit (or those pieces of it) failed, at each cell that is not there."
     done = _finder([(c["kind"], c["config"], True) for _, c in store._notes("cells")])
     for kind, part in unit.pieces if pieces is None else pieces:
-        if not done(kind, part): store.fail(kind, part, reason)
+        if not done(kind, part):
+            store.fail(kind, part, reason)
 
 # %% ../nbs/14_experiments.ipynb #c064a217
-def weight(preset:Preset, tasks:dict, unit:Unit)->float:
+def weight(preset: Preset, tasks: dict, unit: Unit) -> float:
     "Rough cost of a unit in text tokens, four characters each; a tuned one counts three times, a scored one four or five: float32 takes longer."
-    if unit.kind in ("draw", "vocab"): return 0.
+    if unit.kind in ("draw", "vocab"):
+        return 0.0
     task = tasks[unit.task]
     texts = task.train.texts[:500]
-    tok = sum(min(task.max_text_tokens, len(t)/4) + 5 for t in texts)/len(texts)
-    if unit.kind == "score": return (4 if unit.target == unit.source else 5)*len(unit.pieces)*tok*((preset.n_for(unit.task) or len(task.validation)) + preset.holdout)
+    tok = sum(min(task.max_text_tokens, len(t) / 4) + 5 for t in texts) / len(texts)
+    if unit.kind == "score":
+        return (
+            (4 if unit.target == unit.source else 5)
+            * len(unit.pieces)
+            * tok
+            * ((preset.n_for(unit.task) or len(task.validation)) + preset.holdout)
+        )
     (method, row), source = unit.pairs[0], next(s for s in preset.sources if s.model == unit.source)
     cfg = preset.config_for(method, unit.task, row)
-    judged = tok*(cfg.steps//cfg.eval_every)*min(cfg.holdout_n, len(task.holdout))
-    costs = (REGISTRY[m].cost(cfg, tok, len(task.labels)) for m, *_ in run_rows(replace(preset, seeds=unit.seeds), unit.pairs, source.counterparts, unit.second))
-    return sum(forward + 2*back + judged for forward, back in costs)
+    judged = tok * (cfg.steps // cfg.eval_every) * min(cfg.holdout_n, len(task.holdout))
+    costs = (
+        REGISTRY[m].cost(cfg, tok, len(task.labels))
+        for m, *_ in run_rows(replace(preset, seeds=unit.seeds), unit.pairs, source.counterparts, unit.second)
+    )
+    return sum(forward + 2 * back + judged for forward, back in costs)
+
 
 class Bar:
     "The one bar of a whole run, over units of these weights; several may be under way."
-    def __init__(self, weights:list, progress:bool=True):
-        self.weights, self.shares, self.gone = weights, [0.]*len(weights), 0.
-        self.bar = tqdm(total=round(sum(weights)), disable=not progress, dynamic_ncols=True, unit="tok", bar_format="{percentage:3.0f}%|{bar:24}| {elapsed} gone, {remaining} left | {desc}")
-    def say(self, text:str): self.bar.set_description_str(text)
-    def at(self, i:int, share:float):
+
+    def __init__(self, weights: list, progress: bool = True):
+        self.weights, self.shares, self.gone = weights, [0.0] * len(weights), 0.0
+        self.bar = tqdm(
+            total=round(sum(weights)),
+            disable=not progress,
+            dynamic_ncols=True,
+            unit="tok",
+            bar_format="{percentage:3.0f}%|{bar:24}| {elapsed} gone, {remaining} left | {desc}",
+        )
+
+    def say(self, text: str):
+        self.bar.set_description_str(text)
+
+    def at(self, i: int, share: float):
         "Unit `i` is done by this share."
-        new = min(1., max(self.shares[i], share))
-        self.gone += self.weights[i]*(new - self.shares[i])
+        new = min(1.0, max(self.shares[i], share))
+        self.gone += self.weights[i] * (new - self.shares[i])
         self.shares[i] = new
         self.bar.update(max(0, round(self.gone) - self.bar.n))
-    def __enter__(self): return self
-    def __exit__(self, *a): self.bar.refresh(); self.bar.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *a):
+        self.bar.refresh()
+        self.bar.close()
 
 # %% ../nbs/14_experiments.ipynb #9569c37e
-def _step0_models(preset:Preset, name:str)->list:
+def _step0_models(preset: Preset, name: str) -> list:
     "The models that a task's prompts are scored on."
     mine = preset.sources_for(name)
     return list(dict.fromkeys([s.model for s in mine] + [t for s in mine for t in s.targets]))
 
-def _step0_rows(preset, store, lm, task)->list:
+
+def _step0_rows(preset, store, lm, task) -> list:
     "Empty's rows of one model and task (`empty_rows`); from the store where they are."
-    asked = task_format(replace(task, format=preset.format or "ours", strip=True), bool(lm.bos_ids), preset.scoring_dtype)
-    config = dict(task=task.name, texts=task.validation.hash, suffix=task.suffix, labels=list(task.labels), max_text_tokens=task.max_text_tokens,
-                  target=lm.name, target_id=lm_id(lm), asked=str(asked))
+    asked = task_format(
+        replace(task, format=preset.format or "ours", strip=True), bool(lm.bos_ids), preset.scoring_dtype
+    )
+    config = dict(
+        task=task.name,
+        texts=task.validation.hash,
+        suffix=task.suffix,
+        labels=list(task.labels),
+        max_text_tokens=task.max_text_tokens,
+        target=lm.name,
+        target_id=lm_id(lm),
+        asked=str(asked),
+    )
     have = store.get("step0", config)
     if have is None:
         began = time.perf_counter()
         have = dict(rows=empty_rows(lm, task, asked, progress=False))
-        store.put("step0", config, have, provenance(lm.device, preset.scoring_dtype, None, round(time.perf_counter() - began, 3)))
+        store.put(
+            "step0",
+            config,
+            have,
+            provenance(lm.device, preset.scoring_dtype, None, round(time.perf_counter() - began, 3)),
+        )
     return have["rows"]
 
+
 def step0(
-    preset:Preset, store:Store, models:Models,
-    data=None,        # as for `run_preset`
-    on=lambda name: None,   # told which model comes next
-)->list:              # dicts: task, model, count (the paper's, or None), why (it decides nothing), rows (`empty_rows`; [] where it cannot be scored)
+    preset: Preset,
+    store: Store,
+    models: Models,
+    data=None,  # as for `run_preset`
+    on=lambda name: None,  # told which model comes next
+) -> list:  # dicts: task, model, count (the paper's, or None), why (it decides nothing), rows (`empty_rows`; [] where it cannot be scored)
     "Empty of every model on every task of a preset, held against the paper's counts. A task or a model that cannot be loaded is among what it found."
     tasks, found = {}, []
     for name in preset.tasks:
-        try: tasks |= _load_tasks(replace(preset, tasks=(name,), format="released"), data)   # its texts are as they were given
-        except InputError as e: found.append(dict(task=name, model="every model", count=None, why=str(e), rows=[]))
+        try:
+            tasks |= _load_tasks(
+                replace(preset, tasks=(name,), format="released"), data
+            )  # its texts are as they were given
+        except InputError as e:
+            found.append(dict(task=name, model="every model", count=None, why=str(e), rows=[]))
     for model in dict.fromkeys(m for name in preset.tasks for m in _step0_models(preset, name)):
         on(model)
         for name, task in tasks.items():
-            if model not in _step0_models(preset, name): continue
+            if model not in _step0_models(preset, name):
+                continue
             count, why = wanted(task.name, model, len(task.validation))
-            try: rows = _step0_rows(preset, store, models(model, "float32"), task)
-            except InputError as e: rows, why = [], str(e)
+            try:
+                rows = _step0_rows(preset, store, models(model, "float32"), task)
+            except InputError as e:
+                rows, why = [], str(e)
             found.append(dict(task=task.name, model=model, count=count, why=why, rows=rows))
     return found
 
 # %% ../nbs/14_experiments.ipynb #b7f9cbf7
-def step0_text(found:list)->str:
+def step0_text(found: list) -> str:
     "What step 0 found, as a table: a row a task, model and format that differs; the run's own format is marked."
     import pandas as pd
+
     rows = []
     for f in found:
         paper = "none" if f["count"] is None else f"{f['count']:,}"
         for r in f["rows"]:
             hit = "" if f["count"] is None else "yes" if r["correct"] == f["count"] else "no"
-            rows.append({"task": f["task"], "model": f["model"], "format": ("* " if r["asked"] else "  ") + r["format"], "correct": r["correct"], "of": r["n"], "paper": paper, "gives it": hit})
+            rows.append(
+                {
+                    "task": f["task"],
+                    "model": f["model"],
+                    "format": ("* " if r["asked"] else "  ") + r["format"],
+                    "correct": r["correct"],
+                    "of": r["n"],
+                    "paper": paper,
+                    "gives it": hit,
+                }
+            )
     notes = [f"  {f['model']} on {f['task']}: {f['why']}" for f in found if f["why"]]
     table = pd.DataFrame(rows).to_string(index=False, justify="left") if rows else "  nothing could be scored"
-    return "\n".join(["step 0: Empty, in the format of this run (*) and in the others that are open, against the paper's counts", table, *notes])
+    return "\n".join(
+        [
+            "step 0: Empty, in the format of this run (*) and in the others that are open, against the paper's counts",
+            table,
+            *notes,
+        ]
+    )
 
-def step0_refusal(preset:Preset, found:list)->str:
-    "Why a run must not start: one line that names the formats that give the paper's counts. \"\" if it may."
+
+def step0_refusal(preset: Preset, found: list) -> str:
+    'Why a run must not start: one line that names the formats that give the paper\'s counts. "" if it may.'
     said = []
     for f in found:
         own = next((r for r in f["rows"] if r["asked"]), None)
-        if own is None: said.append(f"{f['model']} on {f['task']} cannot be scored ({f['why']})")
+        if own is None:
+            said.append(f"{f['model']} on {f['task']} cannot be scored ({f['why']})")
         elif f["count"] is not None and not f["why"] and own["correct"] != f["count"]:
             hits = [name for r in f["rows"] if r["correct"] == f["count"] for name in (r["format"], *r["also"])]
-            said.append(f"{f['model']} on {f['task']} gives {own['correct']:,} of {own['n']:,} and the paper {f['count']:,} ({'; '.join(hits) + (' gives it' if len(hits) == 1 else ' give it') if hits else 'none of the formats that were tried gives it'})")
-    if not said: return ""
+            said.append(
+                f"{f['model']} on {f['task']} gives {own['correct']:,} of {own['n']:,} and the paper {f['count']:,} ({'; '.join(hits) + (' gives it' if len(hits) == 1 else ' give it') if hits else 'none of the formats that were tried gives it'})"
+            )
+    if not said:
+        return ""
     more = f"; and {len(said) - 3} more in the table" if len(said) > 3 else ""
-    return (f"{preset.name}: step 0: Empty in this preset's format ({preset.format or 'as each task says'}) does not give the paper's count: {'; '.join(said[:3])}{more}. "
-            "Set format, [bos] or [scoring] dtype to what does (hpt fingerprint searches further), or go on all the same with --anyway")
+    return (
+        f"{preset.name}: step 0: Empty in this preset's format ({preset.format or 'as each task says'}) does not give the paper's count: {'; '.join(said[:3])}{more}. "
+        "Set format, [bos] or [scoring] dtype to what does (hpt fingerprint searches further), or go on all the same with --anyway"
+    )
+
 
 _log = logging.getLogger("hpt_nb.experiments")
 
-def check_step0(preset:Preset, store:Store, models:Models, data=None, anyway:bool=False, run=step0, say=_log.info):
+
+def check_step0(
+    preset: Preset, store: Store, models: Models, data=None, anyway: bool = False, run=step0, say=_log.info
+):
     "Say step 0's table where a preset asks for it. `InputError` where it speaks against the run, unless that is to go on `anyway`."
-    if not preset.step0: return
+    if not preset.step0:
+        return
     found = run(preset, store, models, data)
     say(step0_text(found))
-    if (why := step0_refusal(preset, found)) and not anyway: raise InputError(why)
+    if (why := step0_refusal(preset, found)) and not anyway:
+        raise InputError(why)
 
 # %% ../nbs/14_experiments.ipynb #d2c8f560
-def begin(preset:Preset, out, data=None, models:Models=None)->tuple:
+def begin(preset: Preset, out, data=None, models: Models = None) -> tuple:
     "(results folder, tasks by their names in the preset) of a run. `InputError` for a damaged file in the folder: known before anything is spent. `models` learn for which models their names stand there."
     store, tasks = Store(out), _load_tasks(preset, data)
     cells = store.cells()
-    if models is not None: models.known = known_models(cells)
+    if models is not None:
+        models.known = known_models(cells)
     return store, tasks
 
-def announce(preset:Preset, out, data=None, split:int=0):
+
+def announce(preset: Preset, out, data=None, split: int = 0):
     "Write the plan of a run into its folder before anything is done: whoever looks there knows what is to come."
     models = Models(bos=preset.bos)
     (store, tasks) = begin(preset, out, data, models)
     store.plan([p for u in plan_units(preset, tasks, models, split) for p in u.pieces], preset.name)
 
-def is_finished(store:Store, units)->bool:
+
+def is_finished(store: Store, units) -> bool:
     "Does the store hold every piece of these units?"
     done = _finder([(c["kind"], c["config"], c) for c in store.cells()])
     return all(done(*p) for u in units for p in u.pieces)
 
+
 def run_preset(
-    preset:Preset,
-    out,                      # results folder; finished cells in it are kept and not computed again
-    progress:bool=True,       # one bar on stderr for the whole run
-    models:Models=None,
-    data=None,                # folder of task files that stand in for the hub's tasks
-    retry_failed:bool=False,  # try again what failed before
-    split:int=0,              # seeds in one pass, at most; 0: all
-    anyway:bool=False,        # go on although step 0 speaks against it
-    say=_log.info,            # told step 0's table, where the preset asks for one
-)->Store:                     # its `failures()` say what failed, and why
+    preset: Preset,
+    out,  # results folder; finished cells in it are kept and not computed again
+    progress: bool = True,  # one bar on stderr for the whole run
+    models: Models = None,
+    data=None,  # folder of task files that stand in for the hub's tasks
+    retry_failed: bool = False,  # try again what failed before
+    split: int = 0,  # seeds in one pass, at most; 0: all
+    anyway: bool = False,  # go on although step 0 speaks against it
+    say=_log.info,  # told step 0's table, where the preset asks for one
+) -> Store:  # its `failures()` say what failed, and why
     "Run a preset, one unit after another. Stop it at any time; the same call goes on where it was."
     models = models or Models(keep=models_to_keep(preset, free_bytes("cpu")), bos=preset.bos)
     check_step0(preset, Store(out), models, data, anyway, say=say)
     store, tasks = begin(preset, out, data, models)
-    for name in dict.fromkeys(m for s in preset.sources for m in (s.model, *s.counterparts, *s.targets)): models.name_of(name)   # a name that is wrong, or stands for another model
-    for name in (preset.sources[0].model, *preset.sources[0].counterparts):   # fetched, converted and checked before the clock of the bar starts
-        for task in tasks.values(): label_ids(models(name), task)
+    for name in dict.fromkeys(m for s in preset.sources for m in (s.model, *s.counterparts, *s.targets)):
+        models.name_of(name)  # a name that is wrong, or stands for another model
+    for name in (
+        preset.sources[0].model,
+        *preset.sources[0].counterparts,
+    ):  # fetched, converted and checked before the clock of the bar starts
+        for task in tasks.values():
+            label_ids(models(name), task)
     check_words(preset, models, preset.sources[0])
     units = plan_units(preset, tasks, models, split)
     store.plan([p for u in units for p in u.pieces], preset.name)
     job, made, over = Job(preset, store, tasks, models, retry_failed), [], is_finished(store, units)
-    if over: _log.info(f"{preset.name}: finished before; {out} holds all of it, and nothing is computed again")
+    if over:
+        _log.info(f"{preset.name}: finished before; {out} holds all of it, and nothing is computed again")
     with Bar([weight(preset, tasks, u) for u in units], progress and not over) as bar:
         for i, u in enumerate(units):
             bar.say(str(u))
@@ -1300,163 +2219,335 @@ def run_preset(
 
 # %% ../nbs/14_experiments.ipynb #5f3d37e4
 SIZES = {  # weights that every token passes through, and all weights with the tables; of models that no file at hand could tell
-    "gpt2-large": (708_390_400, 774_030_080), "gpt2-xl": (1_475_561_600, 1_557_611_200), "opt-1.3b": (1_208_602_624, 1_315_758_080), "opt-2.7b": (2_517_652_480, 2_651_596_800),
-    "llama-3.2-1b-instruct": (973_146_112, 1_235_814_400), "llama-3.2-3b": (2_818_747_392, 3_212_749_824), "llama-3.2-3b-instruct": (2_818_747_392, 3_212_749_824),
-    "smollm2-135m": (106_203_456, 134_515_008), "gemma-3-270m": (100_326_016, 268_098_176), "qwen2.5-coder-0.5b": (357_898_112, 494_032_768)}
+    "gpt2-large": (708_390_400, 774_030_080),
+    "gpt2-xl": (1_475_561_600, 1_557_611_200),
+    "opt-1.3b": (1_208_602_624, 1_315_758_080),
+    "opt-2.7b": (2_517_652_480, 2_651_596_800),
+    "llama-3.2-1b-instruct": (973_146_112, 1_235_814_400),
+    "llama-3.2-3b": (2_818_747_392, 3_212_749_824),
+    "llama-3.2-3b-instruct": (2_818_747_392, 3_212_749_824),
+    "smollm2-135m": (106_203_456, 134_515_008),
+    "gemma-3-270m": (100_326_016, 268_098_176),
+    "qwen2.5-coder-0.5b": (357_898_112, 494_032_768),
+}
 CLASSES = {"sst2": 2, "ag_news": 4}
-TEXTS = {"sst2": (16, 30, 872, 5000), "ag_news": (57, 57, 7600, 5000)}   # tokens of a training and of a reported text with its template, reported texts, holdout
-SHARE = {"tune": .45, "score": .7}   # of the rate of plain matrix products that the engine reaches, roughly: a plan needs no more, and chapter 6 shows what was measured
+TEXTS = {
+    "sst2": (16, 30, 872, 5000),
+    "ag_news": (57, 57, 7600, 5000),
+}  # tokens of a training and of a reported text with its template, reported texts, holdout
+SHARE = {
+    "tune": 0.45,
+    "score": 0.7,
+}  # of the rate of plain matrix products that the engine reaches, roughly: a plan needs no more, and chapter 6 shows what was measured
 
-def count_weights(model)->tuple:
+
+def count_weights(model) -> tuple:
     "(weights that every token passes through, all weights with the tables) of a transformers model."
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} | {id(model.get_output_embeddings().weight)}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} | {
+        id(model.get_output_embeddings().weight)
+    }
     return sum(p.numel() for p in model.parameters() if id(p) not in tables), sum(p.numel() for p in model.parameters())
 
-_TABLES = ("token_embd.weight", "output.weight", "position_embd.weight", "token_types.weight")   # as GGUF calls them
+
+_TABLES = ("token_embd.weight", "output.weight", "position_embd.weight", "token_types.weight")  # as GGUF calls them
 _NO_WEIGHTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
-def _gguf_size(path)->tuple:
+
+def _gguf_size(path) -> tuple:
     "`count_weights` of a .gguf file, from its header."
     from gguf import GGUFReader
-    gguf_header(path)   # one line for a file that is none
+
+    gguf_header(path)  # one line for a file that is none
     sizes = {t.name: int(t.n_elements) for t in GGUFReader(path).tensors if t.name not in _NO_WEIGHTS}
     return sum(n for name, n in sizes.items() if name not in _TABLES), sum(sizes.values())
 
-def model_size(name:str)->tuple:
+
+def model_size(name: str) -> tuple:
     "(weights a token passes through, all weights) of a model by its name; `InputError` if neither the table, a .gguf file's header nor a configuration at hand knows it."
-    if (known := SIZES.get(Path(name).name.lower())): return known
-    if Path(name).suffix.lower() == ".gguf" and Path(name).is_file(): return _gguf_size(name)
+    if known := SIZES.get(Path(name).name.lower()):
+        return known
+    if Path(name).suffix.lower() == ".gguf" and Path(name).is_file():
+        return _gguf_size(name)
     from transformers import AutoConfig, AutoModelForCausalLM
+
     # transformers raises many kinds of errors where a configuration cannot be had
-    try: config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as e: raise InputError(f"size of {name!r} is not known and its configuration cannot be read ({type(e).__name__}); give a folder, or a network") from None
-    with torch.device("meta"): return count_weights(AutoModelForCausalLM.from_config(config))
-OVERHEAD = dict(step=.03, run=.002, cell=.02)   # seconds of Python, kernel launches and files for a step, a run's part in it and a cell, roughly: a faster device does not shorten them
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as e:
+        raise InputError(
+            f"size of {name!r} is not known and its configuration cannot be read ({type(e).__name__}); give a folder, or a network"
+        ) from None
+    with torch.device("meta"):
+        return count_weights(AutoModelForCausalLM.from_config(config))
+
+
+OVERHEAD = dict(
+    step=0.03, run=0.002, cell=0.02
+)  # seconds of Python, kernel launches and files for a step, a run's part in it and a cell, roughly: a faster device does not shorten them
 
 # %% ../nbs/14_experiments.ipynb #c163818f
-def product_rate(dtype:str="float32", device:str="cpu", seconds:float=.3)->float:
+def product_rate(dtype: str = "float32", device: str = "cpu", seconds: float = 0.3) -> float:
     "Floating-point operations a second of plain matrix products on this machine now."
     a, b = (torch.randn(n, m, device=device).to(getattr(torch, dtype)) for n, m in ((2048, 1024), (1024, 2048)))
-    def sync(): torch.cuda.synchronize() if torch.device(device).type == "cuda" else None
-    a @ b; sync()
-    began, n = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds: a @ b; sync(); n += 1
-    return 2*2048*1024*2048*n/(time.perf_counter() - began)
 
-def _texts(name, task)->tuple:
+    def sync():
+        torch.cuda.synchronize() if torch.device(device).type == "cuda" else None
+
+    a @ b
+    sync()
+    began, n = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        a @ b
+        sync()
+        n += 1
+    return 2 * 2048 * 1024 * 2048 * n / (time.perf_counter() - began)
+
+
+def _texts(name, task) -> tuple:
     "(tokens a training text, tokens a reported text, reported texts, holdout texts) of a task that is loaded, or of one that is known."
-    if task is None: return TEXTS[name]
-    def mean(texts): return sum(min(task.max_text_tokens, len(t)/4) + 5 for t in texts[:500])/len(texts[:500])
+    if task is None:
+        return TEXTS[name]
+
+    def mean(texts):
+        return sum(min(task.max_text_tokens, len(t) / 4) + 5 for t in texts[:500]) / len(texts[:500])
+
     return mean(task.train.texts), mean(task.validation.texts), len(task.validation), len(task.holdout)
 
+
 def pieces(
-    preset:Preset,
-    tasks:dict,           # name in the preset -> Task, or None where only its usual size is known
-    split:int=0,          # seeds in one pass, at most; 0: all
-)->list:                  # dicts: kind, source, task, target, cells, forward and backward tokens, operations, bytes of the model, after (numbers of the pieces before it)
+    preset: Preset,
+    tasks: dict,  # name in the preset -> Task, or None where only its usual size is known
+    split: int = 0,  # seeds in one pass, at most; 0: all
+) -> list:  # dicts: kind, source, task, target, cells, forward and backward tokens, operations, bytes of the model, after (numbers of the pieces before it)
     "Every large piece of a run: the tuning passes of a source and task, and their scores on each model."
     out = []
     for name, task in tasks.items():
         train, text, n_all, held = _texts(name, task)
-        classes, words = len(task.labels) if task else CLASSES[name], (preset.n_for(name) or n_all)*text + min(preset.holdout, held)*train
+        classes, words = (
+            len(task.labels) if task else CLASSES[name],
+            (preset.n_for(name) or n_all) * text + min(preset.holdout, held) * train,
+        )
         for s in preset.sources_for(name):
             body, whole = model_size(s.model)
             for share, seeds in enumerate(shares(preset.seeds_for(name), split)):
                 few = replace(preset, seeds=seeds)
-                fixed = [row for row, seed in untuned_rows(few, name) if (seed is not None or share == 0) and s.model in (preset.arm(row).sources or (s.model,))]
-                same = sum(1 for row in fixed if row != "Random")   # prompts that are the same as ids and as text
+                fixed = [
+                    row
+                    for row, seed in untuned_rows(few, name)
+                    if (seed is not None or share == 0) and s.model in (preset.arm(row).sources or (s.model,))
+                ]
+                same = sum(1 for row in fixed if row != "Random")  # prompts that are the same as ids and as text
                 prompts, vectors, after = len(fixed), 0, []
                 for pairs, second in passes(preset, s, name):
                     (method, row), runs = pairs[0], run_rows(few, pairs, s.counterparts, second)
-                    if not runs: continue
+                    if not runs:
+                        continue
                     cfg, budgets = preset.config_for(method, name, row), len(preset.budgets_for(name, method, row))
                     forward, back = (sum(k) for k in zip(*(REGISTRY[m].cost(cfg, train, classes) for m, *_ in runs)))
-                    forward += len(runs)*(cfg.steps//cfg.eval_every)*min(cfg.holdout_n, held)*train   # a second model's tokens are counted as the source's
+                    forward += (
+                        len(runs) * (cfg.steps // cfg.eval_every) * min(cfg.holdout_n, held) * train
+                    )  # a second model's tokens are counted as the source's
                     after.append(len(out))
-                    out.append(dict(kind="tune", source=s.model, task=name, target=s.model, methods=", ".join(dict.fromkeys(m for m, _ in pairs)), rows=", ".join(dict.fromkeys(r for _, r in pairs)), steps=cfg.steps, runs=len(runs), cells=len(runs)*budgets,
-                                    forward=forward, backward=back, operations=2*body*(forward + back), bytes=(4 if preset.tuning_dtype == "float32" else 2)*whole, after=[]))
-                    prompts += len(runs)*(budgets + len(preset.moments_for(name, method, row)))
-                    vectors += len(runs)*(method in SOFT_METHODS)
+                    out.append(
+                        dict(
+                            kind="tune",
+                            source=s.model,
+                            task=name,
+                            target=s.model,
+                            methods=", ".join(dict.fromkeys(m for m, _ in pairs)),
+                            rows=", ".join(dict.fromkeys(r for _, r in pairs)),
+                            steps=cfg.steps,
+                            runs=len(runs),
+                            cells=len(runs) * budgets,
+                            forward=forward,
+                            backward=back,
+                            operations=2 * body * (forward + back),
+                            bytes=(4 if preset.tuning_dtype == "float32" else 2) * whole,
+                            after=[],
+                        )
+                    )
+                    prompts += len(runs) * (budgets + len(preset.moments_for(name, method, row)))
+                    vectors += len(runs) * (method in SOFT_METHODS)
                 for t in (s.model, *s.targets):
                     size, there = model_size(t)
                     soft = vectors if t == s.model or t in s.counterparts else 0
-                    cells = prompts*(2 if t == s.model else 1) + soft
-                    twice = .5*(prompts - same) if t == s.model else 0     # about half of the others keep their ids as text, and are scored once
-                    forward = (prompts + twice + soft)*words
-                    if t != s.model: forward += soft*CARRY_LOOKS*min(CARRY_TEXTS, held)*train    # candidates for the target, judged on its holdout texts
-                    out.append(dict(kind="score", source=s.model, task=name, target=t, cells=cells, methods="", rows="", steps=0, runs=0, forward=forward, backward=0, operations=2*size*forward, bytes=(4 if preset.scoring_dtype == "float32" else 2)*there, after=after))
+                    cells = prompts * (2 if t == s.model else 1) + soft
+                    twice = (
+                        0.5 * (prompts - same) if t == s.model else 0
+                    )  # about half of the others keep their ids as text, and are scored once
+                    forward = (prompts + twice + soft) * words
+                    if t != s.model:
+                        forward += (
+                            soft * CARRY_LOOKS * min(CARRY_TEXTS, held) * train
+                        )  # candidates for the target, judged on its holdout texts
+                    out.append(
+                        dict(
+                            kind="score",
+                            source=s.model,
+                            task=name,
+                            target=t,
+                            cells=cells,
+                            methods="",
+                            rows="",
+                            steps=0,
+                            runs=0,
+                            forward=forward,
+                            backward=0,
+                            operations=2 * size * forward,
+                            bytes=(4 if preset.scoring_dtype == "float32" else 2) * there,
+                            after=after,
+                        )
+                    )
     return out
 
-def ranks(cost:list, after:list)->list:
+
+def ranks(cost: list, after: list) -> list:
     "Of each unit its cost and that of the costliest chain that waits for it; none stands before one that it comes after."
     out = list(cost)
     for i in reversed(range(len(cost))):
-        for j in after[i]: out[j] = max(out[j], cost[j] + out[i])
+        for j in after[i]:
+            out[j] = max(out[j], cost[j] + out[i])
     return out
 
-def makespan(cost:list, after:list, devices:int)->float:
+
+def makespan(cost: list, after: list, devices: int) -> float:
     "Time until all units are done on equal devices, one unit a device at a time, the one with the longest chain behind it first."
-    rank, done, todo, running, now = ranks(cost, after), set(), set(range(len(cost))), [], 0.
+    rank, done, todo, running, now = ranks(cost, after), set(), set(range(len(cost))), [], 0.0
     while todo or running:
         ready = sorted((i for i in todo if done.issuperset(after[i])), key=lambda i: (-rank[i], i))
-        for i in ready[:devices - len(running)]: todo.remove(i); heapq.heappush(running, (now + cost[i], i))
+        for i in ready[: devices - len(running)]:
+            todo.remove(i)
+            heapq.heappush(running, (now + cost[i], i))
         now, i = heapq.heappop(running)
         done.add(i)
     return now
 
 # %% ../nbs/14_experiments.ipynb #22d31149
-def _hours(seconds:float)->str: return f"{seconds:.0f} s" if seconds < 120 else f"{seconds/60:.0f} min" if seconds < 7200 else f"{seconds/3600:.1f} h" if seconds < 172800 else f"{seconds/86400:.1f} days"
+def _hours(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+        if seconds < 172800
+        else f"{seconds / 86400:.1f} days"
+    )
 
-def _as_asked(preset:Preset, dtype:str)->list:
+
+def _as_asked(preset: Preset, dtype: str) -> list:
     "What of a run is a choice, in lines: format, starts, vocabulary and dtypes, the BOS of each model, step 0."
+
     def start(m):
         cfg = preset.config_for(m, preset.tasks[0])
         return getattr(cfg, "start", "") and repr(cfg.start) or getattr(cfg, "init", None) or "none"
+
     v = preset.vocab
     anchors = "every common token an anchor" if v.h == "exact" else f"{v.repeats} samples of {v.h:,} anchors"
     names = list(dict.fromkeys(m for s in preset.sources for m in (s.model, *s.counterparts, *s.targets)))
     bos = {True: "BOS", False: "no BOS", None: "BOS as its tokenizer has it"}
-    lines = ["", f"inputs: format {preset.format or 'as each task says (ours, where it says nothing)'}", "starts: " + ", ".join(f"{m} {start(m)}" for m in preset.methods),
-             f"vocabulary: {v.tokens} (K = {v.k}, {anchors}, s = {v.s:,})", f"dtype: tuned in {dtype}{'' if preset.tuning_dtype != 'auto' else ' (auto, on this machine)'}, scored in {preset.scoring_dtype}"]
-    lines += [f"  {n}: {bos[preset.bos.get(n)]}, tuned in {dtype}, scored in {preset.scoring_dtype}" if any(n == s.model for s in preset.sources) else f"  {n}: {bos[preset.bos.get(n)]}, scored in {preset.scoring_dtype}" for n in names]
-    if preset.step0: lines.append(f"step 0: Empty of {len(names)} models on {', '.join(preset.tasks)}, in {len(FORMATS)} formats, with BOS and without, in float32 and bfloat16, against the paper's counts; where this format does not give one, the run stops (--anyway goes on)")
+    lines = [
+        "",
+        f"inputs: format {preset.format or 'as each task says (ours, where it says nothing)'}",
+        "starts: " + ", ".join(f"{m} {start(m)}" for m in preset.methods),
+        f"vocabulary: {v.tokens} (K = {v.k}, {anchors}, s = {v.s:,})",
+        f"dtype: tuned in {dtype}{'' if preset.tuning_dtype != 'auto' else ' (auto, on this machine)'}, scored in {preset.scoring_dtype}",
+    ]
+    lines += [
+        f"  {n}: {bos[preset.bos.get(n)]}, tuned in {dtype}, scored in {preset.scoring_dtype}"
+        if any(n == s.model for s in preset.sources)
+        else f"  {n}: {bos[preset.bos.get(n)]}, scored in {preset.scoring_dtype}"
+        for n in names
+    ]
+    if preset.step0:
+        lines.append(
+            f"step 0: Empty of {len(names)} models on {', '.join(preset.tasks)}, in {len(FORMATS)} formats, with BOS and without, in float32 and bfloat16, against the paper's counts; where this format does not give one, the run stops (--anyway goes on)"
+        )
     return lines + [""]
 
+
 def dry_run(
-    preset:Preset, data=None,
-    device:str="auto",
-    devices=(1, 8, 64),       # equal devices to plan for
-    rates=None,               # (tuning, scoring) operations a second that another machine reaches; None: measured here
-    split:int=0,              # seeds in one pass, at most; 0: all
-)->str:                       # some lines of text
+    preset: Preset,
+    data=None,
+    device: str = "auto",
+    devices=(1, 8, 64),  # equal devices to plan for
+    rates=None,  # (tuning, scoring) operations a second that another machine reaches; None: measured here
+    split: int = 0,  # seeds in one pass, at most; 0: all
+) -> str:  # some lines of text
     "What a run would do, fetch, take and cost; nothing is loaded but the tasks that are at hand."
     import pandas as pd
-    if device == "auto": device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     tasks = {}
     for name in preset.tasks:
-        own = data is not None and (Path(data)/f"{name}.toml").is_file()
+        own = data is not None and (Path(data) / f"{name}.toml").is_file()
         tasks[name] = None if name in TEXTS and not own else _load_tasks(replace(preset, tasks=(name,)), data)[name]
     dtype = tuning_dtypes(preset, device)[0]
-    rate = dict(zip(("tune", "score"), rates or (product_rate(dtype, device)*SHARE["tune"], product_rate(preset.scoring_dtype, device)*SHARE["score"])))
+    rate = dict(
+        zip(
+            ("tune", "score"),
+            rates
+            or (
+                product_rate(dtype, device) * SHARE["tune"],
+                product_rate(preset.scoring_dtype, device) * SHARE["score"],
+            ),
+        )
+    )
     rows = pd.DataFrame(pieces(preset, tasks, split))
-    rows["seconds"] = rows.operations/rows.kind.map(rate) + rows.steps*(OVERHEAD["step"] + OVERHEAD["run"]*rows.runs) + OVERHEAD["cell"]*rows.cells
-    lines = [f"{preset.name}: {rows[rows.kind == 'tune'].cells.sum():,} tuned prompts in {(rows.kind == 'tune').sum()} passes, {rows[rows.kind == 'score'].cells.sum():,} scores", *_as_asked(preset, dtype)]
+    rows["seconds"] = (
+        rows.operations / rows.kind.map(rate)
+        + rows.steps * (OVERHEAD["step"] + OVERHEAD["run"] * rows.runs)
+        + OVERHEAD["cell"] * rows.cells
+    )
+    lines = [
+        f"{preset.name}: {rows[rows.kind == 'tune'].cells.sum():,} tuned prompts in {(rows.kind == 'tune').sum()} passes, {rows[rows.kind == 'score'].cells.sum():,} scores",
+        *_as_asked(preset, dtype),
+    ]
     for kind, g in rows.groupby("kind", sort=False):
         same = ["source", "task", "target", "methods"]
-        for r in g.groupby(same, sort=False)[["cells", "forward", "backward", "seconds", "bytes"]].agg(dict.fromkeys(["cells", "forward", "backward", "seconds"], "sum") | dict(bytes="max")).reset_index().itertuples():
-            what = f"tune  {r.source} on {r.task} ({r.methods})" if kind == "tune" else f"score {r.task} prompts of {r.source} on {r.target}"
-            lines.append(f"  {what}: {r.cells:,} cells, {(r.forward + r.backward)/1e6:,.1f} M tokens, {_hours(r.seconds)}, {r.bytes/2**30:.1f} GiB of weights")
+        for r in (
+            g.groupby(same, sort=False)[["cells", "forward", "backward", "seconds", "bytes"]]
+            .agg(dict.fromkeys(["cells", "forward", "backward", "seconds"], "sum") | dict(bytes="max"))
+            .reset_index()
+            .itertuples()
+        ):
+            what = (
+                f"tune  {r.source} on {r.task} ({r.methods})"
+                if kind == "tune"
+                else f"score {r.task} prompts of {r.source} on {r.target}"
+            )
+            lines.append(
+                f"  {what}: {r.cells:,} cells, {(r.forward + r.backward) / 1e6:,.1f} M tokens, {_hours(r.seconds)}, {r.bytes / 2**30:.1f} GiB of weights"
+            )
     names = dict.fromkeys([*rows.source, *rows.target, *(c for s in preset.sources for c in s.counterparts)])
-    work = rows.groupby("kind").operations.sum()/1e15
-    lines += ["", f"work: {work['tune'] if 'tune' in work else 0:,.2f} PFLOP of tuning and {work['score']:,.2f} of scoring; loading models, comparing vocabularies (half a minute a pair on two cores) and the prompts' perplexities are not counted",
-              "models: " + ", ".join(f"{n} ({model_size(n)[1]/1e6:,.0f} M weights)" for n in names),
-              f"rates: {rate['tune']/1e9:,.0f} GFLOP/s tuning in {dtype}, {rate['score']/1e9:,.0f} scoring in {preset.scoring_dtype}: " + ("as given" if rates else f"matrix products on this {device} now, times rounded shares of it that the engine reaches"),
-              f"memory: {rows.bytes.max()/2**30:.1f} GiB of weights at most at once, and up to half of what is then free for a pass (it shrinks to fit)"]
+    work = rows.groupby("kind").operations.sum() / 1e15
+    lines += [
+        "",
+        f"work: {work['tune'] if 'tune' in work else 0:,.2f} PFLOP of tuning and {work['score']:,.2f} of scoring; loading models, comparing vocabularies (half a minute a pair on two cores) and the prompts' perplexities are not counted",
+        "models: " + ", ".join(f"{n} ({model_size(n)[1] / 1e6:,.0f} M weights)" for n in names),
+        f"rates: {rate['tune'] / 1e9:,.0f} GFLOP/s tuning in {dtype}, {rate['score'] / 1e9:,.0f} scoring in {preset.scoring_dtype}: "
+        + (
+            "as given"
+            if rates
+            else f"matrix products on this {device} now, times rounded shares of it that the engine reaches"
+        ),
+        f"memory: {rows.bytes.max() / 2**30:.1f} GiB of weights at most at once, and up to half of what is then free for a pass (it shrinks to fit)",
+    ]
     cost, after = list(rows.seconds), list(rows.after)
     first = rows.loc[rows.seconds.idxmax()]
     chain = max(ranks(cost, after))
     for d in devices:
         end = makespan(cost, after, d)
-        limit = "" if d == 1 else f"; limited by one chain: a pass and its scores take {_hours(chain)}, and no more devices shorten it (fewer seeds a pass do: --split)" if end <= chain*1.01 else f"; busy {sum(cost)/end/d:.0%} of the time"
+        limit = (
+            ""
+            if d == 1
+            else f"; limited by one chain: a pass and its scores take {_hours(chain)}, and no more devices shorten it (fewer seeds a pass do: --split)"
+            if end <= chain * 1.01
+            else f"; busy {sum(cost) / end / d:.0%} of the time"
+        )
         lines.append(f"on {d} such device{'s' if d > 1 else ''}: about {_hours(end)}{limit}")
-    return "\n".join(lines + [f"the longest piece: {first.kind} {first.task}, {first.source} -> {first.target}, {_hours(first.seconds)}"])
+    return "\n".join(
+        lines
+        + [f"the longest piece: {first.kind} {first.task}, {first.source} -> {first.target}, {_hours(first.seconds)}"]
+    )

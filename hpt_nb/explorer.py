@@ -13,57 +13,84 @@ from .report import visible
 
 # %% ../nbs/19_explorer.ipynb #6cf22257
 def nearest(
-    emb_cd,        # (c, d) float tensor, one row a common token, in the vocabulary's order
-    n:int=3000,    # for the first n tokens, the most stable ones
-    k:int=10,      # neighbours a token, itself not counted
-    chunk:int=512, # rows compared at once; peak memory ~ chunk*c*4 bytes
-)->list:           # n lists of k positions in the vocabulary, nearest first
+    emb_cd,  # (c, d) float tensor, one row a common token, in the vocabulary's order
+    n: int = 3000,  # for the first n tokens, the most stable ones
+    k: int = 10,  # neighbours a token, itself not counted
+    chunk: int = 512,  # rows compared at once; peak memory ~ chunk*c*4 bytes
+) -> list:  # n lists of k positions in the vocabulary, nearest first
     "The k tokens nearest to each of the first n by cosine, in order. `ValueError` if there are not k others."
     import torch
+
     c = len(emb_cd)
-    if not 0 < k < c: raise ValueError(f"k={k} neighbours asked of {c} common tokens; need 1 <= k <= {c-1}")
+    if not 0 < k < c:
+        raise ValueError(f"k={k} neighbours asked of {c} common tokens; need 1 <= k <= {c - 1}")
     unit, out = torch.nn.functional.normalize(emb_cd.detach().float(), dim=1), []
     for at in range(0, min(n, c), chunk):
-        cos = unit[at:min(at+chunk, n, c)] @ unit.T
-        cos[torch.arange(len(cos)), torch.arange(at, at+len(cos))] = -2.   # not itself
+        cos = unit[at : min(at + chunk, n, c)] @ unit.T
+        cos[torch.arange(len(cos)), torch.arange(at, at + len(cos))] = -2.0  # not itself
         out += cos.topk(k, dim=1).indices.tolist()
     return out
 
 # %% ../nbs/19_explorer.ipynb #a484646e
 def vocab_data(
-    v,                 # a `Vocab`
-    neighbors=None,    # {model: lists of positions}, from `nearest`; None: no neighbours
-)->dict:               # {"models", "tokens", "J": float or None, "neighbors": {model: lists}}
+    v,  # a `Vocab`
+    neighbors=None,  # {model: lists of positions}, from `nearest`; None: no neighbours
+) -> dict:  # {"models", "tokens", "J": float or None, "neighbors": {model: lists}}
     "What the page knows of tokens, most stable first. `InputError` for neighbours that are not of this vocabulary."
     c, neighbors = len(v), neighbors or {}
     for model, lists in neighbors.items():
-        if model not in v.models: raise InputError(f"neighbours of {model}, but the vocabulary is of {', '.join(v.models)}; give those")
-        if len(lists) > c or any(not 0 <= p < c for l in lists for p in l): raise InputError(f"neighbours of {model} are not positions in a vocabulary of {c} tokens; compute them with nearest(lm.embeddings[vocab.ids_for({model!r})])")
+        if model not in v.models:
+            raise InputError(f"neighbours of {model}, but the vocabulary is of {', '.join(v.models)}; give those")
+        if len(lists) > c or any(not 0 <= p < c for l in lists for p in l):
+            raise InputError(
+                f"neighbours of {model} are not positions in a vocabulary of {c} tokens; compute them with nearest(lm.embeddings[vocab.ids_for({model!r})])"
+            )
     J = None if v.J is None else [round(x, 4) for x in v.J.tolist()]
-    return dict(models=v.models, tokens=v.tokens, J=J, neighbors={m: [[int(p) for p in l] for l in lists] for m, lists in neighbors.items()})
+    return dict(
+        models=v.models,
+        tokens=v.tokens,
+        J=J,
+        neighbors={m: [[int(p) for p in l] for l in lists] for m, lists in neighbors.items()},
+    )
+
 
 def token_data(
-    store:Store,
-    neighbors=None,    # {model: lists of positions}, from `nearest`; None: no neighbours
-    file:str=None,     # which scored vocabulary; None: the only one
-)->dict:               # {"models", "tokens", "J": float or None, "neighbors": {model: lists}}
+    store: Store,
+    neighbors=None,  # {model: lists of positions}, from `nearest`; None: no neighbours
+    file: str = None,  # which scored vocabulary; None: the only one
+) -> dict:  # {"models", "tokens", "J": float or None, "neighbors": {model: lists}}
     "What the page knows of tokens, most stable first. `InputError` if the store has no such vocabulary, or neighbours are not of it."
     from hpt_nb.vocab import Vocab
+
     files = sorted({c["result"]["file"] for c in store.cells("vocab")})
-    if file is None and len(files) != 1: raise InputError(f"{store.path}: {len(files)} scored vocabularies ({', '.join(files) or 'none'}); name one with file=")
+    if file is None and len(files) != 1:
+        raise InputError(
+            f"{store.path}: {len(files)} scored vocabularies ({', '.join(files) or 'none'}); name one with file="
+        )
     return vocab_data(Vocab.load(store.file(file or files[0])), neighbors)
 
 # %% ../nbs/19_explorer.ipynb #0817bea8
 def prompt_data(
-    store:Store,
-)->list[dict]:   # a dict a tuned prompt: task, source, row, method, steps, seed, tokens, scores: {"model, mode": accuracy}
+    store: Store,
+) -> list[
+    dict
+]:  # a dict a tuned prompt: task, source, row, method, steps, seed, tokens, scores: {"model, mode": accuracy}
     "Every tuned prompt of a store with what it scored, sorted."
-    key = lambda cfg: tuple(cfg.get(k) for k in ("task", "task_hash", "source", "counterpart", "row", "method", "steps", "seed"))   # one pass keeps prompts of several methods and budgets
+    key = lambda cfg: tuple(
+        cfg.get(k) for k in ("task", "task_hash", "source", "counterpart", "row", "method", "steps", "seed")
+    )  # one pass keeps prompts of several methods and budgets
     scores = {}
     for c in store.cells("eval"):
         cfg, r = c["config"], c["result"]
-        scores.setdefault(key(cfg), {})[f"{cfg['target']}, {cfg['mode']}"] = round(r["correct"]/r["n"], 4)
-    out = [dict({k: c["config"].get(k) for k in ("task", "source", "row", "method", "steps", "seed")}, tokens=c["result"]["tokens"], scores=dict(sorted(scores.get(key(c["config"]), {}).items()))) for c in store.cells("tune")]
+        scores.setdefault(key(cfg), {})[f"{cfg['target']}, {cfg['mode']}"] = round(r["correct"] / r["n"], 4)
+    out = [
+        dict(
+            {k: c["config"].get(k) for k in ("task", "source", "row", "method", "steps", "seed")},
+            tokens=c["result"]["tokens"],
+            scores=dict(sorted(scores.get(key(c["config"]), {}).items())),
+        )
+        for c in store.cells("tune")
+    ]
     return sorted(out, key=lambda p: [str(p[k]) for k in ("task", "source", "row", "method", "steps", "seed")])
 
 # %% ../nbs/19_explorer.ipynb #6cfdd8cc
@@ -173,58 +200,77 @@ _PAGE = """<!doctype html>
 <script type="application/json" id="data">{data}</script><script>{script}</script></body></html>
 """
 
-def _in_script(value)->str:
+
+def _in_script(value) -> str:
     "JSON that cannot end the script element it stands in."
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for c in "<>&\u2028\u2029": text = text.replace(c, f"\\u{ord(c):04x}")
+    for c in "<>&\u2028\u2029":
+        text = text.replace(c, f"\\u{ord(c):04x}")
     return text
 
 # %% ../nbs/19_explorer.ipynb #7cd41a2f
 def write_explorer(
-    store,               # `Store`, or the path of a results folder or of a vocabulary's parquet file
-    out,                 # where the page goes, an .html file
-    neighbors=None,      # {model: lists of positions in the vocabulary}, from `nearest`; None: the page shows none
-    file:str=None,       # which scored vocabulary; None: the only one
-)->Path:                 # `out`
+    store,  # `Store`, or the path of a results folder or of a vocabulary's parquet file
+    out,  # where the page goes, an .html file
+    neighbors=None,  # {model: lists of positions in the vocabulary}, from `nearest`; None: the page shows none
+    file: str = None,  # which scored vocabulary; None: the only one
+) -> Path:  # `out`
     "Write the explorer: one HTML file that fetches nothing. `InputError` for a store without a scored vocabulary, or neighbours of another."
     from html import escape
+
     if isinstance(store, (str, Path)) and Path(store).suffix == ".parquet":
         from hpt_nb.vocab import Vocab
+
         tokens, prompts = vocab_data(Vocab.load(store), neighbors), []
     else:
         store = store if isinstance(store, Store) else Store(store)
         tokens, prompts = token_data(store, neighbors, file), prompt_data(store)
     every = {*tokens["tokens"], *(t for p in prompts for t in p["tokens"])}
-    shown = {t: v for t in every if (v := visible(t)) != t}                  # line breaks and controls, as escapes
-    page = _PAGE.format(style=_STYLE, script=_SCRIPT, count=len(tokens["tokens"]), models=escape(" and ".join(tokens["models"])), data=_in_script({**tokens, "prompts": prompts, "shown": shown}))
+    shown = {t: v for t in every if (v := visible(t)) != t}  # line breaks and controls, as escapes
+    page = _PAGE.format(
+        style=_STYLE,
+        script=_SCRIPT,
+        count=len(tokens["tokens"]),
+        models=escape(" and ".join(tokens["models"])),
+        data=_in_script({**tokens, "prompts": prompts, "shown": shown}),
+    )
     return write_atomic(out, page)
 
 # %% ../nbs/19_explorer.ipynb #e9bc4952
 def stored_vocabulary(
-    place,       # results folder, pack, or a vocabulary's parquet file
-    file=None,   # which scored vocabulary of a folder; None: the only one
-):               # Vocab
+    place,  # results folder, pack, or a vocabulary's parquet file
+    file=None,  # which scored vocabulary of a folder; None: the only one
+):  # Vocab
     "The vocabulary that a page is to be made of. `InputError` if there is none, or several and none is named."
     from hpt_nb.vocab import Vocab
-    if Path(place).suffix == ".parquet": return Vocab.load(place)
+
+    if Path(place).suffix == ".parquet":
+        return Vocab.load(place)
     store = Store(place)
-    if not store.exists(): raise InputError(f"{place}: no such folder; need the results folder of a run, or a vocabulary's parquet file")
+    if not store.exists():
+        raise InputError(f"{place}: no such folder; need the results folder of a run, or a vocabulary's parquet file")
     files = sorted({c["result"]["file"] for c in store.cells("vocab")})
-    if file is not None and file not in files: raise InputError(f"no vocabulary {file!r} in {place}; there are: {', '.join(files) or 'none'}")
-    if file is None and len(files) != 1: raise InputError(f"{place}: {len(files)} scored vocabularies ({', '.join(files) or 'none'}); name one with --vocab")
+    if file is not None and file not in files:
+        raise InputError(f"no vocabulary {file!r} in {place}; there are: {', '.join(files) or 'none'}")
+    if file is None and len(files) != 1:
+        raise InputError(
+            f"{place}: {len(files)} scored vocabularies ({', '.join(files) or 'none'}); name one with --vocab"
+        )
     return Vocab.load(store.file(file or files[0]))
 
+
 def explore(
-    place,         # results folder, pack, or a vocabulary's parquet file
-    out,           # where the page goes, an .html file
-    models=(),     # names of models whose neighbours are shown, some of the vocabulary's; none: a page without neighbours
-    file=None,     # which scored vocabulary of a folder; None: the only one
-    n:int=3000,    # tokens that get neighbours, the most stable ones
-    k:int=10,      # neighbours a token
-)->Path:           # `out`
+    place,  # results folder, pack, or a vocabulary's parquet file
+    out,  # where the page goes, an .html file
+    models=(),  # names of models whose neighbours are shown, some of the vocabulary's; none: a page without neighbours
+    file=None,  # which scored vocabulary of a folder; None: the only one
+    n: int = 3000,  # tokens that get neighbours, the most stable ones
+    k: int = 10,  # neighbours a token
+) -> Path:  # `out`
     "The explorer's page of a folder or a vocabulary, with neighbours computed here. `InputError` before any model is loaded for a place without a vocabulary."
     vocab = stored_vocabulary(place, file)
-    if not 0 < k < len(vocab): raise InputError(f"k={k} neighbours asked of {len(vocab)} tokens; need 1 <= k <= {len(vocab) - 1}")
+    if not 0 < k < len(vocab):
+        raise InputError(f"k={k} neighbours asked of {len(vocab)} tokens; need 1 <= k <= {len(vocab) - 1}")
     near = {}
     if models:
         from hpt_nb.models import load_lm

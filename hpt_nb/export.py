@@ -7,7 +7,9 @@ __all__ = ['CALIBRATE_ON', 'FORMS', 'check_carried', 'bos_of', 'harness_ids', 'c
            'kept_constants', 'to_python', 'read_prompt', 'loadable', 'export_prompt']
 
 # %% ../nbs/17_export.ipynb #cec3e162
-import inspect, json, re
+import inspect
+import json
+import re
 from pathlib import Path
 from .models import LM, SHIPPED, _find, identity, known_by, load_lm, memory_hash, same_model
 from .tasks import FORMATS, TASKS, Split, class_names, load_task, task_format
@@ -19,68 +21,105 @@ from .calibration import centre_means
 from .transfer import certify
 
 # %% ../nbs/17_export.ipynb #17e00002
-_CARRIED = ("name", "suffix", "labels", "max_text_tokens", "strip", "format", "train", "holdout", "validation")   # what an export carries of a task, or needs none of
-_PLACE = ("prompt_at", "chat", "system", "control")   # what those carry that put the input together themselves
+_CARRIED = (
+    "name",
+    "suffix",
+    "labels",
+    "max_text_tokens",
+    "strip",
+    "format",
+    "train",
+    "holdout",
+    "validation",
+)  # what an export carries of a task, or needs none of
+_PLACE = ("prompt_at", "chat", "system", "control")  # what those carry that put the input together themselves
 
-def check_carried(task, form:str):
+
+def check_carried(task, form: str):
     "`InputError` for a task with a setting that this form would lose."
     moved = getattr(task, "prompt_at", "before") != "before" or getattr(task, "system", None)
-    def known(k): return k in _CARRIED or k in _PLACE and form != "peft" and task.config[k] == getattr(task, k, None)
+
+    def known(k):
+        return k in _CARRIED or k in _PLACE and form != "peft" and task.config[k] == getattr(task, k, None)
+
     if form == "peft" and moved:
-        raise InputError(f"{task.name}: a PEFT adapter stands before everything that a model reads, and this task's prompt does not (prompt_at = {task.prompt_at!r}); "
-                         "take the prompt away --to python, json or lm-eval")
+        raise InputError(
+            f"{task.name}: a PEFT adapter stands before everything that a model reads, and this task's prompt does not (prompt_at = {task.prompt_at!r}); "
+            "take the prompt away --to python, json or lm-eval"
+        )
     lost, how = [k for k in task.config if not known(k)], task_format(task)
-    if (how.before, how.join, how.end == "own") != ("", "apart", False):   # a form writes text and template, apart, and nothing between
+    if (how.before, how.join, how.end == "own") != (
+        "",
+        "apart",
+        False,
+    ):  # a form writes text and template, apart, and nothing between
         lost.append("format")
     if lost:
-        raise InputError(f"{task.name}: the form {form} does not carry the task's {lost[0]} = {task.config.get(lost[0], str(how))!r}, "
-                         "and without it the prompt would give other answers; use the prompt in hpt_nb, or a task without it")
+        raise InputError(
+            f"{task.name}: the form {form} does not carry the task's {lost[0]} = {task.config.get(lost[0], str(how))!r}, "
+            "and without it the prompt would give other answers; use the prompt in hpt_nb, or a task without it"
+        )
 
-def bos_of(lm:LM)->bool|None:
+
+def bos_of(lm: LM) -> bool | None:
     "Does BOS go before the prompt? None: as the tokenizer has it."
     return bool(lm.bos_ids) if "bos" in lm.info else None
 
 # %% ../nbs/17_export.ipynb #07e868bc
 def harness_ids(
-    lm:LM,
-    context:str,       # all that stands before the label word
-    continuation:str,  # the label word, with its leading space
-)->tuple[list, list]:  # ids of the context, with what the tokenizer puts before a text; ids that are scored
+    lm: LM,
+    context: str,  # all that stands before the label word
+    continuation: str,  # the label word, with its leading space
+) -> tuple[list, list]:  # ids of the context, with what the tokenizer puts before a text; ids that are scored
     "Ids as lm-eval 0.4.13 reads them: one string, tokenised whole, special tokens' names in it read as special tokens."
     bare = context.rstrip()
     encode = lambda text: list(lm.tokenizer(text, verbose=False)["input_ids"])
-    before, whole = encode(bare), encode(bare + context[len(bare):] + continuation)
-    return before, whole[len(before):]
+    before, whole = encode(bare), encode(bare + context[len(bare) :] + continuation)
+    return before, whole[len(before) :]
 
 # %% ../nbs/17_export.ipynb #f83685d5
 def contexts(
-    prompt:str,
-    task,              # has `.suffix`, `.max_text_tokens`, `.strip`, and `.format` if it is not "ours"
-    texts,             # n strings
-    lm:LM=None,        # cuts long texts at `max_text_tokens` of its tokens; None: nothing is cut
-)->list[str]:          # n strings: all that stands before the label word
+    prompt: str,
+    task,  # has `.suffix`, `.max_text_tokens`, `.strip`, and `.format` if it is not "ours"
+    texts,  # n strings
+    lm: LM = None,  # cuts long texts at `max_text_tokens` of its tokens; None: nothing is cut
+) -> list[str]:  # n strings: all that stands before the label word
     "[prompt; text; template], or however the task puts them, as one string a text; a chat template is that of `lm`."
     form = task_format(task, bool(lm and lm.bos_ids))
     room = form.room(lm, task.max_text_tokens) if lm else None
+
     def cut(text):
         text = form.write(text)
         ids = lm.encode(text) if lm else []
         return lm.decode(ids[:room]) if lm and len(ids) > room else text
+
     frame = frame_of(lm, task) if lm else ()
     return [one_string(task, frame, prompt, cut(text), form.tail) for text in texts]
 
 # %% ../nbs/17_export.ipynb #4192b7a0
 def compare_ids(
-    lm:LM,
-    prompt:str,
-    task,         # has `.labels`, `.suffix`, `.max_text_tokens`, `.strip`
-    texts,        # n strings
-)->dict:          # {"n", "differ": row numbers, "labels": the label words of several tokens}
+    lm: LM,
+    prompt: str,
+    task,  # has `.labels`, `.suffix`, `.max_text_tokens`, `.strip`
+    texts,  # n strings
+) -> dict:  # {"n", "differ": row numbers, "labels": the label words of several tokens}
     "For which texts does a harness, given one string, read other ids than `label_logprobs` does on pieces tokenised apart?"
     labels, own = label_ids(lm, task).tolist(), prompt_to_ids(lm, prompt, getattr(task, "control", False))
-    def whole(ids): return [*lm.bos_ids, *ids[:(at := getattr(ids, "at", 0))], *own, *ids[at:]]
-    def same(context, ids): return all(harness_ids(lm, context, word) == (whole(ids), [i] + lm.encode(word)[1:]) for word, i in zip(task.labels, labels))
-    differ = [n for n, (c, ids) in enumerate(zip(contexts(prompt, task, texts, lm), text_ids(lm, task, texts))) if not same(c, ids)]
+
+    def whole(ids):
+        return [*lm.bos_ids, *ids[: (at := getattr(ids, "at", 0))], *own, *ids[at:]]
+
+    def same(context, ids):
+        return all(
+            harness_ids(lm, context, word) == (whole(ids), [i] + lm.encode(word)[1:])
+            for word, i in zip(task.labels, labels)
+        )
+
+    differ = [
+        n
+        for n, (c, ids) in enumerate(zip(contexts(prompt, task, texts, lm), text_ids(lm, task, texts)))
+        if not same(c, ids)
+    ]
     return dict(n=len(texts), differ=differ, labels=[w for w in task.labels if len(lm.encode(w)) > 1])
 
 # %% ../nbs/17_export.ipynb #4d371f0d
@@ -121,93 +160,167 @@ def loglikelihood_apart(self, requests, disable_tqdm=False):
 TemplateLM.loglikelihood_apart = loglikelihood_apart
 '''
 
-def _sources()->str:
+
+def _sources() -> str:
     "What puts an input together, as source: it needs transformers alone."
     return "\n" + inspect.getsource(chat_frame) + "\n" + inspect.getsource(put_together)
 
-def _special(task)->bool:
+
+def _special(task) -> bool:
     "Does an export have to put a task's inputs together piece by piece?"
     return is_placed(task) or getattr(task, "control", False)
 
 # %% ../nbs/17_export.ipynb #7940d4e0
-def _note(lm, prompt, got)->dict:
+def _note(lm, prompt, got) -> dict:
     "For the task's metadata: what one string would have been read as on this model."
     cert = certify(lm, prompt)
-    return dict(model=lm.name, texts=got["n"], texts_with_other_ids_as_one_string=len(got["differ"]), label_words_of_several_tokens=got["labels"],
-                prompt_ids=cert["ids"], prompt_survives=lm.encode(lm.decode(cert["ids"])) == cert["ids"])
+    return dict(
+        model=lm.name,
+        texts=got["n"],
+        texts_with_other_ids_as_one_string=len(got["differ"]),
+        label_words_of_several_tokens=got["labels"],
+        prompt_ids=cert["ids"],
+        prompt_survives=lm.encode(lm.decode(cert["ids"])) == cert["ids"],
+    )
 
 # %% ../nbs/17_export.ipynb #a6a91f5d
-def _task_yaml(name:str, prompt:str, task, note, bos)->str:
+def _task_yaml(name: str, prompt: str, task, note, bos) -> str:
     "The task file. Written by a YAML library, but for the tags that it cannot write."
     import yaml
-    body = dict(task=name, validation_split="validation", output_type="multiple_choice", doc_to_text="context", doc_to_choice=list(task.labels), doc_to_target="label",
-                target_delimiter="", num_fewshot=0, metric_list=[dict(metric="acc", aggregation="mean", higher_is_better=True)], dataset_kwargs=dict(jsonl=f"{name}.jsonl"),
-                metadata=dict(version=2.0, prompt=prompt, task=task.name, task_hash=task.hash, tokenisation="prompt, text and template apart", **({} if bos is None else dict(bos=bos)), **(dict(compared=note) if note else {})))
-    return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=150) + "class: !function hpt_task.Apart\ncustom_dataset: !function hpt_task.load\n"
+
+    body = dict(
+        task=name,
+        validation_split="validation",
+        output_type="multiple_choice",
+        doc_to_text="context",
+        doc_to_choice=list(task.labels),
+        doc_to_target="label",
+        target_delimiter="",
+        num_fewshot=0,
+        metric_list=[dict(metric="acc", aggregation="mean", higher_is_better=True)],
+        dataset_kwargs=dict(jsonl=f"{name}.jsonl"),
+        metadata=dict(
+            version=2.0,
+            prompt=prompt,
+            task=task.name,
+            task_hash=task.hash,
+            tokenisation="prompt, text and template apart",
+            **({} if bos is None else dict(bos=bos)),
+            **(dict(compared=note) if note else {}),
+        ),
+    )
+    return (
+        yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=150)
+        + "class: !function hpt_task.Apart\ncustom_dataset: !function hpt_task.load\n"
+    )
 
 # %% ../nbs/17_export.ipynb #bbd96d4a
 def to_lm_eval(
-    prompt:str,             # the prompt's text; "" for none
-    task,                   # `hpt_nb.tasks.Task`
-    folder,                 # where the files go; made if missing
-    split="validation",     # "train", "holdout", "validation", or a `Split`
-    lm:LM=None,             # a model that it shall be run on: finds the texts that one string would be read with other ids; None: not compared
-    name:str=None,          # the task's name in the harness; None: hpt_<task>
-    bos:bool=None,          # does BOS go before the prompt? None: as `lm` has it, or the model that it is run on
-)->dict:                    # {"name", "yaml": path, "n", "differ": row numbers, "labels": words of several tokens}; the last two None without a model
+    prompt: str,  # the prompt's text; "" for none
+    task,  # `hpt_nb.tasks.Task`
+    folder,  # where the files go; made if missing
+    split="validation",  # "train", "holdout", "validation", or a `Split`
+    lm: LM = None,  # a model that it shall be run on: finds the texts that one string would be read with other ids; None: not compared
+    name: str = None,  # the task's name in the harness; None: hpt_<task>
+    bos: bool = None,  # does BOS go before the prompt? None: as `lm` has it, or the model that it is run on
+) -> dict:  # {"name", "yaml": path, "n", "differ": row numbers, "labels": words of several tokens}; the last two None without a model
     """Write a prompt as a task for lm-eval 0.4.13: zero shots, no chat template; run it with `--include_path folder --tasks name`.
 
     It predicts what `evaluate(lm, task, split, prompt)` does, in the same dtype; a text whose two best labels are as good as equal may still turn with the batch.
     `InputError` for an unknown split, a name that cannot be a file's, a prompt that is no text, or a task with a setting that this form does not carry."""
     name = name or "hpt_" + re.sub(r"\W+", "_", task.name.lower())
-    if not re.fullmatch(r"[A-Za-z0-9_]+", name): raise InputError(f"task name {name!r}: need letters, digits and _ (it becomes a file's name); give another with name=")
-    if not isinstance(split, Split) and split not in ("train", "holdout", "validation"): raise InputError(f"split {split!r}: need train, holdout or validation")
-    if not isinstance(prompt, str): raise InputError(f"prompt {prompt!r}: a harness takes text; give the prompt's text (lm.decode of its ids)")
+    if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+        raise InputError(
+            f"task name {name!r}: need letters, digits and _ (it becomes a file's name); give another with name="
+        )
+    if not isinstance(split, Split) and split not in ("train", "holdout", "validation"):
+        raise InputError(f"split {split!r}: need train, holdout or validation")
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt {prompt!r}: a harness takes text; give the prompt's text (lm.decode of its ids)")
     rows = split if isinstance(split, Split) else getattr(task, split)
     check_carried(task, "lm-eval")
     bos, form = bos_of(lm) if bos is None and lm else bos, task_format(task)
     parts = dict(prompt=prompt, suffix=form.tail, cut=task.max_text_tokens, **({} if bos is None else dict(bos=bos)))
-    if form.limit == "whole": parts["whole"] = True
-    if _special(task): parts |= dict(parts=portable(task), control=getattr(task, "control", False))
-    lines = [json.dumps(dict(context=c, label=y, text=form.write(t), **parts), ensure_ascii=False) for c, t, y in zip(contexts(prompt, task, rows.texts, lm), rows.texts, rows.labels)]
+    if form.limit == "whole":
+        parts["whole"] = True
+    if _special(task):
+        parts |= dict(parts=portable(task), control=getattr(task, "control", False))
+    lines = [
+        json.dumps(dict(context=c, label=y, text=form.write(t), **parts), ensure_ascii=False)
+        for c, t, y in zip(contexts(prompt, task, rows.texts, lm), rows.texts, rows.labels)
+    ]
     got = compare_ids(lm, prompt, task, rows.texts) if lm else dict(n=len(lines), differ=None, labels=None)
     write_atomic(f"{folder}/hpt_task.py", _MODULE + (_sources() if _special(task) else ""))
     write_atomic(f"{folder}/{name}.jsonl", "\n".join(lines) + "\n")
-    return dict(name=name, yaml=str(write_atomic(f"{folder}/{name}.yaml", _task_yaml(name, prompt, task, _note(lm, prompt, got) if lm else None, bos))), **got)
+    return dict(
+        name=name,
+        yaml=str(
+            write_atomic(
+                f"{folder}/{name}.yaml", _task_yaml(name, prompt, task, _note(lm, prompt, got) if lm else None, bos)
+            )
+        ),
+        **got,
+    )
 
 # %% ../nbs/17_export.ipynb #4f551df9
-def _written(task)->dict:
+def _written(task) -> dict:
     "Of a format other than ours: how its inputs are written, for a reader who knows the JSON alone."
-    if "format" not in task.config: return {}
+    if "format" not in task.config:
+        return {}
     form = task_format(task)
-    return dict(written=dict(text=form.text, suffix=form.tail, max_text_tokens_counts="BOS, text and suffix" if form.limit == "whole" else "text"))
+    return dict(
+        written=dict(
+            text=form.text,
+            suffix=form.tail,
+            max_text_tokens_counts="BOS, text and suffix" if form.limit == "whole" else "text",
+        )
+    )
+
 
 def to_json(
-    prompt,        # ids of the first model, or text
-    task,          # `hpt_nb.tasks.Task`
-    lms,           # models to certify it on; the one it was tuned on comes first
-    path=None,     # where to write it; None: nowhere
-    **facts,       # what else to say, as JSON values: scores={...}, method="pez", seed=0
-)->str:            # JSON
+    prompt,  # ids of the first model, or text
+    task,  # `hpt_nb.tasks.Task`
+    lms,  # models to certify it on; the one it was tuned on comes first
+    path=None,  # where to write it; None: nowhere
+    **facts,  # what else to say, as JSON values: scores={...}, method="pez", seed=0
+) -> str:  # JSON
     "A prompt with its task and one certificate a model, as plain JSON; `bos` stands there where the first model was read with or without BOS against its tokenizer's way. `InputError` for a fact that JSON cannot hold."
-    if not lms: raise InputError("no model given; a prompt is certified on at least one")
+    if not lms:
+        raise InputError("no model given; a prompt is certified on at least one")
     text = certify(lms[0], prompt)["text"]
     certs = [dict(model=lm.info | known_by(lm), **certify(lm, text if i else prompt)) for i, lm in enumerate(lms)]
     bos = bos_of(lms[0])
-    body = dict(schema=1, prompt=text, order=order_of(task), pieces_tokenised="apart", **({} if bos is None else dict(bos=bos)), task={**task.config, "hash": task.hash}, **_written(task), certificates=certs, **facts)
-    try: out = json.dumps(body, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as e: raise InputError(f"a fact cannot be stored as JSON ({e}); use str, int, finite float, bool, None, list, dict") from None
-    if path is not None: write_atomic(path, out)
+    body = dict(
+        schema=1,
+        prompt=text,
+        order=order_of(task),
+        pieces_tokenised="apart",
+        **({} if bos is None else dict(bos=bos)),
+        task={**task.config, "hash": task.hash},
+        **_written(task),
+        certificates=certs,
+        **facts,
+    )
+    try:
+        out = json.dumps(body, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as e:
+        raise InputError(
+            f"a fact cannot be stored as JSON ({e}); use str, int, finite float, bool, None, list, dict"
+        ) from None
+    if path is not None:
+        write_atomic(path, out)
     return out
 
 # %% ../nbs/17_export.ipynb #23950b6b
-CALIBRATE_ON = 200   # holdout texts
+CALIBRATE_ON = 200  # holdout texts
+
 
 def kept_constants(
-    lm:LM, task,
-    prompt:str,    # the prompt's text
-    texts=None,    # unlabelled texts; None: the task's holdout, at most `CALIBRATE_ON`
-)->dict:           # {"means": (C,), "texts", "of", "sha256": of the model}
+    lm: LM,
+    task,
+    prompt: str,  # the prompt's text
+    texts=None,  # unlabelled texts; None: the task's holdout, at most `CALIBRATE_ON`
+) -> dict:  # {"means": (C,), "texts", "of", "sha256": of the model}
     "The calibration constants of a prompt on one model."
     held = task.subset("holdout", min(CALIBRATE_ON, len(task.holdout))).texts if texts is None else list(texts)
     means = centre_means(label_logprobs(lm, task, held, prompt)).tolist()
@@ -271,36 +384,46 @@ def classify(texts, model=MODEL, means=None, tokenizer=None, batch=16):
     return [{{"class": CLASSES[max(range(len(p)), key=p.__getitem__)], **{{f"p({{c}})": x for c, x in zip(CLASSES, p)}}}} for p in scores.softmax(-1).tolist()]
 '''
 
-_STARTS = {   # what goes before the prompt
-    None: '''    bare, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    return full[:next((i for i in range(len(full)) if full[i:i+len(bare)] == bare), 0)]   # what the tokenizer puts before a text''',
-    True: "    return [tokenizer.bos_token_id]   # the prompt was tuned with it", False: "    return []   # the prompt was tuned without"}
+_STARTS = {  # what goes before the prompt
+    None: """    bare, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    return full[:next((i for i in range(len(full)) if full[i:i+len(bare)] == bare), 0)]   # what the tokenizer puts before a text""",
+    True: "    return [tokenizer.bos_token_id]   # the prompt was tuned with it",
+    False: "    return []   # the prompt was tuned without",
+}
 
-def _hub_id(model)->str|None:
+
+def _hub_id(model) -> str | None:
     "A name that means the same on every machine: not a file, a folder, or a name of ours."
     name = str(model)
     here = name.lower() in SHIPPED or name.lower().endswith(".gguf") or Path(name).expanduser().exists()
     return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not here else None
 
-def _written_model(model)->str|None:
+
+def _written_model(model) -> str | None:
     "The name that is written into a module: a hub id, or a folder as it was given, unless that is a path of this machine."
     path = Path(str(model))
     beside = path.is_dir() and not path.is_absolute() and not str(model).startswith("~")
     return _hub_id(model) or (str(model) if beside else None)
 
+
 def to_python(
-    prompt:str,              # the prompt's text
-    task,                    # has `.name`, `.suffix`, `.labels`, `.max_text_tokens`, `.strip`
-    model:str="MODEL",       # the hub id to write into it; a path of this machine is not written
-    bos:bool=None,           # does BOS go before the prompt? None: as the tokenizer has it
-    calibration:dict=None,   # model -> its constants, with "means", as a prompt's JSON has them
-)->str:                      # Python
+    prompt: str,  # the prompt's text
+    task,  # has `.name`, `.suffix`, `.labels`, `.max_text_tokens`, `.strip`
+    model: str = "MODEL",  # the hub id to write into it; a path of this machine is not written
+    bos: bool = None,  # does BOS go before the prompt? None: as the tokenizer has it
+    calibration: dict = None,  # model -> its constants, with "means", as a prompt's JSON has them
+) -> str:  # Python
     """Source of a module with `classify(texts, model)`: class names and probabilities, as `label_logprobs` gives them in float32. It needs transformers and torch alone.
 
     `InputError` for a prompt that is no text, or a task with a setting that this form does not carry."""
     check_carried(task, "python")
-    if not isinstance(prompt, str): raise InputError(f"prompt {prompt!r}: give the prompt's text (lm.decode of its ids)")
-    name, form, hub = re.sub(r"[^\w .-]", "_", task.name), task_format(task), None if model == "MODEL" else _written_model(model)
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt {prompt!r}: give the prompt's text (lm.decode of its ids)")
+    name, form, hub = (
+        re.sub(r"[^\w .-]", "_", task.name),
+        task_format(task),
+        None if model == "MODEL" else _written_model(model),
+    )
     cut = f"{task.max_text_tokens} - len(head + end)" if form.limit == "whole" else task.max_text_tokens
     means = {m: c["means"] for m, c in (calibration or {}).items()}
     text = f"ids(text{'.strip()' if form.text == 'stripped' else ''})[:{cut}]"
@@ -308,156 +431,295 @@ def to_python(
     if _special(task):
         whole = f"head + put_together(tokenizer, PARTS, PROMPT, {text}, SUFFIX, CONTROL, head, {bos is False})"
         more = f"PARTS, CONTROL = {ascii(portable(task))}, {getattr(task, 'control', False)}   # the input, piece by piece\n{_sources()}"
-    return _SNIPPET.format(name=name, bos=_STARTS[bos], model=ascii(hub), model_said="\"a hub id or folder\"" if hub is None else "MODEL", prompt=ascii(prompt), suffix=ascii(form.tail), labels=ascii(list(task.labels)),
-                           classes=ascii(class_names(task)), means=ascii(means), means_said="of the prompt's calibration" if means else "none are kept with this prompt: mean_logp makes them",
-                           whole=whole, more=more)
+    return _SNIPPET.format(
+        name=name,
+        bos=_STARTS[bos],
+        model=ascii(hub),
+        model_said='"a hub id or folder"' if hub is None else "MODEL",
+        prompt=ascii(prompt),
+        suffix=ascii(form.tail),
+        labels=ascii(list(task.labels)),
+        classes=ascii(class_names(task)),
+        means=ascii(means),
+        means_said="of the prompt's calibration" if means else "none are kept with this prompt: mean_logp makes them",
+        whole=whole,
+        more=more,
+    )
 
 # %% ../nbs/17_export.ipynb #5332d35e
-def _whole_prompt(body, where)->dict:
+def _whole_prompt(body, where) -> dict:
     "The parts of a JSON prompt that an export needs. `InputError` names what is missing."
-    if isinstance(body, dict) and body.get("schema", 1) != 1: raise InputError(f"{where}: a prompt of version {body['schema']!r}, and this hpt_nb reads version 1; use the version that wrote it, or write it again")
+    if isinstance(body, dict) and body.get("schema", 1) != 1:
+        raise InputError(
+            f"{where}: a prompt of version {body['schema']!r}, and this hpt_nb reads version 1; use the version that wrote it, or write it again"
+        )
     try:
         cert, given = body["certificates"][0], body.get("given") or {}
         bos = cert["model"].get("bos")
-        out = dict(text=body["prompt"], ids=cert["ids"], vectors=None, bos=None if bos is None else bool(bos), survives=cert.get("agrees"), source=cert["model"]["name"], sha256=cert["model"].get("sha256"), facts=cert["model"], model=(given.get("models") or [None])[0], task=given.get("task"), task_hash=body["task"]["hash"], body=body)
-    except (KeyError, IndexError, TypeError, AttributeError) as e: raise InputError(f"{where}: not a prompt that hpt wrote ({type(e).__name__}: {e}); need the JSON of hpt transferable or hpt export") from None
-    ids_ok = isinstance(out["ids"], list) and (out["ids"] or out["text"] == "") and all(type(i) is int for i in out["ids"])
-    if not ids_ok or not all(isinstance(out[k], str) for k in ("text", "source", "task_hash")) or not all(isinstance(out[k], str|None) for k in ("sha256", "model", "task")):
-        raise InputError(f"{where}: damaged or edited by hand (prompt, ids, model and task are not what they should be); write it again")
+        out = dict(
+            text=body["prompt"],
+            ids=cert["ids"],
+            vectors=None,
+            bos=None if bos is None else bool(bos),
+            survives=cert.get("agrees"),
+            source=cert["model"]["name"],
+            sha256=cert["model"].get("sha256"),
+            facts=cert["model"],
+            model=(given.get("models") or [None])[0],
+            task=given.get("task"),
+            task_hash=body["task"]["hash"],
+            body=body,
+        )
+    except (KeyError, IndexError, TypeError, AttributeError) as e:
+        raise InputError(
+            f"{where}: not a prompt that hpt wrote ({type(e).__name__}: {e}); need the JSON of hpt transferable or hpt export"
+        ) from None
+    ids_ok = (
+        isinstance(out["ids"], list) and (out["ids"] or out["text"] == "") and all(type(i) is int for i in out["ids"])
+    )
+    if (
+        not ids_ok
+        or not all(isinstance(out[k], str) for k in ("text", "source", "task_hash"))
+        or not all(isinstance(out[k], str | None) for k in ("sha256", "model", "task"))
+    ):
+        raise InputError(
+            f"{where}: damaged or edited by hand (prompt, ids, model and task are not what they should be); write it again"
+        )
     return out
 
-def _best_run(store, where, seed)->dict:
+
+def _best_run(store, where, seed) -> dict:
     "The run of a tuning folder with the highest holdout accuracy, or of one seed; what its source's id says of the model: its hash, and BOS where it was set by hand."
     cells = [c for c in store.cells("tune") if seed is None or c["config"]["seed"] == seed]
-    if not cells: raise InputError(f"{where}: no tuned prompt{f' of seed {seed}' if seed is not None else ''} in it; need the folder of hpt transferable or hpt tune, or a prompt's JSON file")
+    if not cells:
+        raise InputError(
+            f"{where}: no tuned prompt{f' of seed {seed}' if seed is not None else ''} in it; need the folder of hpt transferable or hpt tune, or a prompt's JSON file"
+        )
     kinds = sorted({" ".join(str(c["config"][k]) for k in ("task", "source", "row", "method")) for c in cells})
     ids = sorted({str(c["config"].get("source_id") or "unknown") for c in cells})
-    if len(kinds) == 1 and len(ids) > 1: raise InputError(f"{where}: prompts of {len(ids)} models that are all called {cells[0]['config']['source']} (their hashes: {', '.join(ids)}); give --seed of a run of one, or tune them into folders of their own")
-    if len(kinds) > 1: raise InputError(f"{where}: prompts of several kinds ({'; '.join(kinds[:3])}{'; ...' if len(kinds) > 3 else ''}); an export takes one: write it from a folder of hpt tune")
+    if len(kinds) == 1 and len(ids) > 1:
+        raise InputError(
+            f"{where}: prompts of {len(ids)} models that are all called {cells[0]['config']['source']} (their hashes: {', '.join(ids)}); give --seed of a run of one, or tune them into folders of their own"
+        )
+    if len(kinds) > 1:
+        raise InputError(
+            f"{where}: prompts of several kinds ({'; '.join(kinds[:3])}{'; ...' if len(kinds) > 3 else ''}); an export takes one: write it from a folder of hpt tune"
+        )
     best = max(cells, key=lambda c: c["result"]["best_holdout"])
     cfg, res = best["config"], best["result"]
-    known = re.fullmatch(r"([0-9a-f]{12}|unknown)[0-9a-f]*(?:-bos([\d.]*))?", cfg.get("source_id") or "unknown")   # `experiments.lm_id`
+    known = re.fullmatch(
+        r"([0-9a-f]{12}|unknown)[0-9a-f]*(?:-bos([\d.]*))?", cfg.get("source_id") or "unknown"
+    )  # `experiments.lm_id`
     sha, bos = known.groups() if known else (None, None)
-    return dict(text=res["prompt_text"], ids=res["prompt_ids"], vectors=res.get("vectors"), bos=None if bos is None else bool(bos), survives=None, source=cfg["source"], sha256=None if sha == "unknown" else sha, facts=dict(begin=None if sha == "unknown" else sha), model=None, task=None, task_hash=cfg["task_hash"], body=None)
+    return dict(
+        text=res["prompt_text"],
+        ids=res["prompt_ids"],
+        vectors=res.get("vectors"),
+        bos=None if bos is None else bool(bos),
+        survives=None,
+        source=cfg["source"],
+        sha256=None if sha == "unknown" else sha,
+        facts=dict(begin=None if sha == "unknown" else sha),
+        model=None,
+        task=None,
+        task_hash=cfg["task_hash"],
+        body=None,
+    )
+
 
 def read_prompt(
-    path,            # a JSON file, or a folder of hpt transferable or hpt tune, or its pack
-    seed:int=None,   # which run of a tuning folder; None: the best on its holdout
-)->dict:             # {"text", "ids", "vectors": of a soft prompt, "bos": set by hand?, "survives": do the ids come back from the text? (None: not known), "source": its model's name, "sha256", "facts": what its model is known by, "model", "task": as they were given, "task_hash", "body": the whole JSON, if it was one}
+    path,  # a JSON file, or a folder of hpt transferable or hpt tune, or its pack
+    seed: int = None,  # which run of a tuning folder; None: the best on its holdout
+) -> dict:  # {"text", "ids", "vectors": of a soft prompt, "bos": set by hand?, "survives": do the ids come back from the text? (None: not known), "source": its model's name, "sha256", "facts": what its model is known by, "model", "task": as they were given, "task_hash", "body": the whole JSON, if it was one}
     "A tuned prompt, read back. `InputError` for what is none."
     p = Path(path)
     store = Store(p) if p.is_dir() or is_pack(p) else None
-    if store and store.beside("prompt.json") is None: return _best_run(store, path, seed)
-    try: body = json.loads((store.beside("prompt.json") if store else p.read_bytes()).decode("utf-8-sig"))
-    except FileNotFoundError: raise InputError(f"{path}: no such file or folder; need the folder of hpt transferable or hpt tune, or a prompt's JSON file") from None
-    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror}); need the prompt that hpt transferable or hpt export wrote") from None
-    except (ValueError, RecursionError): raise InputError(f"{path}: not JSON; need the prompt that hpt transferable or hpt export wrote") from None
+    if store and store.beside("prompt.json") is None:
+        return _best_run(store, path, seed)
+    try:
+        body = json.loads((store.beside("prompt.json") if store else p.read_bytes()).decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file or folder; need the folder of hpt transferable or hpt tune, or a prompt's JSON file"
+        ) from None
+    except OSError as e:
+        raise InputError(
+            f"{path}: cannot be read ({e.strerror}); need the prompt that hpt transferable or hpt export wrote"
+        ) from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: not JSON; need the prompt that hpt transferable or hpt export wrote") from None
     return _whole_prompt(body, path)
 
 # %% ../nbs/17_export.ipynb #ef6526c5
-FORMS = {"lm-eval": "a task for lm-eval: a folder", "json": "plain JSON with a certificate: a .json file", "python": "Python that needs transformers alone: a .py file", "peft": "a PEFT prompt-tuning adapter: a folder"}
+FORMS = {
+    "lm-eval": "a task for lm-eval: a folder",
+    "json": "plain JSON with a certificate: a .json file",
+    "python": "Python that needs transformers alone: a .py file",
+    "peft": "a PEFT prompt-tuning adapter: a folder",
+}
 
-def loadable(name:str)->str:
+
+def loadable(name: str) -> str:
     "What transformers itself loads: the hub id or folder as given, or the folder that a packaged model or a .gguf file was converted to."
     return _find(name)[0] if name.lower() in SHIPPED or name.lower().endswith(".gguf") else name
 
-def _its_task(it:dict, task:str|None):
+
+def _its_task(it: dict, task: str | None):
     "The task that a prompt was tuned for."
     name = task or it["task"]
-    if not name: raise InputError("the prompt does not say which task it is for; give --task")
-    if not task and name not in TASKS and not Path(name).is_file(): raise InputError(f"the prompt's task file {name} is not here; give --task, or call from the folder where it was tuned")
-    found = next((t for t in (load_task(name, format=f) for f in (None, *FORMATS)) if t.hash == it["task_hash"]), None) or load_task(name)   # the format may have been given beside the task
-    if found.hash != it["task_hash"]: raise InputError(f"task {name} is not the one that the prompt was tuned for: its texts, labels or template differ; give the unchanged task file with --task")
+    if not name:
+        raise InputError("the prompt does not say which task it is for; give --task")
+    if not task and name not in TASKS and not Path(name).is_file():
+        raise InputError(
+            f"the prompt's task file {name} is not here; give --task, or call from the folder where it was tuned"
+        )
+    found = next(
+        (t for t in (load_task(name, format=f) for f in (None, *FORMATS)) if t.hash == it["task_hash"]), None
+    ) or load_task(name)  # the format may have been given beside the task
+    if found.hash != it["task_hash"]:
+        raise InputError(
+            f"task {name} is not the one that the prompt was tuned for: its texts, labels or template differ; give the unchanged task file with --task"
+        )
     return found
 
-def _is_its_model(it:dict, lm:LM)->bool|None:
+
+def _is_its_model(it: dict, lm: LM) -> bool | None:
     "Is a model the one that a prompt was tuned on? None: not known."
-    if "begin" not in it["facts"]: return same_model(it["facts"], known_by(lm))
-    begin = it["facts"]["begin"]   # of a tuning folder: the beginning of a hash, of files or of what was in memory
-    if begin is None: return None
+    if "begin" not in it["facts"]:
+        return same_model(it["facts"], known_by(lm))
+    begin = it["facts"]["begin"]  # of a tuning folder: the beginning of a hash, of files or of what was in memory
+    if begin is None:
+        return None
     return str(identity(lm.info)).startswith(begin) or str(memory_hash(lm.model, lm.tokenizer)).startswith(begin)
 
-def _its_model(it:dict, model:str|None)->LM:
+
+def _its_model(it: dict, model: str | None) -> LM:
     "The model that a prompt was tuned on."
     name = model or it["model"]
-    if not name: raise InputError(f"the prompt was tuned on {it['source']!r}, and does not say where that model is; give --model")
+    if not name:
+        raise InputError(
+            f"the prompt was tuned on {it['source']!r}, and does not say where that model is; give --model"
+        )
     lm = load_lm(name, dtype="float32", **({} if it["bos"] is None else dict(bos=it["bos"])))
     same = _is_its_model(it, lm)
     if same is None:
         remark(f"the prompt does not say which model {it['source']} was; {name} is taken for it by its name alone")
         same = lm.name == it["source"]
-    if not same: raise InputError(f"the prompt was tuned on {it['source']}, and {name} is another model; its ids mean something else there: give that model with --model")
+    if not same:
+        raise InputError(
+            f"the prompt was tuned on {it['source']}, and {name} is another model; its ids mean something else there: give that model with --model"
+        )
     return lm
 
 # %% ../nbs/17_export.ipynb #17e00005
-def _called(name:str)->str:
+def _called(name: str) -> str:
     "The name that a model has in results, as far as it can be known without loading it."
     path = Path(name).expanduser()
-    return path.resolve().name if path.is_dir() else path.stem if path.suffix.lower() == ".gguf" else name.lower() if name.lower() in SHIPPED else name
+    return (
+        path.resolve().name
+        if path.is_dir()
+        else path.stem
+        if path.suffix.lower() == ".gguf"
+        else name.lower()
+        if name.lower() in SHIPPED
+        else name
+    )
 
-def _found(name:str)->dict:
+
+def _found(name: str) -> dict:
     "What a model on this machine is known by, without loading it; {} for one of a hub."
     path = Path(name).expanduser()
     return _find(name)[2] if name.lower() in SHIPPED or path.is_dir() or path.is_file() else {}
 
-def _is_found(it:dict, name:str)->bool|None:
+
+def _is_found(it: dict, name: str) -> bool | None:
     "Is the model of this name the one that a prompt was tuned on? None: not known."
     facts, found = it["facts"], _found(name)
-    if "begin" not in facts: return same_model(facts, found)
+    if "begin" not in facts:
+        return same_model(facts, found)
     return found["sha256"].startswith(facts["begin"]) if facts["begin"] and found.get("sha256") else None
 
-def _calibration(it:dict)->dict:
-    "The calibration constants that a prompt was read with: model -> {\"means\": ...}; {} if there are none."
+
+def _calibration(it: dict) -> dict:
+    'The calibration constants that a prompt was read with: model -> {"means": ...}; {} if there are none.'
     kept = (it["body"] or {}).get("calibration") or {}
     return {m: c for m, c in kept.items() if isinstance(c, dict) and c.get("means")} if isinstance(kept, dict) else {}
 
-def _remark_text(it:dict, name:str|None):
-    "Say where a prompt's text is not the prompt that was tuned. `InputError` for a namesake of the model that it was tuned on."
-    if it["survives"] is False: remark(f"the prompt's text {it['text']!r} is read as other tokens than those that were tuned, on {it['source']} itself; what is exported is the text, and its accuracy is that by text")
-    same = _is_found(it, name) if name else None
-    if name and same is False and _called(name) == it["source"]: raise InputError(f"the prompt was tuned on another model that is called {it['source']} too; rename the folder of {name}, or name that model with --model")
-    if name and not same and _called(name) != it["source"]: remark(f"the prompt was tuned on {it['source']}, and is exported to run on {name}: its accuracy there is another one")
 
-def _peft_use(name:str, out, it:dict, task)->str:
+def _remark_text(it: dict, name: str | None):
+    "Say where a prompt's text is not the prompt that was tuned. `InputError` for a namesake of the model that it was tuned on."
+    if it["survives"] is False:
+        remark(
+            f"the prompt's text {it['text']!r} is read as other tokens than those that were tuned, on {it['source']} itself; what is exported is the text, and its accuracy is that by text"
+        )
+    same = _is_found(it, name) if name else None
+    if name and same is False and _called(name) == it["source"]:
+        raise InputError(
+            f"the prompt was tuned on another model that is called {it['source']} too; rename the folder of {name}, or name that model with --model"
+        )
+    if name and not same and _called(name) != it["source"]:
+        remark(
+            f"the prompt was tuned on {it['source']}, and is exported to run on {name}: its accuracy there is another one"
+        )
+
+
+def _peft_use(name: str, out, it: dict, task) -> str:
     "How an adapter is used, in one line."
     form = task and task_format(task)
     less = " less those of BOS and template" if task and form.limit == "whole" else ""
-    after = f", {'stripped, ' if form.text == 'stripped' else ''}cut to {task.max_text_tokens} tokens{less} and followed by those of {form.tail!r}; the label words are {', '.join(map(repr, task.labels))}" if task else " and followed by those of the task's template"
-    return (f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({loadable(name)!r}, dtype=torch.float32), {str(out)!r}); give it a text's tokens without special ones{after}; "
-            "one text at a time, or padded on the right: under left padding the prompt would stand before the padding")
+    after = (
+        f", {'stripped, ' if form.text == 'stripped' else ''}cut to {task.max_text_tokens} tokens{less} and followed by those of {form.tail!r}; the label words are {', '.join(map(repr, task.labels))}"
+        if task
+        else " and followed by those of the task's template"
+    )
+    return (
+        f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({loadable(name)!r}, dtype=torch.float32), {str(out)!r}); give it a text's tokens without special ones{after}; "
+        "one text at a time, or padded on the right: under left padding the prompt would stand before the padding"
+    )
 
 # %% ../nbs/17_export.ipynb #349253a4
 def export_prompt(
-    what,             # as for `read_prompt`
-    to:str,           # one of `FORMS`
-    out,              # file or folder to write
-    task:str=None,    # task name or file; None: as the prompt's file says
-    model:str=None,   # hub id, folder, .gguf file or packaged model; None: as the prompt's file says
-    seed:int=None,    # as for `read_prompt`
-    split:str="validation", limit:int=None,   # of lm-eval's texts: which, and a stratified subset of them
-)->str:               # how to use it: some lines of text
+    what,  # as for `read_prompt`
+    to: str,  # one of `FORMS`
+    out,  # file or folder to write
+    task: str = None,  # task name or file; None: as the prompt's file says
+    model: str = None,  # hub id, folder, .gguf file or packaged model; None: as the prompt's file says
+    seed: int = None,  # as for `read_prompt`
+    split: str = "validation",
+    limit: int = None,  # of lm-eval's texts: which, and a stratified subset of them
+) -> str:  # how to use it: some lines of text
     "Write a tuned prompt in a form that others read. `InputError` for an unknown form, another task or model, or what cannot be written."
-    if to not in FORMS: raise InputError(f"--to {to!r}; known: {', '.join(FORMS)}")
+    if to not in FORMS:
+        raise InputError(f"--to {to!r}; known: {', '.join(FORMS)}")
     for form, suffix in (("json", ".json"), ("python", ".py")):
-        if to == form and Path(out).suffix != suffix: raise InputError(f"--out {out}: need a file name that ends in {suffix}")
+        if to == form and Path(out).suffix != suffix:
+            raise InputError(f"--out {out}: need a file name that ends in {suffix}")
     check_writable(out, folder=to in ("lm-eval", "peft"))
     it = read_prompt(what, seed)
-    if it["vectors"] and to != "peft": raise InputError(f"{what}: a soft prompt, which is no text; write it --to peft")
-    if to in ("lm-eval", "peft") and _calibration(it): remark(f"the form {to} does not carry the prompt's calibration constants: answers there are raw; --to python and json carry them")
+    if it["vectors"] and to != "peft":
+        raise InputError(f"{what}: a soft prompt, which is no text; write it --to peft")
+    if to in ("lm-eval", "peft") and _calibration(it):
+        remark(
+            f"the form {to} does not carry the prompt's calibration constants: answers there are raw; --to python and json carry them"
+        )
     if to == "peft":
         known = task or it["task"] in TASKS or it["task"] and Path(it["task"]).is_file()
         its_task = _its_task(it, task) if known else None
-        if its_task: check_carried(its_task, to)
+        if its_task:
+            check_carried(its_task, to)
         lm = _its_model(it, model)
         use = _peft_use(model or it["model"], out, it, its_task)
         save_peft(vectors_from_text(it["vectors"]) if it["vectors"] else it["ids"], lm, out, use=use)
         return use
     if to == "json":
-        if it["body"]: write_atomic(out, json.dumps(it["body"], ensure_ascii=False, indent=1) + "\n")   # as it is, with its scores
+        if it["body"]:
+            write_atomic(out, json.dumps(it["body"], ensure_ascii=False, indent=1) + "\n")  # as it is, with its scores
         else:
             its_task, lm = _its_task(it, task), _its_model(it, model)
             to_json(it["ids"], its_task, [lm], out, calibration={lm.name: kept_constants(lm, its_task, it["text"])})
-        return f"{out}: the prompt, its task and its certificate" + ("" if it["body"] and not _calibration(it) else ", and calibration constants")
+        return f"{out}: the prompt, its task and its certificate" + (
+            "" if it["body"] and not _calibration(it) else ", and calibration constants"
+        )
     task = _its_task(it, task)
     check_carried(task, to)
     name = model or it["model"]
@@ -465,7 +727,12 @@ def export_prompt(
     if to == "python":
         write_atomic(out, to_python(it["text"], task, name or it["source"], it["bos"], _calibration(it)))
         where = "" if name and _written_model(name) else f", {loadable(name) if name else 'MODEL'!r}"
-        return f"from {Path(out).stem} import classify; classify([\"a text\"]{where})" + ("" if _calibration(it) else "; the prompt came without calibration constants: mean_logp makes them from unlabelled texts")
-    if limit and split not in ("train", "holdout", "validation"): raise InputError(f"split {split!r}: need train, holdout or validation")
+        return f'from {Path(out).stem} import classify; classify(["a text"]{where})' + (
+            ""
+            if _calibration(it)
+            else "; the prompt came without calibration constants: mean_logp makes them from unlabelled texts"
+        )
+    if limit and split not in ("train", "holdout", "validation"):
+        raise InputError(f"split {split!r}: need train, holdout or validation")
     made = to_lm_eval(it["text"], task, out, task.subset(split, limit) if limit else split, bos=it["bos"])
     return f"lm_eval --model hf --model_args pretrained={loadable(name) if name else 'MODEL'},dtype=float32 --include_path {out} --tasks {made['name']}"

@@ -22,44 +22,76 @@ from .tasks import FORMATS, Format, task_format
 from .scoring import PrefixScorer, label_ids
 from .paper import COUNTS, EMPTY, SIZES, count_of, paper_count, short_name
 
-_all_ = ["COUNTS", "EMPTY", "SIZES", "count_of", "paper_count"]   # found here too, as before they had a room of their own
+_all_ = [
+    "COUNTS",
+    "EMPTY",
+    "SIZES",
+    "count_of",
+    "paper_count",
+]  # found here too, as before they had a room of their own
 
 # %% ../nbs/13_fingerprints.ipynb #722596fd
-LIMITS = ["text", "whole"]   # what a text's length limit may count
+LIMITS = ["text", "whole"]  # what a text's length limit may count
 
-def _bos(lm, fmt)->tuple: return tuple(fmt.bos_ids(lm))
+
+def _bos(lm, fmt) -> tuple:
+    return tuple(fmt.bos_ids(lm))
 
 # %% ../nbs/13_fingerprints.ipynb #2f7ed83f
-def _suffixes(task)->list:
+def _suffixes(task) -> list:
     "The template without space at its end, and the same with its leading period gone (or put there)."
     own = task.suffix.rstrip()
     other = own[1:] if own[:1] == "." else "." + own if own[:1] == " " else own
     return list(dict.fromkeys([own, other]))
 
+
 def formats(
-    task,          # labels, suffix (`hpt_nb.tasks.Task`)
-    **only,        # choices to keep to: formats(task, bos=[False], join=["apart"])
-)->list:           # of `Format`; the first is this project's own way (`scoring.text_ids`), if the task's template ends in no space
-    "Every combination of the open choices; of `limit` only \"text\", since the other matters for long texts alone. `InputError` for an unknown choice."
-    if is_placed(task): raise InputError("formats are compared with the prompt before the text and without a chat template; give a task that says prompt_at = \"before\" and no chat")
+    task,  # labels, suffix (`hpt_nb.tasks.Task`)
+    **only,  # choices to keep to: formats(task, bos=[False], join=["apart"])
+) -> (
+    list
+):  # of `Format`; the first is this project's own way (`scoring.text_ids`), if the task's template ends in no space
+    'Every combination of the open choices; of `limit` only "text", since the other matters for long texts alone. `InputError` for an unknown choice.'
+    if is_placed(task):
+        raise InputError(
+            'formats are compared with the prompt before the text and without a chat template; give a task that says prompt_at = "before" and no chat'
+        )
     bare = [w.strip() for w in task.labels]
-    choices = dict(text=["stripped", "as given", "spaced"], before=["", " "], join=["apart", "whole"], suffix=_suffixes(task), end=["", "space", "own"], bos=[False, True],
-                   labels=[tuple(" " + w for w in bare), tuple(bare)], dtype=["float32", "bfloat16"], limit=LIMITS)
-    if odd := only.keys() - choices.keys(): raise InputError(f"no choice {min(odd)!r} in a format; known: {', '.join(choices)}")
+    choices = dict(
+        text=["stripped", "as given", "spaced"],
+        before=["", " "],
+        join=["apart", "whole"],
+        suffix=_suffixes(task),
+        end=["", "space", "own"],
+        bos=[False, True],
+        labels=[tuple(" " + w for w in bare), tuple(bare)],
+        dtype=["float32", "bfloat16"],
+        limit=LIMITS,
+    )
+    if odd := only.keys() - choices.keys():
+        raise InputError(f"no choice {min(odd)!r} in a format; known: {', '.join(choices)}")
     for name, values in only.items():
-        if isinstance(values, str) or not (values := list(values)): raise InputError(f"{name}={only[name]!r}; need a list of values, such as {choices[name]!r}")
+        if isinstance(values, str) or not (values := list(values)):
+            raise InputError(f"{name}={only[name]!r}; need a list of values, such as {choices[name]!r}")
         allowed = {"text", "join", "end", "bos", "limit"} & {name}
-        if allowed and (bad := [v for v in values if v not in choices[name]]): raise InputError(f"{name}: {bad[0]!r} is no value of it; known: {', '.join(map(repr, choices[name]))}")
+        if allowed and (bad := [v for v in values if v not in choices[name]]):
+            raise InputError(f"{name}: {bad[0]!r} is no value of it; known: {', '.join(map(repr, choices[name]))}")
         choices[name] = [tuple(v) for v in values] if name == "labels" else values
-    if "limit" not in only: choices["limit"] = LIMITS[:1]
+    if "limit" not in only:
+        choices["limit"] = LIMITS[:1]
     return [Format(*c) for c in itertools.product(*choices.values())]
 
 # %% ../nbs/13_fingerprints.ipynb #52ab7817
 class Pool:
     "Different id sequences, each kept once."
-    def __init__(self): self.seqs, self._at = [], {}
-    def __len__(self): return len(self.seqs)
-    def add(self, ids:list)->int:
+
+    def __init__(self):
+        self.seqs, self._at = [], {}
+
+    def __len__(self):
+        return len(self.seqs)
+
+    def add(self, ids: list) -> int:
         "Place of a sequence in the pool."
         key = array("l", ids).tobytes()
         if key not in self._at:
@@ -67,171 +99,269 @@ class Pool:
             self.seqs.append(ids)
         return self._at[key]
 
+
 def distinct(
-    lm:LM, task,
-    texts,               # n strings
-    among,               # list of `Format`
-)->tuple:                # (Pool, [(format, bos ids, (n,) places in the pool, label ids, formats that are the same)], [why a format cannot be scored])
+    lm: LM,
+    task,
+    texts,  # n strings
+    among,  # list of `Format`
+) -> tuple:  # (Pool, [(format, bos ids, (n,) places in the pool, label ids, formats that are the same)], [why a format cannot be scored])
     "The formats that differ in what the model receives."
     pool, places, found, cannot, words = Pool(), {}, {}, [], {}
     for f in among:
         if f.labels not in words:
-            try: words[f.labels] = tuple(label_ids(lm, f, remarks=False).tolist())
-            except InputError as e: words[f.labels] = None; cannot.append(str(e))
-        if words[f.labels] is None: continue
+            try:
+                words[f.labels] = tuple(label_ids(lm, f, remarks=False).tolist())
+            except InputError as e:
+                words[f.labels] = None
+                cannot.append(str(e))
+        if words[f.labels] is None:
+            continue
         written = (f.text, f.before, f.join, f.suffix, f.end, f.limit, f.limit == "whole" and f.bos)
         if written not in places:
             ids = f.all_ids(lm, texts, task.max_text_tokens)
-            if not all(ids): raise InputError(f"{f}: a text and the template are both empty: nothing to read the label after; give the task a suffix")
+            if not all(ids):
+                raise InputError(
+                    f"{f}: a text and the template are both empty: nothing to read the label after; give the task a suffix"
+                )
             places[written] = np.array([pool.add(i) for i in ids])
         at = places[written]
-        found.setdefault((_bos(lm, f), at.tobytes(), words[f.labels], f.dtype), (f, _bos(lm, f), at, words[f.labels], []))[4].append(f)
+        found.setdefault(
+            (_bos(lm, f), at.tobytes(), words[f.labels], f.dtype), (f, _bos(lm, f), at, words[f.labels], [])
+        )[4].append(f)
     return pool, [(f, bos, at, labels, same[1:]) for f, bos, at, labels, same in found.values()], cannot
 
 # %% ../nbs/13_fingerprints.ipynb #6bbb2cf0
-def _as(lm:LM, dtype:str)->LM:
+def _as(lm: LM, dtype: str) -> LM:
     want = as_dtype(dtype)
-    if lm.dtype == want: return lm
-    if torch.finfo(want).eps < torch.finfo(lm.dtype).eps: raise InputError(f"{lm.name} is loaded in {str(lm.dtype)[6:]}, and {dtype} is asked for; load it with dtype={dtype!r}: what was rounded away does not come back")
+    if lm.dtype == want:
+        return lm
+    if torch.finfo(want).eps < torch.finfo(lm.dtype).eps:
+        raise InputError(
+            f"{lm.name} is loaded in {str(lm.dtype)[6:]}, and {dtype} is asked for; load it with dtype={dtype!r}: what was rounded away does not come back"
+        )
     return lm.cast(want)
 
-def _guesses(lm:LM, pool:Pool, left:list, max_tokens, tick)->list:
+
+def _guesses(lm: LM, pool: Pool, left: list, max_tokens, tick) -> list:
     "For each entry of `left` (all of one dtype): (n,) number of the likeliest label."
     labels = sorted({i for _, _, _, ids, _ in left for i in ids})
-    column, out, scorer = {i: c for c, i in enumerate(labels)}, [None]*len(left), PrefixScorer(lm, torch.tensor(labels), max_tokens=max_tokens)
+    column, out, scorer = (
+        {i: c for c, i in enumerate(labels)},
+        [None] * len(left),
+        PrefixScorer(lm, torch.tensor(labels), max_tokens=max_tokens),
+    )
     for bos in dict.fromkeys(entry[1] for entry in left):
         prefix = lm.embeddings[torch.tensor(bos, dtype=torch.long, device=lm.embeddings.device)][None]
         logits, done = np.empty((len(pool), len(labels)), np.float32), np.zeros(len(pool), bool)
         for k, (_, b, at, ids, _) in enumerate(left):
-            if b != bos: continue
+            if b != bos:
+                continue
             new = np.unique(at[~done[at]])
-            if len(new): logits[new] = scorer.logits(prefix, [pool.seqs[i] for i in new], on_pass=tick).numpy()
+            if len(new):
+                logits[new] = scorer.logits(prefix, [pool.seqs[i] for i in new], on_pass=tick).numpy()
             done[new] = True
             out[k] = logits[at][:, [column[i] for i in ids]].argmax(1)
     return out
 
 # %% ../nbs/13_fingerprints.ipynb #dcab7253
 def named_formats(
-    task,    # labels, suffix
+    task,  # labels, suffix
     **only,  # choices to keep to, as in `formats`
-)->list:     # of `Format`
+) -> list:  # of `Format`
     "The formats that have a name (`hpt_nb.tasks.FORMATS`), with each BOS and dtype."
-    def of(name): return SimpleNamespace(suffix=task.suffix, labels=[" " + w.strip() for w in task.labels], strip=True, format=name)
-    every = [task_format(of(name), bos, dtype) for name, bos, dtype in itertools.product(FORMATS, only.get("bos", [False, True]), only.get("dtype", ["float32", "bfloat16"]))]
+
+    def of(name):
+        return SimpleNamespace(
+            suffix=task.suffix, labels=[" " + w.strip() for w in task.labels], strip=True, format=name
+        )
+
+    every = [
+        task_format(of(name), bos, dtype)
+        for name, bos, dtype in itertools.product(
+            FORMATS, only.get("bos", [False, True]), only.get("dtype", ["float32", "bfloat16"])
+        )
+    ]
     return [f for f in every if all(getattr(f, k) in v for k, v in only.items())]
 
+
 def score_formats(
-    lm:LM, task,
-    split,               # has `.texts`, `.labels`
-    among,               # list of `Format`
-    want:int=None,       # right answers to look for
-    max_tokens:int=None, # tokens in one pass; None: from the free memory
-    progress:bool=True,
-)->pd.DataFrame:         # a row a format that differs, as `fingerprint` gives it
+    lm: LM,
+    task,
+    split,  # has `.texts`, `.labels`
+    among,  # list of `Format`
+    want: int = None,  # right answers to look for
+    max_tokens: int = None,  # tokens in one pass; None: from the free memory
+    progress: bool = True,
+) -> pd.DataFrame:  # a row a format that differs, as `fingerprint` gives it
     "Score the Empty prompt in each of some formats. `InputError` if none can be scored."
     n = len(split.texts)
-    if not n: raise InputError(f"{task.name}: no texts to score")
+    if not n:
+        raise InputError(f"{task.name}: no texts to score")
     pool, left, cannot = distinct(lm, task, split.texts, among)
-    if not left: raise InputError(cannot[0])
+    if not left:
+        raise InputError(cannot[0])
     truth, rows = np.array(split.labels), []
     todo = {d: [e for e in left if e[0].dtype == d] for d in dict.fromkeys(e[0].dtype for e in left)}
-    total = sum(len(np.unique(np.concatenate([e[2] for e in part if e[1] == bos]))) for part in todo.values() for bos in {e[1] for e in part})
+    total = sum(
+        len(np.unique(np.concatenate([e[2] for e in part if e[1] == bos])))
+        for part in todo.values()
+        for bos in {e[1] for e in part}
+    )
     with tqdm(total=total, unit="input", desc=f"formats of {task.name} on {lm.name}", disable=not progress) as bar:
         for dtype, part in todo.items():
             here = _as(lm, dtype)
             for (f, _, _, _, same), guess in zip(part, _guesses(here, pool, part, max_tokens, bar.update)):
                 correct = int((guess == truth).sum())
-                rows.append({**asdict(f), "correct": correct, "n": n, "accuracy": correct/n, "distance": None if want is None else abs(correct - want), "also": [str(s) for s in same]})
+                rows.append(
+                    {
+                        **asdict(f),
+                        "correct": correct,
+                        "n": n,
+                        "accuracy": correct / n,
+                        "distance": None if want is None else abs(correct - want),
+                        "also": [str(s) for s in same],
+                    }
+                )
             del here
     frame = pd.DataFrame(rows).astype({"distance": "Int64"}).sort_values("distance", kind="stable", ignore_index=True)
     frame.attrs.update(model=lm.name, task=task.name, want=want, inputs=total, cannot=cannot)
     return frame
 
+
 def fingerprint(
-    lm:LM, task,
-    split=None,                      # has `.texts`, `.labels`; None: the task's validation split
-    want:int=None,                   # right answers to look for; None: the paper's, where it names this task and model and the split has its size
+    lm: LM,
+    task,
+    split=None,  # has `.texts`, `.labels`; None: the task's validation split
+    want: int = None,  # right answers to look for; None: the paper's, where it names this task and model and the split has its size
     dtypes=("float32", "bfloat16"),
-    choices:dict=None,               # other choices to keep to, as in `formats`
-    max_tokens:int=None,             # tokens in one pass; None: from the free memory
-    progress:bool=True,
-)->pd.DataFrame:                     # a row a format that differs, nearest first: the choices, correct, n, accuracy, distance (|correct - want|, NA without), also (formats that are the same)
+    choices: dict = None,  # other choices to keep to, as in `formats`
+    max_tokens: int = None,  # tokens in one pass; None: from the free memory
+    progress: bool = True,
+) -> pd.DataFrame:  # a row a format that differs, nearest first: the choices, correct, n, accuracy, distance (|correct - want|, NA without), also (formats that are the same)
     "Score the Empty prompt in every open format. `InputError` if no format can be scored. `frame.attrs` holds model, task, want, and what could not be scored."
     split = split if split is not None else task.validation
-    if want is None and len(split.texts) == SIZES.get(task.name): want = paper_count(task.name, lm.name)
+    if want is None and len(split.texts) == SIZES.get(task.name):
+        want = paper_count(task.name, lm.name)
     only = {**(choices or {}), "dtype": list(dtypes)}
     among = list(dict.fromkeys(formats(task, **only) + named_formats(task, **only)))
     return score_formats(lm, task, split, among, want, max_tokens, progress)
 
-
 # %% ../nbs/13_fingerprints.ipynb #cd84816a
 def explain(
-    frame:pd.DataFrame, # of `fingerprint`
-    want:int=None,      # None: the count that the frame was made for
-)->str:
+    frame: pd.DataFrame,  # of `fingerprint`
+    want: int = None,  # None: the count that the frame was made for
+) -> str:
     "In a sentence or two: which formats give the count, or how near the nearest comes."
     want = frame.attrs.get("want") if want is None else want
     n, low, high = int(frame.n.iloc[0]), int(frame.correct.min()), int(frame.correct.max())
     spread = f"{len(frame)} different formats give {low} to {high} of {n}"
-    if want is None: return f"{spread}; there is no count to compare them with: the paper names none for this model, task and number of texts."
-    say = lambda r: str(Format(*(r[c.name] for c in fields(Format)))) + (f" (and {len(r.also)} that give the same ids)" if r.also else "")
+    if want is None:
+        return f"{spread}; there is no count to compare them with: the paper names none for this model, task and number of texts."
+    say = lambda r: (
+        str(Format(*(r[c.name] for c in fields(Format))))
+        + (f" (and {len(r.also)} that give the same ids)" if r.also else "")
+    )
     off = (frame.correct - want).abs()
     best = [say(r) for _, r in frame[off == off.min()].iterrows()]
-    shown = "; ".join(best[:5]) + (f"; and {len(best)-5} more" if len(best) > 5 else "")
-    if off.min(): return f"No format gives {want} of {n}. The nearest {'is' if len(best) == 1 else 'are'} {int(off.min())} away: {shown}. ({spread}.)"
-    return f"{len(best)} of {len(frame)} formats {'gives' if len(best) == 1 else 'give'} {want} of {n}: {shown}. ({spread}; by chance about {len(frame)/(high-low+1):.1f} would meet a count in that range: confirm on another model.)"
+    shown = "; ".join(best[:5]) + (f"; and {len(best) - 5} more" if len(best) > 5 else "")
+    if off.min():
+        return f"No format gives {want} of {n}. The nearest {'is' if len(best) == 1 else 'are'} {int(off.min())} away: {shown}. ({spread}.)"
+    return f"{len(best)} of {len(frame)} formats {'gives' if len(best) == 1 else 'give'} {want} of {n}: {shown}. ({spread}; by chance about {len(frame) / (high - low + 1):.1f} would meet a count in that range: confirm on another model.)"
 
 # %% ../nbs/13_fingerprints.ipynb #feea5c38
-DOUBTFUL = {("ag_news", "llama-3.2-1b-instruct"): "Table 5 prints the value of 3B-Instruct"}   # printed counts that decide nothing
+DOUBTFUL = {
+    ("ag_news", "llama-3.2-1b-instruct"): "Table 5 prints the value of 3B-Instruct"
+}  # printed counts that decide nothing
+
 
 def wanted(
-    task:str,
-    model:str,   # hub id, folder or short name
-    n:int,       # texts in the split
-)->tuple:        # (the paper's count or None, why it decides nothing or "")
+    task: str,
+    model: str,  # hub id, folder or short name
+    n: int,  # texts in the split
+) -> tuple:  # (the paper's count or None, why it decides nothing or "")
     "What the paper prints for Empty, and whether a run may be stopped by it."
-    if task not in SIZES: return None, "the paper has no such task"
-    if n != SIZES[task]: return None, f"the paper's split has {SIZES[task]:,} texts, and this one {n:,}"
+    if task not in SIZES:
+        return None, "the paper has no such task"
+    if n != SIZES[task]:
+        return None, f"the paper's split has {SIZES[task]:,} texts, and this one {n:,}"
     count = paper_count(task, model)
-    if count is None: return None, "the paper prints no count for this model"
+    if count is None:
+        return None, "the paper prints no count for this model"
     return count, DOUBTFUL.get((task, short_name(model)), "")
 
-def format_name(f:Format)->str:
+
+def format_name(f: Format) -> str:
     "A format's name, its BOS and its dtype: what is open once the words are fixed."
-    name = next((n for n, special in FORMATS.items() if f.join == "apart" and not f.before and (f.end, f.limit) == (special["end"], special["limit"])), "other")
+    name = next(
+        (
+            n
+            for n, special in FORMATS.items()
+            if f.join == "apart" and not f.before and (f.end, f.limit) == (special["end"], special["limit"])
+        ),
+        "other",
+    )
     return f"{name}, {'BOS' if f.bos else 'no BOS'}, {f.dtype}"
 
-def empty_rows(
-    lm:LM, task,            # its texts as they are given, not stripped
-    asked:Format,           # the format that a run is about to use
-    dtypes=("float32", "bfloat16"),
-    progress:bool=True,
-)->list:                    # dicts: format, correct, n, asked (is it the run's own?), also (the same ids); the run's own first
-    "Empty on the validation split, in the format asked for and in the named ones, each with BOS and without and in each dtype."
-    def of(name): return SimpleNamespace(suffix=task.suffix, labels=task.labels, strip=True, format=name)
-    open_ = [task_format(of(name), bos, dtype) for name, bos, dtype in itertools.product(FORMATS, (False, True), dtypes)]
-    frame = score_formats(lm, task, task.validation, list(dict.fromkeys([asked, *open_])), progress=progress)
-    if not len(frame) or str(asked) != str(_format_of(frame.iloc[0])): raise InputError(f"{lm.name}: Empty cannot be scored in the format of this run ({asked}): {'; '.join(frame.attrs['cannot'])}")
-    return [dict(format=format_name(_format_of(r)), correct=int(r.correct), n=int(r.n), asked=i == 0, also=[format_name(f) for f in open_ if str(f) in r.also]) for i, (_, r) in enumerate(frame.iterrows())]
 
-def _format_of(row)->Format: return Format(*(row[c.name] for c in fields(Format)))
+def empty_rows(
+    lm: LM,
+    task,  # its texts as they are given, not stripped
+    asked: Format,  # the format that a run is about to use
+    dtypes=("float32", "bfloat16"),
+    progress: bool = True,
+) -> list:  # dicts: format, correct, n, asked (is it the run's own?), also (the same ids); the run's own first
+    "Empty on the validation split, in the format asked for and in the named ones, each with BOS and without and in each dtype."
+
+    def of(name):
+        return SimpleNamespace(suffix=task.suffix, labels=task.labels, strip=True, format=name)
+
+    open_ = [
+        task_format(of(name), bos, dtype) for name, bos, dtype in itertools.product(FORMATS, (False, True), dtypes)
+    ]
+    frame = score_formats(lm, task, task.validation, list(dict.fromkeys([asked, *open_])), progress=progress)
+    if not len(frame) or str(asked) != str(_format_of(frame.iloc[0])):
+        raise InputError(
+            f"{lm.name}: Empty cannot be scored in the format of this run ({asked}): {'; '.join(frame.attrs['cannot'])}"
+        )
+    return [
+        dict(
+            format=format_name(_format_of(r)),
+            correct=int(r.correct),
+            n=int(r.n),
+            asked=i == 0,
+            also=[format_name(f) for f in open_ if str(f) in r.also],
+        )
+        for i, (_, r) in enumerate(frame.iterrows())
+    ]
+
+
+def _format_of(row) -> Format:
+    return Format(*(row[c.name] for c in fields(Format)))
 
 # %% ../nbs/13_fingerprints.ipynb #c0b4d706
 def plot_formats(
-    frame,          # of `fingerprint`, or its rows: dtype, correct, n
-    want:int=None,  # the count that is looked for, drawn as a line
+    frame,  # of `fingerprint`, or its rows: dtype, correct, n
+    want: int = None,  # the count that is looked for, drawn as a line
     ax=None,
 ):
     "One dot a format at its number of right answers, stacked where several give the same; one colour a dtype."
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
     at, of = frame.correct.tolist(), frame.dtype.tolist()
     height = [sum(c == x for c in at[:i]) + 1 for i, x in enumerate(at)]
     for k, dtype in enumerate(dict.fromkeys(of)):
         mine = [i for i, d in enumerate(of) if d == dtype]
         ax.scatter([at[i] for i in mine], [height[i] for i in mine], s=28, color=f"C{k}", label=dtype)
-    if want is not None: ax.axvline(want, color="tab:red", lw=1, label=f"looked for: {want}")
-    ax.set(xlabel=f"right answers of {int(frame.n.iloc[0]):,} without a prompt", ylabel="formats", ylim=(0, max(height) + 1))
+    if want is not None:
+        ax.axvline(want, color="tab:red", lw=1, label=f"looked for: {want}")
+    ax.set(
+        xlabel=f"right answers of {int(frame.n.iloc[0]):,} without a prompt",
+        ylabel="formats",
+        ylim=(0, max(height) + 1),
+    )
     ax.yaxis.get_major_locator().set_params(integer=True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)

@@ -14,33 +14,39 @@ from .pez import Run, RunSpec, SearchSpace
 from .experiments import method_config
 
 # %% ../nbs/20_following.ipynb #97ca6262
-def _second(method, name:str, given:dict)->dict:
+def _second(method, name: str, given: dict) -> dict:
     "The models that a method takes beside the first, as its own function wants them. `InputError` for one that it does not take, or lacks."
     odd = next((k for k, v in given.items() if v is not None and k != method.extra), None)
-    if odd: raise InputError(f"method {name} takes no {odd}; leave it out")
+    if odd:
+        raise InputError(f"method {name} takes no {odd}; leave it out")
     value = given.get(method.extra)
-    if method.needed and value is None: raise InputError(f"method {name} needs {method.extra}=, another loaded model")
+    if method.needed and value is None:
+        raise InputError(f"method {name} needs {method.extra}=, another loaded model")
     return {} if value is None else {method.extra: value}
 
+
 def tune(
-    lm:LM, task,
-    vocab=None,               # `Vocab`, ids, or None: every row the tokenizer can name, or what the models of a joint method share
-    method:str="pez",         # one of `hpt_nb.experiments.REGISTRY`
-    steps:int|None=None,      # None: as the method was published (pez: 5000)
-    seeds=(0,),               # one run each, side by side
-    progress:bool=True,       # a bar on stderr
-    checkpoint=None,          # path: the pass is kept there, taken up from there, and removed when it is done
-    also=None,                # another `LM` or a list of them, for joint, joint-choice and joint-swaps
-    judge:LM|None=None,       # the model that accepts, for mixed
-    policy:LM|None=None,      # the model that writes, for rlprompt; None: `lm` itself
-    on_judge=None,            # a `hpt_nb.pez.Callback`, or a list of them; one that returns True ends the pass
-    **settings,               # the other fields of the method's configuration
-)->list[Run]:                 # one for each seed
+    lm: LM,
+    task,
+    vocab=None,  # `Vocab`, ids, or None: every row the tokenizer can name, or what the models of a joint method share
+    method: str = "pez",  # one of `hpt_nb.experiments.REGISTRY`
+    steps: int | None = None,  # None: as the method was published (pez: 5000)
+    seeds=(0,),  # one run each, side by side
+    progress: bool = True,  # a bar on stderr
+    checkpoint=None,  # path: the pass is kept there, taken up from there, and removed when it is done
+    also=None,  # another `LM` or a list of them, for joint, joint-choice and joint-swaps
+    judge: LM | None = None,  # the model that accepts, for mixed
+    policy: LM | None = None,  # the model that writes, for rlprompt; None: `lm` itself
+    on_judge=None,  # a `hpt_nb.pez.Callback`, or a list of them; one that returns True ends the pass
+    **settings,  # the other fields of the method's configuration
+) -> list[Run]:  # one for each seed
     "Tune a prompt for each seed, by any method. `InputError` for an unknown method or setting, and for what the method cannot do."
     how, cfg = method_config(method, steps=steps, **settings)
     more = _second(how, method, dict(also=also, judge=judge, policy=policy))
-    if vocab is None and how.shares: vocab = common_vocab([lm, *(also if isinstance(also, (list, tuple)) else [also])])
+    if vocab is None and how.shares:
+        vocab = common_vocab([lm, *(also if isinstance(also, (list, tuple)) else [also])])
     specs = [RunSpec(SearchSpace(lm, vocab), method, seed) for seed in seeds]
     runs = how.run(lm, task, specs, cfg, progress=progress, checkpoint=checkpoint, on_judge=on_judge, **more)
-    if checkpoint and not any(r.stopped_at for r in runs): Path(checkpoint).unlink(missing_ok=True)
+    if checkpoint and not any(r.stopped_at for r in runs):
+        Path(checkpoint).unlink(missing_ok=True)
     return runs

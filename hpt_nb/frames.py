@@ -12,61 +12,109 @@ from .store import InputError, Store
 from .arrays import decode_logp, label_numbers
 
 # %% ../nbs/15a_frames.ipynb #a17c0f05
-RUN = ("task", "task_hash", "source", "counterpart", "row", "method", "seed", "steps")   # what a tuned prompt and its scores share
+RUN = (
+    "task",
+    "task_hash",
+    "source",
+    "counterpart",
+    "row",
+    "method",
+    "seed",
+    "steps",
+)  # what a tuned prompt and its scores share
 SCORE = ("target", "role", "mode", "dtype")
-COLUMNS = (*RUN, *SCORE, "prompt_ids", "prompt_text", "correct", "n", "labels", "logp", "holdout_labels", "holdout_logp",
-           "start_ids", "best_step", "best_holdout", "like", "wall_s")
+COLUMNS = (
+    *RUN,
+    *SCORE,
+    "prompt_ids",
+    "prompt_text",
+    "correct",
+    "n",
+    "labels",
+    "logp",
+    "holdout_labels",
+    "holdout_logp",
+    "start_ids",
+    "best_step",
+    "best_holdout",
+    "like",
+    "wall_s",
+)
 
-def _need(cell:dict, part:str, key:str):
+
+def _need(cell: dict, part: str, key: str):
     "A field of a cell; `InputError` names the cell that lacks it."
-    if key in cell[part]: return cell[part][key]
-    raise InputError(f"{cell['kind']}-{cell['hash']}: no {key} in its {part}; another version wrote it: delete it and run again")
+    if key in cell[part]:
+        return cell[part][key]
+    raise InputError(
+        f"{cell['kind']}-{cell['hash']}: no {key} in its {part}; another version wrote it: delete it and run again"
+    )
 
-def _run_of(cell:dict)->tuple: return tuple(str(_need(cell, "config", k)) for k in RUN)
 
-def _labels(digits:str)->np.ndarray:
+def _run_of(cell: dict) -> tuple:
+    return tuple(str(_need(cell, "config", k)) for k in RUN)
+
+
+def _labels(digits: str) -> np.ndarray:
     "(n,) int64 label numbers, as a cell keeps them."
     return label_numbers(digits)
 
 # %% ../nbs/15a_frames.ipynb #a17c0f06
-def _score_row(cell:dict, logp:bool)->dict:
+def _score_row(cell: dict, logp: bool) -> dict:
     "What the score itself says: arrays where the cell keeps log-probabilities, None where it keeps counts alone."
     result, held = cell["result"], cell["result"].get("holdout")
     out = {k: _need(cell, "config", k) for k in (*RUN, *SCORE, "prompt_ids")}
-    out |= {k: _need(cell, "result", k) for k in ("correct", "n")} | dict(prompt_text=result.get("prompt_text"), wall_s=result.get("wall_s"))
+    out |= {k: _need(cell, "result", k) for k in ("correct", "n")} | dict(
+        prompt_text=result.get("prompt_text"), wall_s=result.get("wall_s")
+    )
     out["labels"] = _labels(_need(cell, "result", "labels"))
-    if len(out["labels"]) != out["n"]: raise InputError(f"{cell['kind']}-{cell['hash']}: {len(out['labels'])} labels for n = {out['n']} texts; delete it and run again")
-    if logp and "logp" in result: out["logp"] = decode_logp(result["logp"], out["n"])
-    if logp and held: out |= dict(holdout_logp=decode_logp(held["logp"], held["n"]), holdout_labels=_labels(held["labels"]))
+    if len(out["labels"]) != out["n"]:
+        raise InputError(
+            f"{cell['kind']}-{cell['hash']}: {len(out['labels'])} labels for n = {out['n']} texts; delete it and run again"
+        )
+    if logp and "logp" in result:
+        out["logp"] = decode_logp(result["logp"], out["n"])
+    if logp and held:
+        out |= dict(holdout_logp=decode_logp(held["logp"], held["n"]), holdout_labels=_labels(held["labels"]))
     return out
 
-def _tune_row(cell:dict)->dict:
+
+def _tune_row(cell: dict) -> dict:
     "What the run behind a score says."
     result = cell["result"]
-    return {k: result.get(k) for k in ("start_ids", "best_step", "best_holdout")} | dict(like=cell["config"].get("arm", {}).get("like"))
+    return {k: result.get(k) for k in ("start_ids", "best_step", "best_holdout")} | dict(
+        like=cell["config"].get("arm", {}).get("like")
+    )
 
 # %% ../nbs/15a_frames.ipynb #a17c0f07
 def frame(
-    store,           # Store, or the path of a results folder or pack
-    logp:bool=True,  # False: without the arrays of log-probabilities
-)->pd.DataFrame:     # a row for each scored prompt, in the order of the cells' names; columns `COLUMNS`
+    store,  # Store, or the path of a results folder or pack
+    logp: bool = True,  # False: without the arrays of log-probabilities
+) -> pd.DataFrame:  # a row for each scored prompt, in the order of the cells' names; columns `COLUMNS`
     "Every score of a store with the run that it belongs to. `logp` (n, C) and `holdout_logp` (m, C) are float32 arrays over the label words, `labels` and `holdout_labels` the right classes; None where a cell keeps counts alone. `InputError` for a damaged or foreign file, or a store without scores."
     store = store if isinstance(store, Store) else Store(store)
     tuned = {}
     for cell in store.cells("tune"):
-        if _run_of(cell) in tuned: raise InputError(f"{store.path} holds two runs of {_said(cell)}; keep each configuration in a folder of its own")
+        if _run_of(cell) in tuned:
+            raise InputError(
+                f"{store.path} holds two runs of {_said(cell)}; keep each configuration in a folder of its own"
+            )
         tuned[_run_of(cell)] = _tune_row(cell)
     rows = [_score_row(cell, logp) | tuned.get(_run_of(cell), {}) for cell in store.cells("eval")]
-    if not rows: raise InputError(f"{store.path}: no scored prompts in it; need the folder of a run (hpt run)")
+    if not rows:
+        raise InputError(f"{store.path}: no scored prompts in it; need the folder of a run (hpt run)")
     df = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
-    for name in ("logp", "holdout_logp", "holdout_labels", "start_ids", "like", "counterpart", "method"): df[name] = _none(df[name])
+    for name in ("logp", "holdout_logp", "holdout_labels", "start_ids", "like", "counterpart", "method"):
+        df[name] = _none(df[name])
     return df.assign(seed=df.seed.astype("Int64"), steps=df.steps.astype("Int64"))
 
-def _none(values)->pd.Series:
+
+def _none(values) -> pd.Series:
     "A column of objects with None for what is missing."
     return pd.Series([None if isinstance(v, float) and v != v else v for v in values], index=values.index, dtype=object)
 
-def _said(cell:dict)->str:
+
+def _said(cell: dict) -> str:
     "A run in words."
     config = cell["config"]
     return ", ".join(f"{k} {config[k]}" for k in RUN if k != "task_hash" and config.get(k) is not None)

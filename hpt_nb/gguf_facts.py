@@ -11,30 +11,39 @@ import math
 from .store import InputError
 
 # %% ../nbs/00b_gguf_facts.ipynb #9f0b0006
-_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"   # GPT-2
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2
 _ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _PATH_REST = _REST.replace(r"[\r\n]*", r"[\r\n/]*", 1)
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 
-def _cased(ending="", upper=_UPPER, lower=_LOWER)->str:
+
+def _cased(ending="", upper=_UPPER, lower=_LOWER) -> str:
     "Words that end where a capital follows a small letter."
     before = r"[^\r\n\p{L}\p{N}]?"
     return f"{before}{upper}*{lower}+{ending}|{before}{upper}+{lower}*{ending}"
 
 # %% ../nbs/00b_gguf_facts.ipynb #9f0b0008
-def _span(text:str)->str:
+def _span(text: str) -> str:
     "A character class's inside from hexadecimal code points: `4e00-9fa5 3131`."
-    def char(code): return rf"\x{{{code}}}"
+
+    def char(code):
+        return rf"\x{{{code}}}"
+
     return "".join("-".join(map(char, part.split("-"))) for part in text.split())
 
-_CASED = "[A-Za-z" + _span("""b5 c0-d6 d8-f6 f8-1ba 1bc-1bf 1c4-293 295-2af 370-373 376 377 37b-37d 37f 386 388-38a 38c 38e-3a1 3a3-3f5 3f7-481
+
+_CASED = (
+    "[A-Za-z"
+    + _span("""b5 c0-d6 d8-f6 f8-1ba 1bc-1bf 1c4-293 295-2af 370-373 376 377 37b-37d 37f 386 388-38a 38c 38e-3a1 3a3-3f5 3f7-481
     48a-52f 531-556 10a0-10c5 13a0-13f5 13f8-13fd 1c90-1cba 1cbd-1cbf 1d00-1d2b 1d6b-1d77 1d79-1d9a 1e00-1f15 1f18-1f1d 1f20-1f45 1f48-1f4d
     1f50-1f57 1f59 1f5b 1f5d 1f5f-1f7d 1f80-1fb4 1fb6-1fbc 1fbe 1fc2-1fc4 1fc6-1fcc 1fd0-1fd3 1fd6-1fdb 1fe0-1fec 1ff2-1ff4 1ff6-1ffc 2102 2107
     210a-2113 2115 2119-211d 2124 2126 2128 212a-212d 212f-2134 2139 213c-213f 2145-2149 214e 2183 2184 2c00-2c7b 2c7e-2ce4 2ceb-2cee 2cf2 2cf3
     a640-a66d a680-a69b a722-a76f a771-a787 a78b-a78e ab70-abbf fb00-fb06 fb13-fb17 ff21-ff3a ff41-ff5a 10400-1044f 104b0-104d3 104d8-104fb
-    10c80-10cb2 10cc0-10cf2 118a0-118df 1e900-1e943""") + "]"
+    10c80-10cb2 10cc0-10cf2 118a0-118df 1e900-1e943""")
+    + "]"
+)
 _CJK = "[" + _span("4e00-9fa5 3040-309f 30a0-30ff") + "]+"
 _CJK_WIDE = "[" + _span("4e00-9fa5 800-4e00 ac00-d7ff") + "]+"
 _MARKS = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
@@ -43,130 +52,263 @@ _BLOOM = r" ?[^(\s|.,!?" + _span("2026 3002 ff0c 3001 964 6d4 60c") + ")]+"
 _HAN = r"&&[^\p{Han}]]"
 
 # %% ../nbs/00b_gguf_facts.ipynb #9f0b000a
-RULES = {   # rule -> patterns, one after another
+RULES = {  # rule -> patterns, one after another
     "gpt2": (_WORDS,),
     "digits": (r"\p{N}", _WORDS),
     "llama3": (_ENDING + "|" + _LETTERS + r"|\p{N}{1,3}" + _REST,),
-    "jais2": (_ENDING + "|" + _LETTERS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-              + "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)) + r"|\s{1,2}(?!\S)|\s{1}",),
+    "jais2": (
+        _ENDING
+        + "|"
+        + _LETTERS
+        + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+        + "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
+        + r"|\s{1,2}(?!\S)|\s{1}",
+    ),
     "qwen2": (_ENDING + "|" + _LETTERS + r"|\p{N}" + _REST,),
-    "qwen35": (_ENDING + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",),
+    "qwen35": (
+        _ENDING + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
     "ufakzeka": (_LETTERS + r"|\p{N}" + _REST,),
     "minicpm5": (r"\p{N}{1,3}", _ENDING + "|" + _LETTERS + r"|\p{N}+" + _REST),
     "laguna": (r"[^\n]+|[\n]+", _ENDING + "|" + _LETTERS + r"|\p{N}" + _REST),
     "seed-coder": (_ENDING + "|" + _LETTERS + r"|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",),
     "bailingmoe": (r"'(?i:[sdmt]|ll|ve|re)|" + _LETTERS + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",),
-    "exaone-moe": (_ENDING + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",),
+    "exaone-moe": (
+        _ENDING
+        + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+    ),
     "tekken": (_cased() + r"|\p{N}" + _PATH_REST,),
     "gpt-4o": (_cased(_ENDING + "?") + r"|\p{N}{1,3}" + _PATH_REST,),
     "granite-multi": (_cased(_ENDING + "?") + r"|\p{N}{1,3}" + _PATH_REST,),
     "tiny-aya": (r"\d{1,3}(?=(?:\d{3})*\b)", _cased(_ENDING + "?") + r"|\p{N}{1,3}" + _PATH_REST),
-    "youtu": ("[" + _span("ac00-d7a3 3131-318e") + "]+|[" + _span("ff01 2026 201c 201d 2018 2019 2014 ff1a ff1b ff0c 3001-303f fe30-fe4f")
-              + "]+|[" + _span("3105-312f") + "]+|" + _CJK, _cased(_ENDING + "?") + r"|\p{N}" + _PATH_REST),
-    "kimi-k2": (r"[\p{Han}]+|" + _cased(_ENDING + "?", _UPPER[:-1] + _HAN, _LOWER[:-1] + _HAN) + r"|\p{N}{1,3}" + _REST,),
+    "youtu": (
+        "["
+        + _span("ac00-d7a3 3131-318e")
+        + "]+|["
+        + _span("ff01 2026 201c 201d 2018 2019 2014 ff1a ff1b ff0c 3001-303f fe30-fe4f")
+        + "]+|["
+        + _span("3105-312f")
+        + "]+|"
+        + _CJK,
+        _cased(_ENDING + "?") + r"|\p{N}" + _PATH_REST,
+    ),
+    "kimi-k2": (
+        r"[\p{Han}]+|" + _cased(_ENDING + "?", _UPPER[:-1] + _HAN, _LOWER[:-1] + _HAN) + r"|\p{N}{1,3}" + _REST,
+    ),
     "falcon": (r"[\p{P}\$\+<=>\^~\|`]+", _WORDS, r"[0-9][0-9][0-9]"),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"),
     "bloom": (_BLOOM,),
     "viking": (_BLOOM, r"\p{N}"),
     "superbpe": (r"\p{N}+", r"(?=(\d{3})+(?!\d))"),
-    "chameleon": (r"<sentinel:[0-9]+>", r"(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )", r"\p{N}",
-                  r"[\p{P}!-/:-@\[-`{-~]", _WORDS),
-    "deepseek-llm": (r"[\r\n]", r"\s?" + _CASED + "+", r"\s?[!-/:-~" + _span("ff01-ff0f ff1a-ff5e 2018-201f 3000-3002") + "]+",
-                     r"\s+$", _CJK_WIDE, r"\p{N}+"),
+    "chameleon": (
+        r"<sentinel:[0-9]+>",
+        r"(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+        r"([\t\n]|    |  )",
+        r"\p{N}",
+        r"[\p{P}!-/:-@\[-`{-~]",
+        _WORDS,
+    ),
+    "deepseek-llm": (
+        r"[\r\n]",
+        r"\s?" + _CASED + "+",
+        r"\s?[!-/:-~" + _span("ff01-ff0f ff1a-ff5e 2018-201f 3000-3002") + "]+",
+        r"\s+$",
+        _CJK_WIDE,
+        r"\p{N}+",
+    ),
     "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK_WIDE, r"\p{N}"),
     "deepseek-v3": (r"\p{N}{1,3}", _CJK, _DEEPSEEK + r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"),
     "spark": (r"\p{N}{1,3}", _CJK, _DEEPSEEK + r"|[\r\n]|\s+(?!\S)|\s+", r"\p{N}"),
-    "afmoe": (r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
-              "[" + _span("4e00-9fff 3400-4dbf f900-faff 3040-309f 30a0-30ff ff65-ff9f 2f00-2fdf e40-e7f e80-eff 1780-17ff 1000-109f "
-                          "aa60-aa7f a9e0-a9ff ac00-d7af 1100-11ff") + "]+",
-              _DEEPSEEK + r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"),
+    "afmoe": (
+        r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+        "["
+        + _span(
+            "4e00-9fff 3400-4dbf f900-faff 3040-309f 30a0-30ff ff65-ff9f 2f00-2fdf e40-e7f e80-eff 1780-17ff 1000-109f "
+            "aa60-aa7f a9e0-a9ff ac00-d7af 1100-11ff"
+        )
+        + "]+",
+        _DEEPSEEK + r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
 }
 
 # %% ../nbs/00b_gguf_facts.ipynb #9f0b000b
-_NAMES = dict(   # rule -> the names of it that llama.cpp knows
+_NAMES = dict(  # rule -> the names of it that llama.cpp knows
     gpt2="gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert jina-v1-en jina-v2-code "
-         "roberta-bpe mpt olmo jais trillion granite-docling exaone4",
+    "roberta-bpe mpt olmo jais trillion granite-docling exaone4",
     digits="starcoder refact command-r smollm codeshell exaone minerva-7b mellum2",
     llama3="llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe glm4 chatglm-bpe",
     qwen2="qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2",
-    bloom="bloom poro-chat gpt3-finnish", bailingmoe="bailingmoe bailingmoe2 llada-moe", spark="spark2_5",
-    **{"gpt-4o": "gpt-4o llama4 kanana2 talkie minimax-m2", "granite-multi": "granite-embed-multi-97m", "tiny-aya": "tiny_aya cohere2moe",
-       "deepseek-v3": "deepseek-v3 hunyuan-dense joyai-llm hy_v4", "jais2": "jais-2"})
-RULE_OF = {name: rule for rule, names in _NAMES.items() for name in names.split()} | {rule: rule for rule in RULES if rule not in _NAMES}
-_NO_BYTES = {"gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace"}   # their tokens are spelled in characters, not in bytes
+    bloom="bloom poro-chat gpt3-finnish",
+    bailingmoe="bailingmoe bailingmoe2 llada-moe",
+    spark="spark2_5",
+    **{
+        "gpt-4o": "gpt-4o llama4 kanana2 talkie minimax-m2",
+        "granite-multi": "granite-embed-multi-97m",
+        "tiny-aya": "tiny_aya cohere2moe",
+        "deepseek-v3": "deepseek-v3 hunyuan-dense joyai-llm hy_v4",
+        "jais2": "jais-2",
+    },
+)
+RULE_OF = {name: rule for rule, names in _NAMES.items() for name in names.split()} | {
+    rule: rule for rule in RULES if rule not in _NAMES
+}
+_NO_BYTES = {
+    "gemma4",
+    "granite-embed-multi-311m",
+    "sarvam-moe",
+    "whitespace",
+}  # their tokens are spelled in characters, not in bytes
 _LLAMA3 = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"}
-WHOLE_PIECES = {*_LLAMA3, "tekken", "minicpm5", "youtu", "granite-embed-multi-97m"}   # a piece that is a token needs no merges
-BOS_FIRST = {*_LLAMA3, "tekken", "chameleon"}   # where the file does not say
+WHOLE_PIECES = {
+    *_LLAMA3,
+    "tekken",
+    "minicpm5",
+    "youtu",
+    "granite-embed-multi-97m",
+}  # a piece that is a token needs no merges
+BOS_FIRST = {*_LLAMA3, "tekken", "chameleon"}  # where the file does not say
+
 
 def cuts(
-    pre:str|None,  # a file's tokenizer.ggml.pre
-)->tuple:          # patterns, one after another
+    pre: str | None,  # a file's tokenizer.ggml.pre
+) -> tuple:  # patterns, one after another
     "The rule by which a byte-level tokenizer cuts text. `InputError` for a name that stands for none."
     rule = RULE_OF.get(pre or "default")
-    if rule: return RULES[rule]
+    if rule:
+        return RULES[rule]
     why = "is no rule that is known here, so its ids would be wrong"
-    if pre in _NO_BYTES: why = "cuts text that is spelled in characters, which is not read here"
-    raise InputError(f"tokenizer.ggml.pre = {pre!r} {why}; take the model in safetensors, or a .gguf file that another converter wrote")
+    if pre in _NO_BYTES:
+        why = "cuts text that is spelled in characters, which is not read here"
+    raise InputError(
+        f"tokenizer.ggml.pre = {pre!r} {why}; take the model in safetensors, or a .gguf file that another converter wrote"
+    )
 
 # %% ../nbs/00b_gguf_facts.ipynb #9f0b000d
-def pre_tokenizer(pre:str|None, add_prefix_space:bool=False):
+def pre_tokenizer(pre: str | None, add_prefix_space: bool = False):
     "The `tokenizers` component that cuts text by a file's rule and spells the pieces in bytes. `InputError` for an unknown rule."
     from tokenizers import Regex, pre_tokenizers
+
     steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cuts(pre)]
-    return pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False)])
+    return pre_tokenizers.Sequence(
+        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False)]
+    )
 
 # %% ../nbs/00b_gguf_facts.ipynb #9f0b0010
 def rope_scaling(
-    meta:dict,        # a file's metadata
-    divisors:dict,    # "rope_freqs", "rope_factors_short", "rope_factors_long" -> list of floats, where the file has the tensor
-)->dict:              # what to add to transformers' rope_parameters; {} where positions are not scaled
+    meta: dict,  # a file's metadata
+    divisors: dict,  # "rope_freqs", "rope_factors_short", "rope_factors_long" -> list of floats, where the file has the tensor
+) -> dict:  # what to add to transformers' rope_parameters; {} where positions are not scaled
     "A file's position scaling. `InputError` for one that transformers has no words for."
     arch = meta["general.architecture"]
-    def key(name, default=None): return meta.get(f"{arch}.rope.{name}", default)
+
+    def key(name, default=None):
+        return meta.get(f"{arch}.rope.{name}", default)
+
     kind = key("scaling.type", "linear")
-    factor = key("scaling.factor") or key("scale_linear") or 1.
+    factor = key("scaling.factor") or key("scale_linear") or 1.0
     context, before = meta.get(f"{arch}.context_length"), key("scaling.original_context_length")
     if kind not in ("none", "linear", "yarn", "longrope", "su"):
-        raise InputError(f"{arch}.rope.scaling.type = {kind!r}; need none, linear, yarn or longrope, or take the model in safetensors")
-    if kind == "none": factor = 1.
+        raise InputError(
+            f"{arch}.rope.scaling.type = {kind!r}; need none, linear, yarn or longrope, or take the model in safetensors"
+        )
+    if kind == "none":
+        factor = 1.0
     if "rope_freqs" in divisors:
         if kind == "yarn":
-            raise InputError("yarn beside rope_freqs.weight, which transformers cannot turn by; take the model in safetensors")
-        both = [factor*d for d in divisors["rope_freqs"]]
-        if all(d == 1 for d in both): return {}
-        return dict(rope_type="longrope", short_factor=both, long_factor=both, factor=1., attention_factor=1.,
-                    original_max_position_embeddings=context)
+            raise InputError(
+                "yarn beside rope_freqs.weight, which transformers cannot turn by; take the model in safetensors"
+            )
+        both = [factor * d for d in divisors["rope_freqs"]]
+        if all(d == 1 for d in both):
+            return {}
+        return dict(
+            rope_type="longrope",
+            short_factor=both,
+            long_factor=both,
+            factor=1.0,
+            attention_factor=1.0,
+            original_max_position_embeddings=context,
+        )
     if "rope_factors_long" in divisors and "rope_factors_short" in divisors:
         long, short = divisors["rope_factors_long"], divisors["rope_factors_short"]
-        stretch = context/before if before else 1.
-        attention = key("scaling.attn_factor") or (math.sqrt(1 + math.log(stretch)/math.log(before)) if stretch > 1 else 1.)
-        return dict(rope_type="longrope", short_factor=short, long_factor=long, factor=stretch, attention_factor=attention,
-                    original_max_position_embeddings=before or context)
+        stretch = context / before if before else 1.0
+        attention = key("scaling.attn_factor") or (
+            math.sqrt(1 + math.log(stretch) / math.log(before)) if stretch > 1 else 1.0
+        )
+        return dict(
+            rope_type="longrope",
+            short_factor=short,
+            long_factor=long,
+            factor=stretch,
+            attention_factor=attention,
+            original_max_position_embeddings=before or context,
+        )
     if kind in ("longrope", "su"):
-        raise InputError(f"{arch}.rope.scaling.type = {kind!r}, but the file has no rope_factors_long and rope_factors_short; "
-                         "take the model in safetensors")
-    if factor == 1.: return {}
-    if kind == "linear": return dict(rope_type="linear", factor=factor)
-    if (mix := key("scaling.yarn_ext_factor", 1.)) not in (1., -1.):
+        raise InputError(
+            f"{arch}.rope.scaling.type = {kind!r}, but the file has no rope_factors_long and rope_factors_short; "
+            "take the model in safetensors"
+        )
+    if factor == 1.0:
+        return {}
+    if kind == "linear":
+        return dict(rope_type="linear", factor=factor)
+    if (mix := key("scaling.yarn_ext_factor", 1.0)) not in (1.0, -1.0):
         raise InputError(f"{arch}.rope.scaling.yarn_ext_factor = {mix}; only 1 can be read")
-    scale = key("scaling.attn_factor", 1.)*key("scaling.yarn_attn_factor", 1.)
-    return dict(rope_type="yarn", factor=factor, original_max_position_embeddings=before or context,
-                attention_factor=scale*(1 + .1*math.log(factor)), beta_fast=key("scaling.yarn_beta_fast", 32.), beta_slow=key("scaling.yarn_beta_slow", 1.))
+    scale = key("scaling.attn_factor", 1.0) * key("scaling.yarn_attn_factor", 1.0)
+    return dict(
+        rope_type="yarn",
+        factor=factor,
+        original_max_position_embeddings=before or context,
+        attention_factor=scale * (1 + 0.1 * math.log(factor)),
+        beta_fast=key("scaling.yarn_beta_fast", 32.0),
+        beta_slow=key("scaling.yarn_beta_slow", 1.0),
+    )
 
 # %% ../nbs/00b_gguf_facts.ipynb #9f0b0013
-_READ_BESIDES = {"context_length", "block_count", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count", "attention.head_count_kv",
-    "attention.key_length", "attention.value_length", "attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping",
-    "expert_feed_forward_length", "expert_shared_feed_forward_length", "use_parallel_residual",
-    "rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor",
-    "rope.scaling.original_context_length", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"}
-_NO_MATTER = {"rope.scaling.finetuned", "tensor_data_layout", "attention.layer_norm_epsilon", "nextn_predict_layers", "leading_dense_block_count"}
+_READ_BESIDES = {
+    "context_length",
+    "block_count",
+    "embedding_length",
+    "feed_forward_length",
+    "vocab_size",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.sliding_window",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "expert_feed_forward_length",
+    "expert_shared_feed_forward_length",
+    "use_parallel_residual",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+}
+_NO_MATTER = {
+    "rope.scaling.finetuned",
+    "tensor_data_layout",
+    "attention.layer_norm_epsilon",
+    "nextn_predict_layers",
+    "leading_dense_block_count",
+}
+
 
 def unread_keys(
-    meta:dict,     # a file's metadata
-    read,          # names that transformers reads for this architecture, without the architecture's own; None: all
-)->list:
+    meta: dict,  # a file's metadata
+    read,  # names that transformers reads for this architecture, without the architecture's own; None: all
+) -> list:
     "Lines of a header that say something of the model and that nobody reads; `causal = true` and the like say what is so anyway."
-    if read is None: return []
+    if read is None:
+        return []
     arch = meta["general.architecture"]
     known = {name for name in (*read, *_READ_BESIDES, *_NO_MATTER)}
     own = {k.removeprefix(f"{arch}."): v for k, v in meta.items() if k.startswith(f"{arch}.")}

@@ -17,51 +17,76 @@ from .report import table_html
 
 # %% ../nbs/17e_improving.ipynb #3a18695e
 def swap_path(
-    lm:LM,
-    start_ids,    # ids of the start in this model
-    end_ids,      # ids of the end
-)->list:          # dicts: position (from 1; None: several at once), before, after, text; the first is the start itself
+    lm: LM,
+    start_ids,  # ids of the start in this model
+    end_ids,  # ids of the end
+) -> list:  # dicts: position (from 1; None: several at once), before, after, text; the first is the start itself
     "The prompts from a start to an end, one changed token each. Of different lengths: one step, all of it at once."
     now, end = [int(i) for i in start_ids], [int(i) for i in end_ids]
     out = [dict(position=None, before="", after="", text=lm.decode(now))]
-    if now == end: return out
-    if len(now) != len(end): return [*out, dict(position=None, before=lm.decode(now), after=lm.decode(end), text=lm.decode(end))]
+    if now == end:
+        return out
+    if len(now) != len(end):
+        return [*out, dict(position=None, before=lm.decode(now), after=lm.decode(end), text=lm.decode(end))]
     for p, (a, b) in enumerate(zip(list(now), end)):
-        if a == b: continue
+        if a == b:
+            continue
         now[p] = b
         out.append(dict(position=p + 1, before=lm.decode([a]), after=lm.decode([b]), text=lm.decode(now)))
     return out
 
+
 def calibrated_on(
-    lm:LM, task,
-    texts,        # prompts
-    split,        # texts and labels, which also calibrate
-)->list:          # of fractions
+    lm: LM,
+    task,
+    texts,  # prompts
+    split,  # texts and labels, which also calibrate
+) -> list:  # of fractions
     "Calibrated accuracy of prompts on one split, with the means of those very texts."
     z = label_logprobs_many(lm, task, split.texts, texts).double().numpy()
     return [accuracy(calibrated(one, centre_means(one)), split.labels) for one in z]
 
+
 def path_worth(
-    path,         # of `swap_path`
-    task, lms,    # models
-    split,        # holdout texts
-)->list:          # `path` with `at`: {model: calibrated accuracy}, and `mean`
+    path,  # of `swap_path`
+    task,
+    lms,  # models
+    split,  # holdout texts
+) -> list:  # `path` with `at`: {model: calibrated accuracy}, and `mean`
     "What the prompts of a path find, calibrated."
     each = {lm.name: calibrated_on(lm, task, [p["text"] for p in path], split) for lm in lms}
-    return [{**p, "at": {m: v[i] for m, v in each.items()}, "mean": float(np.mean([v[i] for v in each.values()]))} for i, p in enumerate(path)]
+    return [
+        {**p, "at": {m: v[i] for m, v in each.items()}, "mean": float(np.mean([v[i] for v in each.values()]))}
+        for i, p in enumerate(path)
+    ]
+
 
 def path_table(
-    path,         # of `path_worth`
-)->pd.DataFrame:
+    path,  # of `path_worth`
+) -> pd.DataFrame:
     "A row per change: what stood there, what stands there now, and calibrated accuracy on each model with what the change bought."
     rows = []
     for i, p in enumerate(path):
-        gained = {m: f"{100*a:.1f}" + (f" ({100*(a - path[i-1]['at'][m]):+.1f})" if i else "") for m, a in p["at"].items()}
+        gained = {
+            m: f"{100 * a:.1f}" + (f" ({100 * (a - path[i - 1]['at'][m]):+.1f})" if i else "")
+            for m, a in p["at"].items()
+        }
         where = "start" if not i else "all of it" if p["position"] is None else f"token {p['position']}"
-        rows.append({"change": where, "before": visible(repr(p["before"])) if i else "", "after": visible(repr(p["after"])) if i else "", **gained, "mean": f"{100*p['mean']:.1f}"})
+        rows.append(
+            {
+                "change": where,
+                "before": visible(repr(p["before"])) if i else "",
+                "after": visible(repr(p["after"])) if i else "",
+                **gained,
+                "mean": f"{100 * p['mean']:.1f}",
+            }
+        )
     return pd.DataFrame(rows)
 
-def path_html(path, n:int)->str:
+
+def path_html(path, n: int) -> str:
     "The path as a part of a page; `n`: holdout texts."
-    return (f"<p>Calibrated accuracy in percent on {n} holdout texts after each change, from the left; in brackets what the change bought. "
-            f"The prompt was chosen on these texts, so the end is a little flattered.</p>{table_html(path_table(path), 'what each change bought')}")
+    return (
+        f"<p>Calibrated accuracy in percent on {n} holdout texts after each change, from the left; in brackets what the change bought. "
+        f"The prompt was chosen on these texts, so the end is a little flattered.</p>{table_html(path_table(path), 'what each change bought')}"
+    )

@@ -15,95 +15,156 @@ from torch.nn.functional import normalize
 from .store import InputError, check_fields, config_hash
 from .models import LM
 from .vocab import covers_model, ids_of
-from .pez import BOUNDS, RAN_AWAY, PezConfig, RunSpec, SearchSpace, balanced_batch_at, batch_at, check_start, facts, lm_facts, read_state, run_pass, spec_facts, start_tokens, texts_at, write_state, _Pass, _finish, _identity, _judge
+from hpt_nb.pez import (
+    BOUNDS,
+    RAN_AWAY,
+    PezConfig,
+    RunSpec,
+    SearchSpace,
+    balanced_batch_at,
+    batch_at,
+    check_start,
+    facts,
+    lm_facts,
+    read_state,
+    run_pass,
+    spec_facts,
+    start_tokens,
+    texts_at,
+    write_state,
+    _Pass,
+    _finish,
+    _identity,
+    _judge,
+)
 from .swaps import _Side, _draws, _stable
 
 # %% ../nbs/10_joint.ipynb #c8c09622
 def nearest_together(
-    points,         # M tensors (..., d_m), one a model
-    units,          # M tensors (v, d_m): the allowed tokens' embeddings in each, of length 1, in one order
+    points,  # M tensors (..., d_m), one a model
+    units,  # M tensors (v, d_m): the allowed tokens' embeddings in each, of length 1, in one order
     weight_v=None,  # (v,) weights, at least 0; None: 1 each
-)->Tensor:          # (...) positions in the vocabulary
+) -> Tensor:  # (...) positions in the vocabulary
     "The token that is nearest to all points by its (weighted) sum of 1 + cosine; ties to the first. `InputError` for points that are not finite."
-    if not all(x.isfinite().all() for x in points): raise InputError(RAN_AWAY)
+    if not all(x.isfinite().all() for x in points):
+        raise InputError(RAN_AWAY)
     total = sum(1 + normalize(x.float(), dim=-1) @ u.T for x, u in zip(points, units))
-    return (total if weight_v is None else total*weight_v).argmax(-1)
+    return (total if weight_v is None else total * weight_v).argmax(-1)
 
 # %% ../nbs/10_joint.ipynb #5a27baf7
 JOINT_METHODS = ("joint", "joint-choice")
 
+
 @dataclass(frozen=True)
 class JointConfig(PezConfig):
     "PEZ's settings, and the weight of the projection."
-    by_J:bool = False   # True: a token's sum is multiplied by its J
+
+    by_J: bool = False  # True: a token's sum is multiplied by its J
+
 
 def _check_shared(specs, lms):
     "`InputError` unless every spec's vocabulary covers all the models."
     names = [m.name for m in lms]
     for s in specs:
         lacks = [m.name for m in lms if s.space.vocab is None or not covers_model(s.space.vocab, m)]
-        if lacks: raise InputError(f"{s.method} needs a vocabulary that {' and '.join(names)} share, and this one does not cover {lacks[0]}; make one from all of them with hpt stability or hpt vocab")
+        if lacks:
+            raise InputError(
+                f"{s.method} needs a vocabulary that {' and '.join(names)} share, and this one does not cover {lacks[0]}; make one from all of them with hpt stability or hpt vocab"
+            )
 
-def _own_start(lms, task, cfg, n_runs:int)->dict:
+
+def _own_start(lms, task, cfg, n_runs: int) -> dict:
     "{model's name: (r, p) ids} of a written start; {} without one. `InputError` for a text that the models cut differently."
-    if not cfg.start: return {}
+    if not cfg.start:
+        return {}
     ids = {m.name: start_tokens(m, task, cfg, None) for m in lms}
     pieces = [[m.token_bytes.get(i) for i in ids[m.name]] for m in lms]
     if any(p != pieces[0] for p in pieces):
-        raise InputError(f"start={cfg.start!r} is cut differently by {' and '.join(ids)}; start from words that each has as one token, or use joint-swaps, which keeps what they do not share")
-    return {name: torch.tensor([of]*n_runs) for name, of in ids.items()}
+        raise InputError(
+            f"start={cfg.start!r} is cut differently by {' and '.join(ids)}; start from words that each has as one token, or use joint-swaps, which keeps what they do not share"
+        )
+    return {name: torch.tensor([of] * n_runs) for name, of in ids.items()}
+
 
 class _JointPass:
     "Runs side by side, each on all the models."
+
     def __init__(self, lm, task, specs, cfg, also):
         self.lm, self.task, self.specs, self.cfg = lm, task, list(specs), cfg
         odd = [s.method for s in self.specs if s.method not in JOINT_METHODS]
-        if odd: raise InputError(f"unknown method {odd[0]!r}; known here: {', '.join(JOINT_METHODS)}")
+        if odd:
+            raise InputError(f"unknown method {odd[0]!r}; known here: {', '.join(JOINT_METHODS)}")
         self.lms = [lm, *(also if isinstance(also, (list, tuple)) else [also])]
-        if len(self.lms) < 2 or len({m.name for m in self.lms}) < len(self.lms): raise InputError(f"models {', '.join(m.name for m in self.lms)}; need at least two different ones")
+        if len(self.lms) < 2 or len({m.name for m in self.lms}) < len(self.lms):
+            raise InputError(f"models {', '.join(m.name for m in self.lms)}; need at least two different ones")
         _check_shared(self.specs, self.lms)
         vocabs = {s.space.vocab.hash: s.space.vocab for s in self.specs}
-        spaces = {(m.name, h): SearchSpace(m, v) for m in self.lms for h, v in vocabs.items()}   # runs on one vocabulary share one
-        if cfg.pad_row: raise InputError("pad_row=True; a row that one model alone has cannot be shared by several: leave it out")
-        self.sides = [_Pass(m, task, [RunSpec(spaces[m.name, s.space.vocab.hash], "pez", s.seed) for s in self.specs], cfg) for m in self.lms]
-        self.learn = [[r for r, s in enumerate(self.specs) if side is self.sides[0] or s.method == "joint"] for side in self.sides]   # runs that each model moves
+        spaces = {
+            (m.name, h): SearchSpace(m, v) for m in self.lms for h, v in vocabs.items()
+        }  # runs on one vocabulary share one
+        if cfg.pad_row:
+            raise InputError("pad_row=True; a row that one model alone has cannot be shared by several: leave it out")
+        self.sides = [
+            _Pass(m, task, [RunSpec(spaces[m.name, s.space.vocab.hash], "pez", s.seed) for s in self.specs], cfg)
+            for m in self.lms
+        ]
+        self.learn = [
+            [r for r, s in enumerate(self.specs) if side is self.sides[0] or s.method == "joint"] for side in self.sides
+        ]  # runs that each model moves
         self.weights = [s.space.vocab.J if cfg.by_J else None for s in self.specs]
-        if cfg.by_J and any(w is None for w in self.weights): raise InputError("by_J needs a scored vocabulary; make one with hpt stability")
-        self.step, self.seen, self.wall_s = 0, {}, 0.   # seen: the source's ids -> mean holdout accuracy
+        if cfg.by_J and any(w is None for w in self.weights):
+            raise InputError("by_J needs a scored vocabulary; make one with hpt stability")
+        self.step, self.seen, self.wall_s = 0, {}, 0.0  # seen: the source's ids -> mean holdout accuracy
         self.losses = [[] for _ in self.specs]
         self.curves = [dict(step=[], loss=[], holdout=[], ids=[]) for _ in self.specs]
-        self.best = [dict(step=0, holdout=-1., ids=None) for _ in self.specs]
-        self.own, self.kept = _own_start(self.lms, task, cfg, len(self.specs)), None   # ids of a written start in each model; where they stand
+        self.best = [dict(step=0, holdout=-1.0, ids=None) for _ in self.specs]
+        self.own, self.kept = (
+            _own_start(self.lms, task, cfg, len(self.specs)),
+            None,
+        )  # ids of a written start in each model; where they stand
         if self.own:
             found = [self.ids(side, self.positions()) for side in self.sides]
             self.kept = sum((a != b.to(a)).long().cpu() for a, b in zip(self.own.values(), found)) > 0
         self.start_ids = self.project().tolist()
 
-    def pulls(self, r:int)->tuple:
+    def pulls(self, r: int) -> tuple:
         "Points and directions (v, d) of the models that move run `r`, and the weights."
         s, w = self.specs[r], self.weights[r]
         sides = self.sides if s.method == "joint" else self.sides[:1]
-        return [side.params[r].detach() for side in sides], [side.specs[r].space.unit_vd for side in sides], None if w is None else w.to(sides[0].params[r].device)
+        return (
+            [side.params[r].detach() for side in sides],
+            [side.specs[r].space.unit_vd for side in sides],
+            None if w is None else w.to(sides[0].params[r].device),
+        )
 
-    def positions(self)->Tensor:
+    def positions(self) -> Tensor:
         "(r, p) positions of the current prompts in their vocabularies."
         return torch.stack([nearest_together(*self.pulls(r)) for r in range(len(self.specs))])
 
-    def ids(self, side, at_rp)->Tensor:
+    def ids(self, side, at_rp) -> Tensor:
         "(r, p) ids of the prompts in one model."
         ids_rp = torch.stack([s.space.ids[at.to(s.space.ids.device)] for s, at in zip(side.specs, at_rp)])
-        return ids_rp if self.kept is None else torch.where(self.kept.to(ids_rp.device), self.own[side.lm.name].to(ids_rp), ids_rp)
+        return (
+            ids_rp
+            if self.kept is None
+            else torch.where(self.kept.to(ids_rp.device), self.own[side.lm.name].to(ids_rp), ids_rp)
+        )
 
     def let_go(self):
         "Positions of a written start that an allowed token is now nearer to, all models together, are replaced."
         for r in range(len(self.specs)):
             points, units, weight_v = self.pulls(r)
-            own = [normalize(side.lm.embeddings[self.own[side.lm.name][r]].float(), dim=-1) for side, _ in zip(self.sides, points)]
+            own = [
+                normalize(side.lm.embeddings[self.own[side.lm.name][r]].float(), dim=-1)
+                for side, _ in zip(self.sides, points)
+            ]
             total = [1 + normalize(x.float(), dim=-1) @ u.T for x, u in zip(points, units)]
-            best = (sum(total) if weight_v is None else sum(total)*weight_v).amax(-1)
-            self.kept[r] &= (sum(1 + (normalize(x.float(), dim=-1)*e).sum(-1) for x, e in zip(points, own)) >= best).cpu()
+            best = (sum(total) if weight_v is None else sum(total) * weight_v).amax(-1)
+            self.kept[r] &= (
+                sum(1 + (normalize(x.float(), dim=-1) * e).sum(-1) for x, e in zip(points, own)) >= best
+            ).cpu()
 
-    def project(self)->Tensor:
+    def project(self) -> Tensor:
         "(r, p) ids of the current prompts in the first model."
         return self.ids(self.sides[0], self.positions())
 
@@ -114,18 +175,28 @@ def _advance(self):
     picks = [texts_at(self.task.train.labels, self.cfg, s.seed, self.step) for s in self.specs]
     losses = [[] for _ in self.specs]
     for side, learn in zip(self.sides, self.learn):
-        if not learn: continue
+        if not learn:
+            continue
         texts, runs = [i for r in learn for i in picks[r]], [k for k, r in enumerate(learn) for _ in picks[r]]
-        loss, grad = side.scorer.loss_and_grad(side.prefixes(self.ids(side, at_rp)[learn]), [side.train[i] for i in texts], [self.task.train.labels[i] for i in texts], runs, self.cfg.objective)
+        loss, grad = side.scorer.loss_and_grad(
+            side.prefixes(self.ids(side, at_rp)[learn]),
+            [side.train[i] for i in texts],
+            [self.task.train.labels[i] for i in texts],
+            runs,
+            self.cfg.objective,
+        )
         for k, r in enumerate(learn):
             p = side.params[r]
-            p.grad = grad[k, len(side.bos_pd):].to(p)
+            p.grad = grad[k, len(side.bos_pd) :].to(p)
             torch.nn.utils.clip_grad_norm_([p], self.cfg.clip)
             losses[r].append(loss[k].item())
         side.adafactor.step()
-    if self.kept is not None and self.kept.any(): self.let_go()
-    for r, each in enumerate(losses): self.losses[r].append(sum(each)/len(each))
+    if self.kept is not None and self.kept.any():
+        self.let_go()
+    for r, each in enumerate(losses):
+        self.losses[r].append(sum(each) / len(each))
     self.step += 1
+
 
 def _choose(self):
     "Holdout accuracy of every run's current prompt, the mean over the models; the best is kept, ties to the later."
@@ -134,192 +205,265 @@ def _choose(self):
     new = list({k: r for r, k in enumerate(keys) if k not in self.seen}.values())
     if new:
         each = [side.accuracies(self.ids(side, at_rp)[new].tolist()) for side in self.sides]
-        self.seen.update({keys[r]: sum(of)/len(of) for r, of in zip(new, zip(*each))})
-    _judge(self)   # finds every prompt in `seen`, and does the bookkeeping
+        self.seen.update({keys[r]: sum(of) / len(of) for r, of in zip(new, zip(*each))})
+    _judge(self)  # finds every prompt in `seen`, and does the bookkeeping
+
 
 _JointPass.advance, _JointPass.judge = _advance, _choose
 
 # %% ../nbs/10_joint.ipynb #9ce81064
-def _joint_identity(self)->str:
+def _joint_identity(self) -> str:
     "Hash of everything that the pass depends on."
-    return config_hash(dict(search="joint", methods=[s.method for s in self.specs], sides=[_identity(side) for side in self.sides], weights=[None if w is None else config_hash(dict(J=w.tolist())) for w in self.weights]))
+    return config_hash(
+        dict(
+            search="joint",
+            methods=[s.method for s in self.specs],
+            sides=[_identity(side) for side in self.sides],
+            weights=[None if w is None else config_hash(dict(J=w.tolist())) for w in self.weights],
+        )
+    )
+
 
 def _save(self, path):
     tensors = {}
     for m, side in enumerate(self.sides):
         for r in self.learn[m]:
             state = side.adafactor.state[side.params[r]]
-            tensors |= {f"{m}.{r}.iterate": side.params[r].data, f"{m}.{r}.row": state["exp_avg_sq_row"], f"{m}.{r}.col": state["exp_avg_sq_col"]}
-    if self.kept is not None: tensors["kept"] = self.kept
-    rest = dict(step=self.step, wall_s=self.wall_s, tokens=[[s.scorer.tokens, s.scorer.grad_tokens] for s in self.sides], losses=self.losses, curves=self.curves,
-                best=self.best, seen=[[list(k), v] for k, v in self.seen.items()])
+            tensors |= {
+                f"{m}.{r}.iterate": side.params[r].data,
+                f"{m}.{r}.row": state["exp_avg_sq_row"],
+                f"{m}.{r}.col": state["exp_avg_sq_col"],
+            }
+    if self.kept is not None:
+        tensors["kept"] = self.kept
+    rest = dict(
+        step=self.step,
+        wall_s=self.wall_s,
+        tokens=[[s.scorer.tokens, s.scorer.grad_tokens] for s in self.sides],
+        losses=self.losses,
+        curves=self.curves,
+        best=self.best,
+        seen=[[list(k), v] for k, v in self.seen.items()],
+    )
     write_state(path, self.identity(), tensors, rest)
+
 
 def _load(self, path):
     tensors, rest = read_state(path, self.identity())
-    if self.kept is not None: self.kept = tensors["kept"]
+    if self.kept is not None:
+        self.kept = tensors["kept"]
     for m, (side, (tokens, grad_tokens)) in enumerate(zip(self.sides, rest["tokens"])):
         side.scorer.tokens, side.scorer.grad_tokens = tokens, grad_tokens
         for r in self.learn[m]:
             p = side.params[r]
             p.data = tensors[f"{m}.{r}.iterate"].to(p)
-            side.adafactor.state[p] = dict(step=rest["step"], exp_avg_sq_row=tensors[f"{m}.{r}.row"].to(p), exp_avg_sq_col=tensors[f"{m}.{r}.col"].to(p), RMS=0)
-    self.step, self.wall_s, self.losses, self.curves, self.best = (rest[k] for k in ("step", "wall_s", "losses", "curves", "best"))
+            side.adafactor.state[p] = dict(
+                step=rest["step"],
+                exp_avg_sq_row=tensors[f"{m}.{r}.row"].to(p),
+                exp_avg_sq_col=tensors[f"{m}.{r}.col"].to(p),
+                RMS=0,
+            )
+    self.step, self.wall_s, self.losses, self.curves, self.best = (
+        rest[k] for k in ("step", "wall_s", "losses", "curves", "best")
+    )
     self.seen = {tuple(k): v for k, v in rest["seen"]}
 
-def _finish_joint(self)->list:
+
+def _finish_joint(self) -> list:
     "Runs of a pass as they stand; tokens of all the models are counted, and the models are named."
     tokens, grad_tokens = (sum(getattr(s.scorer, k) for s in self.sides) for k in ("tokens", "grad_tokens"))
-    return [replace(run, forward_tokens=tokens, backward_tokens=grad_tokens, config=run.config | dict(also=[m.name for m in self.lms[1:]])) for run in _finish(self)]
+    return [
+        replace(
+            run,
+            forward_tokens=tokens,
+            backward_tokens=grad_tokens,
+            config=run.config | dict(also=[m.name for m in self.lms[1:]]),
+        )
+        for run in _finish(self)
+    ]
+
 
 _JointPass.scorer = property(lambda self: self.sides[0].scorer)
 _JointPass.identity, _JointPass.save, _JointPass.load, _JointPass.finish = _joint_identity, _save, _load, _finish_joint
 
 # %% ../nbs/10_joint.ipynb #e7c60c4f
 def tune_joint(
-    lm:LM, task,
-    specs,                          # RunSpecs (method "joint" or "joint-choice"); their spaces are made from a Vocab that covers all the models
-    cfg:JointConfig=JointConfig(),
-    also=None,                      # the other LM, or a list of them
-    **loop,                         # progress, checkpoint, ... of `run_pass`
-)->list:                            # Runs, in the order of `specs`: ids are those of `lm`, best_holdout is the mean over the models
+    lm: LM,
+    task,
+    specs,  # RunSpecs (method "joint" or "joint-choice"); their spaces are made from a Vocab that covers all the models
+    cfg: JointConfig = JointConfig(),
+    also=None,  # the other LM, or a list of them
+    **loop,  # progress, checkpoint, ... of `run_pass`
+) -> list:  # Runs, in the order of `specs`: ids are those of `lm`, best_holdout is the mean over the models
     "Tune hard prompts on several models at once. `InputError` if a vocabulary does not cover a model, or there is only one."
-    if also is None: raise InputError("joint tuning needs a second model; give also=")
+    if also is None:
+        raise InputError("joint tuning needs a second model; give also=")
     return run_pass(_JointPass(lm, task, specs, cfg, also), **loop) if specs else []
 
 # %% ../nbs/10_joint.ipynb #10a00002
 @dataclass(frozen=True)
 class JointSwapConfig:
     "All that changes a search by swaps on several models, beside models, task, vocabulary and seed."
-    start:str = ""               # the text to start from; without one, what `init` says
-    n_tokens:int = 10            # without a start: prompt length, tokens of the first model
-    init:str = "labels"          # without a start: "labels", "names" or "random", as in PEZ
-    objective:str = "labels"     # or "centred": no gain from bias
-    steps:int = 50               # rounds
-    gradient_n:int = 48          # texts of a round for the gradients and the first look
-    fresh_n:int = 240            # other texts of the round, on which the finalists meet the present prompt
-    topk:int = 32                # tokens a position, by the sum of the models' gains
-    n_candidates:int = 16        # swaps scored in a round, drawn from those
-    finalists:int = 3            # of them, tried again on the fresh texts
-    rule:str = "worse"           # what must fall: the loss of the model that gains least ("worse"), or the "sum"
-    choose:str = "mean"          # over the models' holdout accuracies: "mean" or "worst"
-    eval_every:int = 5           # rounds between holdout evaluations
-    holdout_n:int = 5000         # holdout texts, stratified; all if there are fewer
+
+    start: str = ""  # the text to start from; without one, what `init` says
+    n_tokens: int = 10  # without a start: prompt length, tokens of the first model
+    init: str = "labels"  # without a start: "labels", "names" or "random", as in PEZ
+    objective: str = "labels"  # or "centred": no gain from bias
+    steps: int = 50  # rounds
+    gradient_n: int = 48  # texts of a round for the gradients and the first look
+    fresh_n: int = 240  # other texts of the round, on which the finalists meet the present prompt
+    topk: int = 32  # tokens a position, by the sum of the models' gains
+    n_candidates: int = 16  # swaps scored in a round, drawn from those
+    finalists: int = 3  # of them, tried again on the fresh texts
+    rule: str = "worse"  # what must fall: the loss of the model that gains least ("worse"), or the "sum"
+    choose: str = "mean"  # over the models' holdout accuracies: "mean" or "worst"
+    eval_every: int = 5  # rounds between holdout evaluations
+    holdout_n: int = 5000  # holdout texts, stratified; all if there are fewer
 
     def __post_init__(self):
         check_fields(self, **BOUNDS | dict(gradient_n=dict(most=10**6), fresh_n=dict(most=10**6)))
         for name, values in dict(rule=("worse", "sum"), choose=("mean", "worst")).items():
-            if getattr(self, name) not in values: raise InputError(f"{name}={getattr(self, name)!r}; need {values[0]!r} or {values[1]!r}")
+            if getattr(self, name) not in values:
+                raise InputError(f"{name}={getattr(self, name)!r}; need {values[0]!r} or {values[1]!r}")
         check_start(self)
 
     @property
-    def minimised(self)->str:
+    def minimised(self) -> str:
         "What the engine is to minimise: a loss over the label words."
         return self.objective
 
 # %% ../nbs/10_joint.ipynb #10a00005
 def cut_pieces(
-    ids,       # M lists of ids: one text in each model
-    sizes,     # M lists: how many bytes each of them stands for
-)->list:       # pieces, each a tuple of M lists of ids
+    ids,  # M lists of ids: one text in each model
+    sizes,  # M lists: how many bytes each of them stands for
+) -> list:  # pieces, each a tuple of M lists of ids
     "A text between the places where every model has a token boundary."
     ends = [list(accumulate(of)) for of in sizes]
     shared = sorted(set(ends[0]).intersection(*ends[1:]))
-    pieces, begun = [], [0]*len(ids)
+    pieces, begun = [], [0] * len(ids)
     for end in shared:
         till = [of.index(end) + 1 for of in ends]
         pieces.append(tuple(of[a:b] for of, a, b in zip(ids, begun, till)))
         begun = till
     return pieces
 
+
 def start_pieces(
-    lms,          # M models
-    text:str,
-)->list:          # pieces, as `cut_pieces` gives them
+    lms,  # M models
+    text: str,
+) -> list:  # pieces, as `cut_pieces` gives them
     "A written start in every model. `InputError` where a model does not read it back, or the models' tokens do not spell the same."
     ids = [m.encode(text) for m in lms]
     odd = next((m.name for m, of in zip(lms, ids) if not of or m.decode(of) != text), None)
-    if odd: raise InputError(f"start={text!r} is not what {odd} reads back; give a text that comes out of its tokenizer as it went in")
+    if odd:
+        raise InputError(
+            f"start={text!r} is not what {odd} reads back; give a text that comes out of its tokenizer as it went in"
+        )
     spelt = [[m.token_bytes.get(i, b"") for i in of] for m, of in zip(lms, ids)]
-    for of in spelt:   # some tokenizers put a space before every text
-        if b"".join(of) == b" " + text.encode(): of[0] = of[0].removeprefix(b" ")
+    for of in spelt:  # some tokenizers put a space before every text
+        if b"".join(of) == b" " + text.encode():
+            of[0] = of[0].removeprefix(b" ")
     odd = next((m.name for m, of in zip(lms, spelt) if b"".join(of) != text.encode()), None)
-    if odd: raise InputError(f"start={text!r}: the tokens of {odd} do not spell it; give a plain text, without the names of special tokens")
+    if odd:
+        raise InputError(
+            f"start={text!r}: the tokens of {odd} do not spell it; give a plain text, without the names of special tokens"
+        )
     return cut_pieces(ids, [list(map(len, of)) for of in spelt])
 
 # %% ../nbs/10_joint.ipynb #10a00009
 def round_texts(
-    labels,       # label numbers of the training texts
-    cfg:JointSwapConfig,
-    seed:int,
-    number:int,   # of the round, 0-based
-)->tuple:         # (gradient_n text numbers, fresh_n others)
+    labels,  # label numbers of the training texts
+    cfg: JointSwapConfig,
+    seed: int,
+    number: int,  # of the round, 0-based
+) -> tuple:  # (gradient_n text numbers, fresh_n others)
     "Texts of one round, for the gradients and for the finalists."
-    size, seed = cfg.gradient_n + cfg.fresh_n, (seed + 1)*1_000_003**2 + 1_000_003*(number + 1)
-    if cfg.objective != "centred": both = batch_at(len(labels), size, seed, 0)
+    size, seed = cfg.gradient_n + cfg.fresh_n, (seed + 1) * 1_000_003**2 + 1_000_003 * (number + 1)
+    if cfg.objective != "centred":
+        both = batch_at(len(labels), size, seed, 0)
     else:
         both, rank = balanced_batch_at(labels, size, seed, 0), {}
-        for i in both: rank.setdefault(labels[i], []).append(i)
-        both = [of[k] for k in range(size) for of in rank.values() if k < len(of)]   # the classes in turn
-    return both[:cfg.gradient_n], both[cfg.gradient_n:]
+        for i in both:
+            rank.setdefault(labels[i], []).append(i)
+        both = [of[k] for k in range(size) for of in rank.values() if k < len(of)]  # the classes in turn
+    return both[: cfg.gradient_n], both[cfg.gradient_n :]
 
 # %% ../nbs/10_joint.ipynb #10a0000c
-OWN = -1   # in a prompt of pieces: the start's own piece stands here
+OWN = -1  # in a prompt of pieces: the start's own piece stands here
+
 
 class _JointSwapPass:
     "Runs side by side, each on all the models."
+
     def __init__(self, lm, task, specs, cfg, also):
         self.lm, self.task, self.specs, self.cfg = lm, task, list(specs), cfg
         odd = [s.method for s in self.specs if s.method != "joint-swaps"]
-        if odd: raise InputError(f"unknown method {odd[0]!r}; known here: joint-swaps")
+        if odd:
+            raise InputError(f"unknown method {odd[0]!r}; known here: joint-swaps")
         self.lms = [lm, *(also if isinstance(also, (list, tuple)) else [also])]
-        if len(self.lms) < 2 or len({m.name for m in self.lms}) < len(self.lms): raise InputError(f"models {', '.join(m.name for m in self.lms)}; need at least two different ones")
+        if len(self.lms) < 2 or len({m.name for m in self.lms}) < len(self.lms):
+            raise InputError(f"models {', '.join(m.name for m in self.lms)}; need at least two different ones")
         _check_shared(self.specs, self.lms)
         asked, there = cfg.gradient_n + cfg.fresh_n, len(task.train.texts)
-        if cfg.objective == "centred": there = min(there, len(task.labels)*min(map(task.train.labels.count, set(task.train.labels))))   # each class as often
-        if asked > there: raise InputError(f"gradient_n={cfg.gradient_n} and fresh_n={cfg.fresh_n} ask for {asked} texts a round, and there are {there} to train on; lower them")
+        if cfg.objective == "centred":
+            there = min(
+                there, len(task.labels) * min(map(task.train.labels.count, set(task.train.labels)))
+            )  # each class as often
+        if asked > there:
+            raise InputError(
+                f"gradient_n={cfg.gradient_n} and fresh_n={cfg.fresh_n} ask for {asked} texts a round, and there are {there} to train on; lower them"
+            )
         self.sides = [_Side(m, task, cfg) for m in self.lms]
         self.vocabs = [s.space.vocab for s in self.specs]
         made = {v.hash: [SearchSpace(m, v) for m in self.lms] for v in self.vocabs}
-        self.spaces = [made[v.hash] for v in self.vocabs]                      # run -> one space a model
+        self.spaces = [made[v.hash] for v in self.vocabs]  # run -> one space a model
         self.norms = {id(space): space.embed(space.ids).norm(dim=-1) for of in made.values() for space in of}
         self.pieces = [self.begin(s, v) for s, v in zip(self.specs, self.vocabs)]
         self.open = [[j for j, piece in enumerate(of) if all(len(ids) == 1 for ids in piece)] for of in self.pieces]
         shut = next((r for r, of in enumerate(self.open) if not of), None)
-        if shut is not None: raise InputError(f"start {self.text(shut, [OWN]*len(self.pieces[shut]))!r}: no part of it is one token in each of {' and '.join(m.name for m in self.lms)}; give another")
-        self.prompts = [(OWN,)*len(of) for of in self.pieces]
+        if shut is not None:
+            raise InputError(
+                f"start {self.text(shut, [OWN] * len(self.pieces[shut]))!r}: no part of it is one token in each of {' and '.join(m.name for m in self.lms)}; give another"
+            )
+        self.prompts = [(OWN,) * len(of) for of in self.pieces]
         self.start_ids = [list(self.ids(r, p, 0)) for r, p in enumerate(self.prompts)]
-        self.step, self.seen, self.wall_s = 0, {}, 0.   # seen: the first model's ids -> holdout accuracy
+        self.step, self.seen, self.wall_s = 0, {}, 0.0  # seen: the first model's ids -> holdout accuracy
         self.losses = [[] for _ in self.specs]
         self.curves = [dict(step=[], loss=[], holdout=[], ids=[]) for _ in self.specs]
-        self.best = [dict(step=0, holdout=-1., ids=None) for _ in self.specs]
+        self.best = [dict(step=0, holdout=-1.0, ids=None) for _ in self.specs]
 
     @property
-    def scorer(self): return self.sides[0].scorer
+    def scorer(self):
+        return self.sides[0].scorer
 
-    def begin(self, spec, vocab)->list:
+    def begin(self, spec, vocab) -> list:
         "Pieces of a run's start."
         cfg = self.cfg
-        if cfg.start or cfg.init != "random": return start_pieces(self.lms, cfg.start or self.lm.decode(start_tokens(self.lm, self.task, cfg, None)))
-        for k in range(100):   # most draws of common tokens are read back otherwise by one model or the other
+        if cfg.start or cfg.init != "random":
+            return start_pieces(self.lms, cfg.start or self.lm.decode(start_tokens(self.lm, self.task, cfg, None)))
+        for k in range(100):  # most draws of common tokens are read back otherwise by one model or the other
             at = torch.randint(len(vocab), (cfg.n_tokens,), generator=_draws(spec.seed, -1 - k))
             drawn = [ids_of(vocab, m)[at].tolist() for m in self.lms]
             text = self.lm.decode(drawn[0])
-            if all(_stable(m, ids) and m.decode(ids) == text for m, ids in zip(self.lms, drawn)): return [tuple([i] for i in of) for of in zip(*drawn)]
-        raise InputError(f"seed {spec.seed}: none of 100 random prompts of {cfg.n_tokens} common tokens is read back as it stands; give a start")
+            if all(_stable(m, ids) and m.decode(ids) == text for m, ids in zip(self.lms, drawn)):
+                return [tuple([i] for i in of) for of in zip(*drawn)]
+        raise InputError(
+            f"seed {spec.seed}: none of 100 random prompts of {cfg.n_tokens} common tokens is read back as it stands; give a start"
+        )
 
-    def ids(self, r:int, prompt, m:int)->tuple:
+    def ids(self, r: int, prompt, m: int) -> tuple:
         "Ids of a prompt of run `r` in model `m`."
         table = self.spaces[r][m].ids
         return tuple(i for piece, v in zip(self.pieces[r], prompt) for i in (piece[m] if v == OWN else [int(table[v])]))
 
-    def text(self, r:int, prompt)->str: return self.lm.decode(self.ids(r, prompt, 0))
+    def text(self, r: int, prompt) -> str:
+        return self.lm.decode(self.ids(r, prompt, 0))
 
-    def project(self)->Tensor:
+    def project(self) -> Tensor:
         "(r, p) ids of the current prompts in the first model."
         return torch.tensor([self.ids(r, p, 0) for r, p in enumerate(self.prompts)])
 
-    def reads_back(self, r:int, prompt)->bool:
+    def reads_back(self, r: int, prompt) -> bool:
         "Does every model read the prompt's text as the ids that it was given?"
         text = self.text(r, prompt)
         return all(tuple(m.encode(text)) == self.ids(r, prompt, k) for k, m in enumerate(self.lms))
@@ -327,42 +471,53 @@ class _JointSwapPass:
 # %% ../nbs/10_joint.ipynb #10a0000d
 class _Round:
     "One round of a `_JointSwapPass`: gradients, candidates, a first look, the finalists."
-    def __init__(self, p:_JointSwapPass):
+
+    def __init__(self, p: _JointSwapPass):
         self.p, self.runs = p, range(len(p.specs))
         self.look, self.fresh = zip(*(round_texts(p.task.train.labels, p.cfg, s.seed, p.step) for s in p.specs))
 
-    def losses(self, rows, picks)->list:
+    def losses(self, rows, picks) -> list:
         "Of each run's prompts the loss on each model: run -> prompt -> M losses."
         flat = [(r, prompt) for r in self.runs for prompt in rows[r]]
-        each = [side.losses([self.p.ids(r, prompt, m) for r, prompt in flat], [picks[r] for r, _ in flat]) for m, side in enumerate(self.p.sides)]
+        each = [
+            side.losses([self.p.ids(r, prompt, m) for r, prompt in flat], [picks[r] for r, _ in flat])
+            for m, side in enumerate(self.p.sides)
+        ]
         of, out = list(zip(*each)), []
         for r in self.runs:
-            out.append(of[:len(rows[r])])
-            of = of[len(rows[r]):]
+            out.append(of[: len(rows[r])])
+            of = of[len(rows[r]) :]
         return out
 
-    def gradients(self)->tuple:
+    def gradients(self) -> tuple:
         "Losses of the present prompts (run -> M of them), and gradients (model -> run -> (p, d))."
         found = []
         for m, side in enumerate(self.p.sides):
-            loss, grad, ids = [0.]*len(self.runs), [None]*len(self.runs), [self.p.ids(r, self.p.prompts[r], m) for r in self.runs]
+            loss, grad, ids = (
+                [0.0] * len(self.runs),
+                [None] * len(self.runs),
+                [self.p.ids(r, self.p.prompts[r], m) for r in self.runs],
+            )
             for length in sorted(set(map(len, ids))):
                 rows = [r for r in self.runs if len(ids[r]) == length]
                 loss_r, grad_rpd = side.gradient([ids[r] for r in rows], [self.look[r] for r in rows])
-                for k, r in enumerate(rows): loss[r], grad[r] = loss_r[k].item(), grad_rpd[k]
+                for k, r in enumerate(rows):
+                    loss[r], grad[r] = loss_r[k].item(), grad_rpd[k]
             found.append((loss, grad))
         return list(zip(*(loss for loss, _ in found))), [grad for _, grad in found]
 
-    def gains(self, r:int, grads)->Tensor:
+    def gains(self, r: int, grads) -> Tensor:
         "(open pieces, v) first-order gain of each swap of run `r`, summed over the models."
         total = 0
         for m, space in enumerate(self.p.spaces[r]):
-            ends = list(accumulate(len(piece[m]) for piece in self.p.pieces[r]))   # a piece that is swapped is one token before and after
+            ends = list(
+                accumulate(len(piece[m]) for piece in self.p.pieces[r])
+            )  # a piece that is swapped is one token before and after
             at = torch.tensor([ends[j] - 1 for j in self.p.open[r]], device=grads[m][r].device)
-            total = total - ((grads[m][r][at].to(space.unit_vd) @ space.unit_vd.T)*self.p.norms[id(space)]).cpu()
+            total = total - ((grads[m][r][at].to(space.unit_vd) @ space.unit_vd.T) * self.p.norms[id(space)]).cpu()
         return total
 
-    def candidates(self, r:int, gain_jv:Tensor)->list:
+    def candidates(self, r: int, gain_jv: Tensor) -> list:
         "Prompts one swap away, drawn from the best tokens at each open piece, that every model reads back."
         cfg, now = self.p.cfg, self.p.prompts[r]
         best = gain_jv.topk(min(cfg.topk, gain_jv.shape[1]), dim=-1).indices.tolist()
@@ -370,86 +525,128 @@ class _Round:
         order, out = torch.randperm(len(swaps), generator=_draws(self.p.specs[r].seed, self.p.step)).tolist(), []
         for k in order:
             j, v = swaps[k]
-            prompt = now[:j] + (v,) + now[j+1:]
-            if self.p.reads_back(r, prompt): out.append(prompt)
-            if len(out) == cfg.n_candidates: break
+            prompt = now[:j] + (v,) + now[j + 1 :]
+            if self.p.reads_back(r, prompt):
+                out.append(prompt)
+            if len(out) == cfg.n_candidates:
+                break
         return out
 
-    def change(self, new, now)->float:
+    def change(self, new, now) -> float:
         "What a swap does to the losses, as the rule counts it; below 0 it is taken."
         each = [a - b for a, b in zip(new, now)]
         return max(each) if self.p.cfg.rule == "worse" else sum(each)
 
-    def play(self)->list:
+    def play(self) -> list:
         "The prompts after the round; notes what was seen on the way."
         self.now, grads = self.gradients()
         self.tried = [self.candidates(r, self.gains(r, grads)) for r in self.runs]
         self.seen = self.losses(self.tried, self.look)
-        self.best = [sorted(range(len(of)), key=lambda i: self.change(of[i], now))[:self.p.cfg.finalists] for of, now in zip(self.seen, self.now)]
+        self.best = [
+            sorted(range(len(of)), key=lambda i: self.change(of[i], now))[: self.p.cfg.finalists]
+            for of, now in zip(self.seen, self.now)
+        ]
         self.final = [[self.p.prompts[r], *(self.tried[r][i] for i in self.best[r])] for r in self.runs]
         self.again = self.losses(self.final, self.fresh)
         return [self.chosen(r) for r in self.runs]
 
-    def chosen(self, r:int):
+    def chosen(self, r: int):
         "Of a run's finalists the one of least change, if it is below 0; else the present prompt."
-        change = [self.change(of, self.again[r][0]) for of in self.again[r]]   # the present prompt's own is 0, and stands first
+        change = [
+            self.change(of, self.again[r][0]) for of in self.again[r]
+        ]  # the present prompt's own is 0, and stands first
         return self.final[r][min(range(len(change)), key=lambda i: change[i])]
 
 # %% ../nbs/10_joint.ipynb #10a0000e
 class _JointSwaps(_JointSwapPass):
     "The pass as `run_pass` takes it: rounds, choice on the holdout, checkpoints."
+
     def advance(self):
         "One round of every run."
-        if self.step == 0: self.hold()                # the start takes part in the choice
+        if self.step == 0:
+            self.hold()  # the start takes part in the choice
         turn = _Round(self)
         self.prompts = turn.play()
-        for r, now in enumerate(turn.now): self.losses[r].append(sum(now)/len(now))
+        for r, now in enumerate(turn.now):
+            self.losses[r].append(sum(now) / len(now))
         self.step += 1
 
-    def accuracies(self, runs)->list:
+    def accuracies(self, runs) -> list:
         "Holdout accuracy of the present prompts of some runs, over the models."
         each = [side.accuracies([self.ids(r, self.prompts[r], m) for r in runs]) for m, side in enumerate(self.sides)]
-        return [min(of) if self.cfg.choose == "worst" else sum(of)/len(of) for of in zip(*each)]
+        return [min(of) if self.cfg.choose == "worst" else sum(of) / len(of) for of in zip(*each)]
 
     def hold(self):
         "Score the present prompts that were not seen yet; the start stands as best until a later one is as good."
         keys = [self.ids(r, p, 0) for r, p in enumerate(self.prompts)]
         new = list({key: r for r, key in enumerate(keys) if key not in self.seen}.values())
-        if new: self.seen.update(zip([keys[r] for r in new], self.accuracies(new)))
-        if self.step == 0: self.best = [dict(step=0, holdout=self.seen[key], ids=list(key)) for key in keys]
+        if new:
+            self.seen.update(zip([keys[r] for r in new], self.accuracies(new)))
+        if self.step == 0:
+            self.best = [dict(step=0, holdout=self.seen[key], ids=list(key)) for key in keys]
 
     def judge(self):
         "Holdout accuracy of every run's prompt; the best is kept, ties to the later."
         self.hold()
-        _judge(self)   # finds every prompt in `seen`, and does the bookkeeping
+        _judge(self)  # finds every prompt in `seen`, and does the bookkeeping
 
-    def identity(self)->str:
+    def identity(self) -> str:
         "Hash of everything that the pass depends on."
-        return config_hash(dict(search="joint-swaps", models=[lm_facts(m) for m in self.lms], task=self.task.hash, cfg=facts(self.cfg), runs=spec_facts(self.specs)))
+        return config_hash(
+            dict(
+                search="joint-swaps",
+                models=[lm_facts(m) for m in self.lms],
+                task=self.task.hash,
+                cfg=facts(self.cfg),
+                runs=spec_facts(self.specs),
+            )
+        )
 
     def save(self, path):
-        rest = dict(step=self.step, wall_s=self.wall_s, tokens=[[s.scorer.tokens, s.scorer.grad_tokens] for s in self.sides], losses=self.losses, curves=self.curves,
-                    best=self.best, seen=[[list(k), v] for k, v in self.seen.items()], prompts=self.prompts)
+        rest = dict(
+            step=self.step,
+            wall_s=self.wall_s,
+            tokens=[[s.scorer.tokens, s.scorer.grad_tokens] for s in self.sides],
+            losses=self.losses,
+            curves=self.curves,
+            best=self.best,
+            seen=[[list(k), v] for k, v in self.seen.items()],
+            prompts=self.prompts,
+        )
         write_state(path, self.identity(), dict(start=torch.tensor(self.start_ids[0])), rest)
 
     def load(self, path):
         _, rest = read_state(path, self.identity())
-        for side, (tokens, grad_tokens) in zip(self.sides, rest["tokens"]): side.scorer.tokens, side.scorer.grad_tokens = tokens, grad_tokens
-        self.step, self.wall_s, self.losses, self.curves, self.best = (rest[k] for k in ("step", "wall_s", "losses", "curves", "best"))
+        for side, (tokens, grad_tokens) in zip(self.sides, rest["tokens"]):
+            side.scorer.tokens, side.scorer.grad_tokens = tokens, grad_tokens
+        self.step, self.wall_s, self.losses, self.curves, self.best = (
+            rest[k] for k in ("step", "wall_s", "losses", "curves", "best")
+        )
         self.prompts, self.seen = list(map(tuple, rest["prompts"])), {tuple(k): v for k, v in rest["seen"]}
 
-    def finish(self)->list:
+    def finish(self) -> list:
         "Runs as they stand; tokens of all the models are counted, and the models are named."
         tokens, grad_tokens = (sum(getattr(s.scorer, k) for s in self.sides) for k in ("tokens", "grad_tokens"))
-        return [replace(run, forward_tokens=tokens, backward_tokens=grad_tokens, config=run.config | dict(also=[m.name for m in self.lms[1:]])) for run in _finish(self)]
+        return [
+            replace(
+                run,
+                forward_tokens=tokens,
+                backward_tokens=grad_tokens,
+                config=run.config | dict(also=[m.name for m in self.lms[1:]]),
+            )
+            for run in _finish(self)
+        ]
+
 
 def tune_joint_swaps(
-    lm:LM, task,
-    specs,                                  # RunSpecs (method "joint-swaps"); their spaces are made from a Vocab that covers all the models
-    cfg:JointSwapConfig=JointSwapConfig(),
-    also=None,                              # the other LM, or a list of them
-    **loop,                                 # progress, checkpoint, ... of `run_pass`
-)->list:                                    # Runs, in the order of `specs`: ids are those of `lm`, best_holdout is over the models
+    lm: LM,
+    task,
+    specs,  # RunSpecs (method "joint-swaps"); their spaces are made from a Vocab that covers all the models
+    cfg: JointSwapConfig = JointSwapConfig(),
+    also=None,  # the other LM, or a list of them
+    **loop,  # progress, checkpoint, ... of `run_pass`
+) -> list:  # Runs, in the order of `specs`: ids are those of `lm`, best_holdout is over the models
     "Search hard prompts by swaps that several models gain from. `InputError` if a vocabulary does not cover a model, there is only one, or nothing of the start can be swapped."
-    if also is None: raise InputError("joint-swaps needs a second model; give also=")
+    if also is None:
+        raise InputError("joint-swaps needs a second model; give also=")
     return run_pass(_JointSwaps(lm, task, specs, cfg, also), **loop) if specs else []

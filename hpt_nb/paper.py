@@ -12,9 +12,9 @@ import pandas as pd
 from .store import InputError
 
 # %% ../nbs/11c_paper.ipynb #38cefa35
-DASH = "-"                                                                      # the paper's sign for "no counterpart"
+DASH = "-"  # the paper's sign for "no counterpart"
 TARGETS = ("gpt2-xl", "opt-2.7b", "llama-3.2-3b", "llama-3.2-3b-instruct")
-PLACES = ("Original", *TARGETS)                                                 # the columns: the source itself, then the targets
+PLACES = ("Original", *TARGETS)  # the columns: the source itself, then the targets
 SEEDS = 5
 
 _TABLE_1 = """
@@ -55,17 +55,22 @@ PEZ-pruned | - | 28.93±0.94 | 53.73±2.02 | 45.51±5.85 | 41.93±0.42 | 41.57±
 Ours | gpt2-large | 29.24±0.34 | 60.63±4.24* | 55.62±5.21* | 41.42±0.87 | 42.69±0.97*
 Ours | opt-1.3b | 29.10±0.27 | 57.44±6.32* | 53.08±4.87* | 41.86±2.63 | 42.84±1.35*
 """
-_TABLES = {("sst2", "gpt2-large"): (1, _TABLE_1), ("ag_news", "opt-1.3b"): (2, _TABLE_2),
-           ("sst2", "llama-3.2-1b-instruct"): (4, _TABLE_4), ("ag_news", "llama-3.2-1b-instruct"): (5, _TABLE_5)}
+_TABLES = {
+    ("sst2", "gpt2-large"): (1, _TABLE_1),
+    ("ag_news", "opt-1.3b"): (2, _TABLE_2),
+    ("sst2", "llama-3.2-1b-instruct"): (4, _TABLE_4),
+    ("ag_news", "llama-3.2-1b-instruct"): (5, _TABLE_5),
+}
 
 # %% ../nbs/11c_paper.ipynb #1a405c92
-def _cell(text:str)->dict:
+def _cell(text: str) -> dict:
     "mean, sd (None without seeds), bold, and the text without its star."
     plain, bold = text.rstrip("*"), text.endswith("*")
     mean, _, sd = plain.partition("±")
     return dict(mean=float(mean), sd=float(sd) if sd else None, bold=bold, text=plain.replace("±", " ± "))
 
-def _lines(task:str, source:str)->list:
+
+def _lines(task: str, source: str) -> list:
     "The printed cells of one table, a dictionary each."
     number, body = _TABLES[task, source]
     rows = []
@@ -75,71 +80,82 @@ def _lines(task:str, source:str)->list:
         rows += [{**same, "place": place, **_cell(text)} for place, text in zip(PLACES, cells)]
     return rows
 
-def printed()->pd.DataFrame:   # table, task, source, row, counterpart, place, mean, sd, bold, text; percent
+
+def printed() -> pd.DataFrame:  # table, task, source, row, counterpart, place, mean, sd, bold, text; percent
     "Every printed accuracy of Tables 1, 2, 4 and 5, a row each; sd is NaN for Empty."
     return pd.DataFrame([one for task, source in _TABLES for one in _lines(task, source)])
 
 # %% ../nbs/11c_paper.ipynb #eac1bc8e
-def short_name(model:str)->str:
+def short_name(model: str) -> str:
     "A model as it is called here: the last part of a hub id or folder, in small letters."
     return model.rstrip("/").rpartition("/")[2].lower()
 
+
 def paper_values(
-    task:str,
-    source:str,          # hub id, folder or short name
-)->pd.DataFrame:         # row, counterpart, place, mean, sd, bold, text
+    task: str,
+    source: str,  # hub id, folder or short name
+) -> pd.DataFrame:  # row, counterpart, place, mean, sd, bold, text
     "What the paper prints for one task and source; empty where it has no such table."
     key = task, short_name(source)
     columns = ["row", "counterpart", "place", "mean", "sd", "bold", "text"]
     return pd.DataFrame(_lines(*key) if key in _TABLES else [], columns=columns)
 
 # %% ../nbs/11c_paper.ipynb #3aedb3a8
-SIZES = {"sst2": 872, "ag_news": 7600}       # GLUE's validation set; the test set
+SIZES = {"sst2": 872, "ag_news": 7600}  # GLUE's validation set; the test set
+
 
 def count_of(
-    percent:str, # as printed, with its decimals: "75.92"
-    n:int,       # texts in the split
-)->int:          # right answers
+    percent: str,  # as printed, with its decimals: "75.92"
+    n: int,  # texts in the split
+) -> int:  # right answers
     "The one count whose share of `n` is printed so. `InputError` if there is none, or more than one."
     decimals = len(percent.partition(".")[2])
-    near, reach = round(float(percent)/100*n), 1 + n//10**decimals
+    near, reach = round(float(percent) / 100 * n), 1 + n // 10**decimals
     some = range(max(0, near - reach), min(n, near + reach) + 1)
-    found = [c for c in some if f"{100*c/n:.{decimals}f}" == percent]
-    if len(found) == 1: return found[0]
-    raise InputError(f"{percent} % of {n}: {len(found) or 'no'} counts are printed so; need the exact split and enough decimals")
+    found = [c for c in some if f"{100 * c / n:.{decimals}f}" == percent]
+    if len(found) == 1:
+        return found[0]
+    raise InputError(
+        f"{percent} % of {n}: {len(found) or 'no'} counts are printed so; need the exact split and enough decimals"
+    )
 
-def _empty()->dict:
+
+def _empty() -> dict:
     "{task: {model: percentage as printed}} of the Empty rows."
     found = {}
     for one in printed().query("row == 'Empty'").itertuples():
         found.setdefault(one.task, {})[one.source if one.place == "Original" else one.place] = one.text
     return found
 
+
 EMPTY = _empty()
 COUNTS = {(task, model): count_of(p, SIZES[task]) for task, row in EMPTY.items() for model, p in row.items()}
 
-def paper_count(task:str, model:str)->int|None:
+
+def paper_count(task: str, model: str) -> int | None:
     "The paper's Empty count for a task and a model (hub id, folder or short name); None where it has none."
     return COUNTS.get((task, short_name(model)))
 
 # %% ../nbs/11c_paper.ipynb #d98d5944
-PROMPTS = {   # (row, counterpart) -> the prompts of seeds 1 to 5, SST-2 from GPT-2-Large
+PROMPTS = {  # (row, counterpart) -> the prompts of seeds 1 to 5, SST-2 from GPT-2-Large
     ("PEZ", DASH): (
         "Internet hostedox LucMor affiliated hosted Hers appliances Facebook",
         "uf Garcia Kong Tor Hamp BaldwinondeMoore anime Singapore",
         "manga Mas SundaysolThis VillaberJapanese Crystalimm",
         "ress anime mindim accumulationHe Ins Breakfast office Hollywood",
-        "ODSamsung {unknown}ort<pad> men Tend english brands Rand"),
+        "ODSamsung {unknown}ort<pad> men Tend english brands Rand",
+    ),
     ("Ours", "opt-1.3b"): (
         "negatively collect reform talent give movie improve achievement in 1980",
         "in crazy conservative independent SD criticizing job issues collaborative Dubai",
         "negatively caused create spiritual spirituality energy expectation enjoyment arrival artwork",
         "2009 this mediocre 396 music utilize Music analyze Best competition",
-        "create emotional fearful boring dull boring characters this an true"),
+        "create emotional fearful boring dull boring characters this an true",
+    ),
 }
 
 # %% ../nbs/11c_paper.ipynb #c4fd830a
-SETTINGS = {   # the paper's words -> (table or section, value, our name)
+SETTINGS = {  # the paper's words -> (table or section, value, our name)
     "Learning rate": ("Table 6", 0.3, "lr"),
     "Training steps": ("Table 6", 5000, "steps"),
     "Train batch size": ("Table 6", 16, "batch"),
@@ -152,8 +168,10 @@ SETTINGS = {   # the paper's words -> (table or section, value, our name)
     "Seeds": ("Section 5", SEEDS, "seeds"),
 }
 
-def setting(name:str):
-    "The paper's value of a setting by our name: setting(\"lr\") is 0.3. `InputError` for one that it does not state."
+
+def setting(name: str):
+    'The paper\'s value of a setting by our name: setting("lr") is 0.3. `InputError` for one that it does not state.'
     known = {ours: value for _, value, ours in SETTINGS.values()}
-    if name not in known: raise InputError(f"the paper states no {name!r}; need one of {', '.join(known)}")
+    if name not in known:
+        raise InputError(f"the paper states no {name!r}; need one of {', '.join(known)}")
     return known[name]

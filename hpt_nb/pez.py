@@ -10,7 +10,11 @@ __all__ = ['RAN_AWAY', 'INITS', 'BOUNDS', 'METHODS', 'PEZ_STARTS', 'COMPILE_STEP
            'tune', 'fast_dtype']
 
 # %% ../nbs/06_pez.ipynb #cbfb3d2f
-import json, math, signal, threading, time
+import json
+import math
+import signal
+import threading
+import time
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -27,239 +31,318 @@ from .places import chat_facts
 from .scoring import OBJECTIVES, PrefixScorer, label_ids, text_ids
 
 # %% ../nbs/06_pez.ipynb #81f38982
-RAN_AWAY = "a prompt's vectors are no longer finite numbers: the tuning ran away; lower its learning rate"   # nothing is nearest to NaN, and argmax would name a token all the same
+RAN_AWAY = "a prompt's vectors are no longer finite numbers: the tuning ran away; lower its learning rate"  # nothing is nearest to NaN, and argmax would name a token all the same
+
 
 class SearchSpace:
     "Rows of a model's input embeddings that a prompt may be made of."
-    def __init__(self, lm:LM,
-                 vocab=None):  # Vocab that covers `lm`, 1-D ids, or None: every row the tokenizer can name
-        if vocab is None: vocab = whole_vocab(lm)
+
+    def __init__(
+        self, lm: LM, vocab=None
+    ):  # Vocab that covers `lm`, 1-D ids, or None: every row the tokenizer can name
+        if vocab is None:
+            vocab = whole_vocab(lm)
         ids = ids_of(vocab, lm) if isinstance(vocab, Vocab) else torch.as_tensor(vocab, dtype=torch.long)
-        if ids.ndim != 1 or len(ids) == 0: raise InputError(f"the vocabulary to search has shape {tuple(ids.shape)}; need at least one token id")
+        if ids.ndim != 1 or len(ids) == 0:
+            raise InputError(f"the vocabulary to search has shape {tuple(ids.shape)}; need at least one token id")
         if int(ids.min()) < 0 or int(ids.max()) >= len(lm.embeddings):
-            raise InputError(f"token id {int(ids.max())} of the vocabulary is outside {lm.name}'s {len(lm.embeddings)} rows; the vocabulary belongs to another model")
+            raise InputError(
+                f"token id {int(ids.max())} of the vocabulary is outside {lm.name}'s {len(lm.embeddings)} rows; the vocabulary belongs to another model"
+            )
         self.vocab = vocab if isinstance(vocab, Vocab) else None
         self.ids, self.rows_vd = ids.to(lm.embeddings.device), lm.embeddings
         self.unit_vd = torch.nn.functional.normalize(lm.embeddings[self.ids].float(), dim=-1)
 
-    def __len__(self): return len(self.ids)
+    def __len__(self):
+        return len(self.ids)
 
-    def project(self, x:Tensor)->Tensor:
+    def project(self, x: Tensor) -> Tensor:
         "(..., d) vectors -> (...) ids of the nearest allowed tokens by cosine. `InputError` for vectors that are not finite."
-        if not x.isfinite().all(): raise InputError(RAN_AWAY)
+        if not x.isfinite().all():
+            raise InputError(RAN_AWAY)
         return self.ids[(x.float() @ self.unit_vd.T).argmax(-1)]  # |x| does not change the argmax
 
-    def embed(self, ids:Tensor)->Tensor:
+    def embed(self, ids: Tensor) -> Tensor:
         "(...) ids -> (..., d) float32 embeddings, unnormalised."
         return self.rows_vd[ids].float()
 
 # %% ../nbs/06_pez.ipynb #06c88db8
 INITS = ("labels", "names", "random")
-BOUNDS = dict(n_tokens=dict(most=10_000), batch=dict(most=10**6), clip=dict(above=0, infinite=True))   # of settings that several methods have; no bound on the gradient is one too
+BOUNDS = dict(
+    n_tokens=dict(most=10_000), batch=dict(most=10**6), clip=dict(above=0, infinite=True)
+)  # of settings that several methods have; no bound on the gradient is one too
+
 
 def check_start(cfg):
     "`InputError` for a start or an objective that is not known."
-    if cfg.init not in INITS: raise InputError(f"init={cfg.init!r}; need {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}; a text of your own goes into start")
-    if not isinstance(cfg.start, str): raise InputError(f"start={cfg.start!r}; need a text")
-    if cfg.objective not in OBJECTIVES[:2]: raise InputError(f"objective={cfg.objective!r}; need 'labels' or 'centred'")
+    if cfg.init not in INITS:
+        raise InputError(
+            f"init={cfg.init!r}; need {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}; a text of your own goes into start"
+        )
+    if not isinstance(cfg.start, str):
+        raise InputError(f"start={cfg.start!r}; need a text")
+    if cfg.objective not in OBJECTIVES[:2]:
+        raise InputError(f"objective={cfg.objective!r}; need 'labels' or 'centred'")
+
 
 def storable(value):
     "A setting as JSON can hold it: no bound (infinity) is the word `inf`."
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
-def facts(cfg)->dict:
+
+def facts(cfg) -> dict:
     "What a configuration says of a result: its fields, but for those that stand at what older results were computed with."
-    return {k: storable(v) for k, v in asdict(cfg).items() if {f.name: f for f in fields(cfg)}[k].metadata.get("absent", ...) != v}
+    return {
+        k: storable(v)
+        for k, v in asdict(cfg).items()
+        if {f.name: f for f in fields(cfg)}[k].metadata.get("absent", ...) != v
+    }
+
 
 @dataclass(frozen=True)
 class PezConfig:
     "All that changes a tuning run's result, beside model, task, vocabulary and seed. Defaults: the paper's Table 6 and the released pipeline."
-    n_tokens:int = 10         # prompt length, tokens
-    steps:int = 5000
-    batch:int = 16            # texts a step
-    lr:float = 0.3            # Adafactor; constant, no relative step, no parameter scaling
-    clip:float = 1.0          # bound on a run's gradient norm
-    init:str = "labels"       # "labels": the class names' tokens, tiled; "names": those of the names as one text, tiled, as released; "random": random rows of the vocabulary
-    eval_every:int = 100      # steps between holdout evaluations
-    holdout_n:int = 5000      # holdout texts, stratified; all if there are fewer
-    start:str = field(default="", metadata=dict(absent=""))   # a text to start from: its ids stand until they are replaced; n_tokens and init then say nothing
-    objective:str = field(default="labels", metadata=dict(absent="labels"))   # "labels", or "centred": no gain from bias
-    pad_row:bool = field(default=False, metadata=dict(absent=False))          # True: a <pad> row of the run's own, where the tokenizer has none
+
+    n_tokens: int = 10  # prompt length, tokens
+    steps: int = 5000
+    batch: int = 16  # texts a step
+    lr: float = 0.3  # Adafactor; constant, no relative step, no parameter scaling
+    clip: float = 1.0  # bound on a run's gradient norm
+    init: str = "labels"  # "labels": the class names' tokens, tiled; "names": those of the names as one text, tiled, as released; "random": random rows of the vocabulary
+    eval_every: int = 100  # steps between holdout evaluations
+    holdout_n: int = 5000  # holdout texts, stratified; all if there are fewer
+    start: str = field(
+        default="", metadata=dict(absent="")
+    )  # a text to start from: its ids stand until they are replaced; n_tokens and init then say nothing
+    objective: str = field(
+        default="labels", metadata=dict(absent="labels")
+    )  # "labels", or "centred": no gain from bias
+    pad_row: bool = field(
+        default=False, metadata=dict(absent=False)
+    )  # True: a <pad> row of the run's own, where the tokenizer has none
 
     def __post_init__(self):
         check_fields(self, **BOUNDS)
         check_start(self)
 
+
 METHODS = ("pez", "pez-reprojected")
-PEZ_STARTS = {"pez-reprojected": dict(init="names")}   # what a method says where nothing else is said
+PEZ_STARTS = {"pez-reprojected": dict(init="names")}  # what a method says where nothing else is said
 
 # %% ../nbs/06_pez.ipynb #5d056b4f
 @dataclass(frozen=True)
 class RunSpec:
     "One run: where it may search, how, and its seed."
-    space:SearchSpace
-    method:str = "pez"
-    seed:int = 0
 
-    def __post_init__(self): object.__setattr__(self, "seed", whole("seed", self.seed, *SEEDS))
+    space: SearchSpace
+    method: str = "pez"
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "seed", whole("seed", self.seed, *SEEDS))
+
 
 @dataclass
 class Run:
     "A finished run: its best prompt, how it got there, and what that cost."
-    method:str
-    seed:int
-    prompt_ids:list           # n_tokens ids
-    prompt_text:str           # the same, decoded
-    tokens:list               # each token's text; "{unknown}" where its bytes are no text (the paper's Table 3)
-    best_step:int
-    best_holdout:float        # holdout accuracy of the prompt, 0..1; calibrated where the objective is "centred"
-    curve:dict                # {"step": [...], "loss": mean since the last one, "holdout": accuracy, "ids": the prompt}
-    wall_s:float              # of the whole pass, shared with the runs beside it
-    runs_in_pass:int
-    forward_tokens:int        # tokens of the whole pass, forward
-    backward_tokens:int       # of these, tokens that a gradient went back through
-    config:dict = field(default_factory=dict)
-    start_ids:list|None = None   # the prompt at step 0, as it is first read: the start after projection; None for a method without one
-    start_text:str|None = None
-    stopped_at:int|None = None   # steps after which a callback ended the pass, where that was before its last
 
-    def result(self)->dict:
+    method: str
+    seed: int
+    prompt_ids: list  # n_tokens ids
+    prompt_text: str  # the same, decoded
+    tokens: list  # each token's text; "{unknown}" where its bytes are no text (the paper's Table 3)
+    best_step: int
+    best_holdout: float  # holdout accuracy of the prompt, 0..1; calibrated where the objective is "centred"
+    curve: dict  # {"step": [...], "loss": mean since the last one, "holdout": accuracy, "ids": the prompt}
+    wall_s: float  # of the whole pass, shared with the runs beside it
+    runs_in_pass: int
+    forward_tokens: int  # tokens of the whole pass, forward
+    backward_tokens: int  # of these, tokens that a gradient went back through
+    config: dict = field(default_factory=dict)
+    start_ids: list | None = (
+        None  # the prompt at step 0, as it is first read: the start after projection; None for a method without one
+    )
+    start_text: str | None = None
+    stopped_at: int | None = None  # steps after which a callback ended the pass, where that was before its last
+
+    def result(self) -> dict:
         "What a results folder keeps of the run."
-        apart = ("method", "seed", "config")   # those stand in the cell's configuration
-        return {k: v for k, v in vars(self).items() if k not in apart and not (k in ("start_ids", "start_text", "stopped_at") and v is None)}
+        apart = ("method", "seed", "config")  # those stand in the cell's configuration
+        return {
+            k: v
+            for k, v in vars(self).items()
+            if k not in apart and not (k in ("start_ids", "start_text", "stopped_at") and v is None)
+        }
 
 # %% ../nbs/06_pez.ipynb #090cae3f
-def seeded(n:int)->torch.Generator:
+def seeded(n: int) -> torch.Generator:
     "A generator that starts from `n`; one beyond 64 bits is taken modulo 2**63."
-    return torch.Generator().manual_seed(n if -2**63 <= n < 2**63 else n % 2**63)
+    return torch.Generator().manual_seed(n if -(2**63) <= n < 2**63 else n % 2**63)
 
-@lru_cache(maxsize=128)   # a run asks for its shuffle at every step
-def shuffled(n:int, seed:int)->Tensor:
+
+@lru_cache(maxsize=128)  # a run asks for its shuffle at every step
+def shuffled(n: int, seed: int) -> Tensor:
     "(n,) int32 numbers below `n` in an order of their own."
     return torch.randperm(n, generator=seeded(seed)).to(torch.int32)
 
-def piece(n:int, at:int, size:int, seed:int)->list:
+
+def piece(n: int, at: int, size: int, seed: int) -> list:
     "`size` of the numbers below `n`, from place `at` on in a stream of shuffles; epoch e is shuffled by seed + e."
     out = []
     while len(out) < size:
         epoch, offset = divmod(at + len(out), n)
-        out += shuffled(n, seed + epoch)[offset:offset + size - len(out)].tolist()
+        out += shuffled(n, seed + epoch)[offset : offset + size - len(out)].tolist()
     return out
 
+
 def batch_at(
-    n:int,       # training texts
-    batch:int,   # texts a step
-    seed:int,
-    step:int,    # 0-based
-)->list:         # `batch` text numbers
+    n: int,  # training texts
+    batch: int,  # texts a step
+    seed: int,
+    step: int,  # 0-based
+) -> list:  # `batch` text numbers
     "Texts of one step: consecutive pieces of one shuffle after another, each text once an epoch."
-    return piece(n, step*batch, batch, (seed + 1)*1_000_003)
+    return piece(n, step * batch, batch, (seed + 1) * 1_000_003)
 
 # %% ../nbs/06_pez.ipynb #6b00a002
 @lru_cache(maxsize=8)
-def _by_class(labels:tuple)->list:
+def _by_class(labels: tuple) -> list:
     "Text numbers of each class that there is, ascending."
     return [[i for i, y in enumerate(labels) if y == c] for c in sorted(set(labels))]
 
+
 def balanced_batch_at(
-    labels,      # label numbers of the training texts
-    batch:int,   # texts a step
-    seed:int,
-    step:int,    # 0-based
-)->list:         # `batch` text numbers
+    labels,  # label numbers of the training texts
+    batch: int,  # texts a step
+    seed: int,
+    step: int,  # 0-based
+) -> list:  # `batch` text numbers
     "Texts of one step, each class as often as the others, to within one text. `InputError` for fewer texts than classes."
     by_class = _by_class(tuple(labels))
     base, left = divmod(batch, len(by_class))
-    if not base: raise InputError(f"batch={batch} for {len(by_class)} classes; the centred objective needs at least one text of each in a step")
+    if not base:
+        raise InputError(
+            f"batch={batch} for {len(by_class)} classes; the centred objective needs at least one text of each in a step"
+        )
     out = []
     for k, rows in enumerate(by_class):
-        def places(s): return base*s + (s*left + len(by_class) - 1 - k)//len(by_class)   # drawn before step s
+
+        def places(s):
+            return base * s + (s * left + len(by_class) - 1 - k) // len(by_class)  # drawn before step s
+
         first = places(step)
-        out += [rows[i] for i in piece(len(rows), first, places(step + 1) - first, ((seed + 1)*1_000_003 + k)*1_000_003**2)]
+        out += [
+            rows[i]
+            for i in piece(len(rows), first, places(step + 1) - first, ((seed + 1) * 1_000_003 + k) * 1_000_003**2)
+        ]
     return out
 
-def texts_at(labels, cfg, seed:int, step:int, batch:int=0)->list:
+
+def texts_at(labels, cfg, seed: int, step: int, batch: int = 0) -> list:
     "Numbers of the training texts that a run reads at a step, as its objective draws them; `batch`: other than the configuration's."
-    if cfg.objective == "centred": return balanced_batch_at(labels, batch or cfg.batch, seed, step)
+    if cfg.objective == "centred":
+        return balanced_batch_at(labels, batch or cfg.batch, seed, step)
     return batch_at(len(labels), batch or cfg.batch, seed, step)
 
 # %% ../nbs/06_pez.ipynb #45716abe
 def start_tokens(
-    lm:LM, task,
-    cfg,           # has `start`, `init`, `n_tokens`
-    space:SearchSpace,
-    seed:int=0,
-)->list:           # p ids
+    lm: LM,
+    task,
+    cfg,  # has `start`, `init`, `n_tokens`
+    space: SearchSpace,
+    seed: int = 0,
+) -> list:  # p ids
     "Tokens that a run starts from, before any projection. `InputError` for a start without a token."
     if cfg.start:
         ids = lm.encode(cfg.start)
-        if not ids: raise InputError(f"start={cfg.start!r} has no token in {lm.name}; give a text that its tokenizer knows")
+        if not ids:
+            raise InputError(f"start={cfg.start!r} has no token in {lm.name}; give a text that its tokenizer knows")
         return ids
     if cfg.init == "random":
         pick = torch.randint(len(space), (cfg.n_tokens,), generator=torch.Generator().manual_seed(seed))
         return space.ids[pick.to(space.ids.device)].tolist()
-    if cfg.init == "names": ids = lm.encode(" ".join(word.strip() for word in task.labels))
-    else: ids = [i for word in task.labels for i in lm.encode(word)]
-    return (ids*cfg.n_tokens)[:cfg.n_tokens]
+    if cfg.init == "names":
+        ids = lm.encode(" ".join(word.strip() for word in task.labels))
+    else:
+        ids = [i for word in task.labels for i in lm.encode(word)]
+    return (ids * cfg.n_tokens)[: cfg.n_tokens]
 
-def _start(lm, task, spec, cfg)->Tensor:
+
+def _start(lm, task, spec, cfg) -> Tensor:
     "(p, d) first iterate of a run."
     ids = start_tokens(lm, task, cfg, spec.space, getattr(spec, "seed", 0))
     return lm.embeddings[torch.tensor(ids, device=lm.embeddings.device)].float()
 
-
 # %% ../nbs/06_pez.ipynb #6b00a006
-def covers(lm:LM, space:SearchSpace)->bool:
+def covers(lm: LM, space: SearchSpace) -> bool:
     "Does a space hold every row that the tokenizer can name?"
     return len(space) >= len(lm.token_bytes.keys() | lm.special_ids)
 
+
 class _Pass:
     "Runs side by side on one model and task."
+
     def __init__(self, lm, task, specs, cfg):
         self.lm, self.task, self.specs, self.cfg = lm, task, list(specs), cfg
         odd = [s.method for s in self.specs if s.method not in METHODS]
-        if odd: raise InputError(f"unknown method {odd[0]!r}; known here: {', '.join(METHODS)}")
+        if odd:
+            raise InputError(f"unknown method {odd[0]!r}; known here: {', '.join(METHODS)}")
         self.scorer = PrefixScorer(lm, label_ids(lm, task))
         self.train = text_ids(lm, task, task.train.texts)
         held = task.subset("holdout", min(cfg.holdout_n, len(task.holdout)), seed=0)
         self.held, self.held_labels = text_ids(lm, task, held.texts), torch.tensor(held.labels)
         self.bos_pd = lm.embeddings[torch.tensor(lm.bos_ids, dtype=torch.long, device=lm.embeddings.device)].float()
         self.params = [torch.nn.Parameter(_start(lm, task, s, cfg)) for s in self.specs]
-        self.pads = {r: pad_row(lm, s.seed) for r, s in enumerate(self.specs) if cfg.pad_row and lm.takes_pad and covers(lm, s.space)}
-        self.own = self.project()      # ids of a written start
-        self.kept = torch.zeros_like(self.own, dtype=torch.bool)   # positions at which they stand
+        self.pads = {
+            r: pad_row(lm, s.seed)
+            for r, s in enumerate(self.specs)
+            if cfg.pad_row and lm.takes_pad and covers(lm, s.space)
+        }
+        self.own = self.project()  # ids of a written start
+        self.kept = torch.zeros_like(self.own, dtype=torch.bool)  # positions at which they stand
         if cfg.start:
-            self.own, near = torch.tensor([start_tokens(lm, task, cfg, None)]*len(self.specs), device=self.own.device), self.own
+            self.own, near = (
+                torch.tensor([start_tokens(lm, task, cfg, None)] * len(self.specs), device=self.own.device),
+                self.own,
+            )
             self.kept = near != self.own
         self.start_ids = self.project().tolist()
-        self.adafactor = Adafactor(self.params, lr=cfg.lr, relative_step=False, scale_parameter=False, warmup_init=False)
-        self.step, self.seen, self.wall_s = 0, {}, 0.   # seen: prompt -> holdout accuracy
+        self.adafactor = Adafactor(
+            self.params, lr=cfg.lr, relative_step=False, scale_parameter=False, warmup_init=False
+        )
+        self.step, self.seen, self.wall_s = 0, {}, 0.0  # seen: prompt -> holdout accuracy
         self.losses = [[] for _ in self.specs]
         self.curves = [dict(step=[], loss=[], holdout=[], ids=[]) for _ in self.specs]
-        self.best = [dict(step=0, holdout=-1., ids=None) for _ in self.specs]
+        self.best = [dict(step=0, holdout=-1.0, ids=None) for _ in self.specs]
 
     own = kept = None
 
-    def nearest(self, r:int)->tuple:
+    def nearest(self, r: int) -> tuple:
         "(p,) ids of the allowed tokens nearest to a run's iterate, and their cosines, times its length."
         space, x_pd, pad = self.specs[r].space, self.params[r].detach().float(), self.pads.get(r)
         ids, reach = space.project(x_pd), (x_pd @ space.unit_vd.T).amax(-1)
-        if pad is None: return ids, reach
+        if pad is None:
+            return ids, reach
         to_pad = x_pd @ torch.nn.functional.normalize(pad.float(), dim=-1)
         return torch.where(to_pad > reach, -1 - self.specs[r].seed, ids), torch.maximum(to_pad, reach)
 
-    def project(self)->Tensor:
+    def project(self) -> Tensor:
         "(r, p) ids of the current prompts."
-        ids_rp = torch.stack([self.nearest(r)[0] if r in self.pads else s.space.project(p.detach()) for r, (s, p) in enumerate(zip(self.specs, self.params))])
+        ids_rp = torch.stack(
+            [
+                self.nearest(r)[0] if r in self.pads else s.space.project(p.detach())
+                for r, (s, p) in enumerate(zip(self.specs, self.params))
+            ]
+        )
         return ids_rp if self.kept is None else torch.where(self.kept, self.own, ids_rp)
 
     def let_go(self):
         "Positions of a written start that an allowed token is now nearer to are replaced."
         for r, p in enumerate(self.params):
             own_pd = torch.nn.functional.normalize(self.lm.vectors(self.own[r]).float(), dim=-1)
-            self.kept[r] &= (p.detach().float()*own_pd).sum(-1) >= self.nearest(r)[1]
+            self.kept[r] &= (p.detach().float() * own_pd).sum(-1) >= self.nearest(r)[1]
 
-    def prefixes(self, ids_rp)->Tensor:
+    def prefixes(self, ids_rp) -> Tensor:
         "(r, bos+p, d) embeddings of [BOS; prompt]."
         rows = self.lm.vectors(ids_rp).float()
         return torch.cat([self.bos_pd.expand(len(rows), -1, -1), rows], 1)
@@ -270,107 +353,198 @@ def _advance(self):
     picks = [texts_at(self.task.train.labels, self.cfg, s.seed, self.step) for s in self.specs]
     runs = [r for r, pick in enumerate(picks) for _ in pick]
     texts = [i for pick in picks for i in pick]
-    loss_r, grad = self.scorer.loss_and_grad(self.prefixes(self.project()), [self.train[i] for i in texts],
-                                             [self.task.train.labels[i] for i in texts], runs, self.cfg.objective)
+    loss_r, grad = self.scorer.loss_and_grad(
+        self.prefixes(self.project()),
+        [self.train[i] for i in texts],
+        [self.task.train.labels[i] for i in texts],
+        runs,
+        self.cfg.objective,
+    )
     for r, p in enumerate(self.params):
-        p.grad = grad[r, len(self.bos_pd):].to(p)
+        p.grad = grad[r, len(self.bos_pd) :].to(p)
         torch.nn.utils.clip_grad_norm_([p], self.cfg.clip)
         self.losses[r].append(loss_r[r].item())
     self.adafactor.step()
-    if self.kept.any(): self.let_go()
+    if self.kept.any():
+        self.let_go()
     if any(s.method == "pez-reprojected" for s in self.specs):
         for s, p, ids in zip(self.specs, self.params, self.project()):
-            if s.method == "pez-reprojected": p.data = self.lm.vectors(ids).float()
+            if s.method == "pez-reprojected":
+                p.data = self.lm.vectors(ids).float()
     self.step += 1
+
 
 _Pass.advance = _advance
 
 # %% ../nbs/06_pez.ipynb #92ae25e7
 def held_accuracies(
-    logits_mnc:Tensor,   # (m, n, C) label logits of n holdout texts under m prompts
-    labels_n:Tensor,     # (n,) right classes
-    objective:str,
-)->list:                 # m accuracies, 0..1
-    "Share of the texts that each prompt gets right: calibrated by the texts' own means where the objective is \"centred\", else as they stand."
+    logits_mnc: Tensor,  # (m, n, C) label logits of n holdout texts under m prompts
+    labels_n: Tensor,  # (n,) right classes
+    objective: str,
+) -> list:  # m accuracies, 0..1
+    'Share of the texts that each prompt gets right: calibrated by the texts\' own means where the objective is "centred", else as they stand.'
     if objective == "centred":
         logp_mnc = logits_mnc.log_softmax(-1)
         logits_mnc = logp_mnc - logp_mnc.mean(1, keepdim=True)
     return (logits_mnc.argmax(-1) == labels_n).float().mean(-1).tolist()
 
-def _accuracies(self, prompts)->list:
+
+def _accuracies(self, prompts) -> list:
     "Holdout accuracy of each of m prompts of p ids."
     n, m = len(self.held), len(prompts)
-    logits = self.scorer.logits(self.prefixes(torch.tensor(prompts, device=self.lm.embeddings.device)), self.held*m, [r for r in range(m) for _ in range(n)])
+    logits = self.scorer.logits(
+        self.prefixes(torch.tensor(prompts, device=self.lm.embeddings.device)),
+        self.held * m,
+        [r for r in range(m) for _ in range(n)],
+    )
     return held_accuracies(logits.view(m, n, -1), self.held_labels, self.cfg.objective)
+
 
 def _judge(self, ties="later"):
     "Holdout accuracy of every run's current prompt; the best is kept, ties to the later (or, if asked, the earlier)."
     keys = [tuple(row) for row in self.project().tolist()]
     new = list(dict.fromkeys(k for k in keys if k not in self.seen))
-    if new: self.seen.update(zip(new, self.accuracies(new)))
+    if new:
+        self.seen.update(zip(new, self.accuracies(new)))
     for r, key in enumerate(keys):
-        loss, self.losses[r] = sum(self.losses[r])/max(1, len(self.losses[r])), []
-        for name, value in (("step", self.step), ("loss", loss), ("holdout", self.seen[key]), ("ids", list(key))): self.curves[r][name].append(value)
+        loss, self.losses[r] = sum(self.losses[r]) / max(1, len(self.losses[r])), []
+        for name, value in (("step", self.step), ("loss", loss), ("holdout", self.seen[key]), ("ids", list(key))):
+            self.curves[r][name].append(value)
         gain = self.seen[key] - self.best[r]["holdout"]
-        if gain > 0 or gain == 0 and ties == "later": self.best[r] = dict(step=self.step, holdout=self.seen[key], ids=list(key))
+        if gain > 0 or gain == 0 and ties == "later":
+            self.best[r] = dict(step=self.step, holdout=self.seen[key], ids=list(key))
+
 
 _Pass.accuracies, _Pass.judge = _accuracies, _judge
 
 # %% ../nbs/06_pez.ipynb #ef0075d8
-def write_state(path, identity:str, tensors:dict, rest:dict):
+def write_state(path, identity: str, tensors: dict, rest: dict):
     "Write a checkpoint, whole or not at all: tensors by name, and what JSON can hold."
-    write_atomic(path, st.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=dict(identity=identity, state=json.dumps(rest))))
+    write_atomic(
+        path,
+        st.save(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            metadata=dict(identity=identity, state=json.dumps(rest)),
+        ),
+    )
 
-def read_state(path, identity:str)->tuple:
+
+def read_state(path, identity: str) -> tuple:
     "(tensors, the rest) of a checkpoint. `InputError` if it is damaged, or not that of the pass with this identity."
     try:
-        with st.safe_open(path, "pt") as f: meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-        if meta.get("identity") != identity: raise ValueError("of another pass")
+        with st.safe_open(path, "pt") as f:
+            meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+        if meta.get("identity") != identity:
+            raise ValueError("of another pass")
         return tensors, json.loads(meta["state"])
-    except Exception as e: raise InputError(f"checkpoint {Path(path).name} cannot be used ({' '.join(str(e).split())[:80]}); delete it to start this pass anew") from None
+    except Exception as e:
+        raise InputError(
+            f"checkpoint {Path(path).name} cannot be used ({' '.join(str(e).split())[:80]}); delete it to start this pass anew"
+        ) from None
 
-def lm_facts(lm:LM)->dict:
+
+def lm_facts(lm: LM) -> dict:
     "What tells a model from another, in a checkpoint's identity."
-    return {k: v for k, v in lm.info.items() if k in ("name", "sha256", "revision", "memory", "dtype", "compiled", "bos")}
+    return {
+        k: v for k, v in lm.info.items() if k in ("name", "sha256", "revision", "memory", "dtype", "compiled", "bos")
+    }
 
-def spec_facts(specs)->list:
+
+def spec_facts(specs) -> list:
     "What tells runs from others: method, seed, and a checksum of the tokens allowed, in their order."
-    return [[s.method, s.seed, len(s.space), int((s.space.ids.cpu()*torch.arange(1, len(s.space)+1)).sum())] for s in specs]
+    return [
+        [s.method, s.seed, len(s.space), int((s.space.ids.cpu() * torch.arange(1, len(s.space) + 1)).sum())]
+        for s in specs
+    ]
 
-def _identity(self)->str:
+
+def _identity(self) -> str:
     "Hash of everything that the pass depends on."
-    return config_hash(dict(state=2, lm=lm_facts(self.lm), task=self.task.hash, cfg=facts(self.cfg), runs=spec_facts(self.specs), **chat_facts(self.lm, self.task)))
+    return config_hash(
+        dict(
+            state=2,
+            lm=lm_facts(self.lm),
+            task=self.task.hash,
+            cfg=facts(self.cfg),
+            runs=spec_facts(self.specs),
+            **chat_facts(self.lm, self.task),
+        )
+    )
+
 
 def _save(self, path):
     state = self.adafactor.state
-    tensors = {f"{r}.{k}": v for r, p in enumerate(self.params) for k, v in dict(iterate=p.data, row=state[p]["exp_avg_sq_row"], col=state[p]["exp_avg_sq_col"], kept=self.kept[r]).items()}
-    rest = dict(step=self.step, wall_s=self.wall_s, tokens=self.scorer.tokens, grad_tokens=self.scorer.grad_tokens, losses=self.losses, curves=self.curves, best=self.best, seen=[[list(k), v] for k, v in self.seen.items()])
+    tensors = {
+        f"{r}.{k}": v
+        for r, p in enumerate(self.params)
+        for k, v in dict(
+            iterate=p.data, row=state[p]["exp_avg_sq_row"], col=state[p]["exp_avg_sq_col"], kept=self.kept[r]
+        ).items()
+    }
+    rest = dict(
+        step=self.step,
+        wall_s=self.wall_s,
+        tokens=self.scorer.tokens,
+        grad_tokens=self.scorer.grad_tokens,
+        losses=self.losses,
+        curves=self.curves,
+        best=self.best,
+        seen=[[list(k), v] for k, v in self.seen.items()],
+    )
     write_state(path, _identity(self), tensors, rest)
+
 
 def _load(self, path):
     tensors, rest = read_state(path, _identity(self))
     for r, p in enumerate(self.params):
         p.data, self.kept[r] = tensors[f"{r}.iterate"].to(p), tensors[f"{r}.kept"].to(self.kept)
-        self.adafactor.state[p] = dict(step=rest["step"], exp_avg_sq_row=tensors[f"{r}.row"].to(p), exp_avg_sq_col=tensors[f"{r}.col"].to(p), RMS=0)
-    self.step, self.wall_s, self.scorer.tokens, self.scorer.grad_tokens = rest["step"], rest["wall_s"], rest["tokens"], rest["grad_tokens"]
+        self.adafactor.state[p] = dict(
+            step=rest["step"], exp_avg_sq_row=tensors[f"{r}.row"].to(p), exp_avg_sq_col=tensors[f"{r}.col"].to(p), RMS=0
+        )
+    self.step, self.wall_s, self.scorer.tokens, self.scorer.grad_tokens = (
+        rest["step"],
+        rest["wall_s"],
+        rest["tokens"],
+        rest["grad_tokens"],
+    )
     self.losses, self.curves, self.best = rest["losses"], rest["curves"], rest["best"]
     self.seen = {tuple(k): v for k, v in rest["seen"]}
+
 
 _Pass.save, _Pass.load = _save, _load
 
 # %% ../nbs/06_pez.ipynb #6a1eb5a0
-def shown_tokens(lm:LM, ids)->list:
+def shown_tokens(lm: LM, ids) -> list:
     "Each token's text; \"{unknown}\" where its bytes are no text (the paper's Table 3); a special token's name."
     names = [lm.token_bytes.get(i) for i in ids]
     return [lm.decode([i]) if b is None else token_text(b) or "{unknown}" for i, b in zip(ids, names)]
 
-def _finish(p:_Pass)->list:
+
+def _finish(p: _Pass) -> list:
     "Runs of a pass as they stand after the steps made so far."
     out = []
-    for s, best, curve, start in zip(p.specs, p.best, p.curves, getattr(p, "start_ids", None) or [None]*len(p.specs)):
-        out.append(Run(s.method, s.seed, best["ids"], p.lm.decode(best["ids"]), shown_tokens(p.lm, best["ids"]), best["step"], best["holdout"], {k: list(v) for k, v in curve.items()},
-                       round(p.wall_s, 3), len(p.specs), p.scorer.tokens, p.scorer.grad_tokens, asdict(p.cfg), start, start and p.lm.decode(start)))
+    for s, best, curve, start in zip(p.specs, p.best, p.curves, getattr(p, "start_ids", None) or [None] * len(p.specs)):
+        out.append(
+            Run(
+                s.method,
+                s.seed,
+                best["ids"],
+                p.lm.decode(best["ids"]),
+                shown_tokens(p.lm, best["ids"]),
+                best["step"],
+                best["holdout"],
+                {k: list(v) for k, v in curve.items()},
+                round(p.wall_s, 3),
+                len(p.specs),
+                p.scorer.tokens,
+                p.scorer.grad_tokens,
+                asdict(p.cfg),
+                start,
+                start and p.lm.decode(start),
+            )
+        )
     return out
+
 
 _Pass.finish = _finish
 
@@ -378,84 +552,129 @@ _Pass.finish = _finish
 @dataclass
 class Standing:
     "A run on its way, as a callback sees it."
-    method:str
-    seed:int
-    best_step:int
-    best_holdout:float          # of the best prompt so far, 0..1
-    curve:dict                  # as of `Run`, up to now
-    prompt_ids:list|None        # the best prompt so far; None for vectors, which are no tokens
-    prompt_text:str|None
+
+    method: str
+    seed: int
+    best_step: int
+    best_holdout: float  # of the best prompt so far, 0..1
+    curve: dict  # as of `Run`, up to now
+    prompt_ids: list | None  # the best prompt so far; None for vectors, which are no tokens
+    prompt_text: str | None
+
 
 class Callback(Protocol):
     "What may follow a pass, and end it: any function of these two arguments."
-    def __call__(self, steps:int, runs:list[Standing], /)->bool|None:
+
+    def __call__(self, steps: int, runs: list[Standing], /) -> bool | None:
         "Called after each judgement with the number of steps done and all runs of the pass. True ends the pass there."
 
-def standings(p)->list:
+
+def standings(p) -> list:
     "The runs of a pass as they stand; nothing is computed for it."
     out = []
     for spec, best, curve in zip(p.specs, p.best, p.curves):
         ids = best.get("ids")
-        out.append(Standing(spec.method, spec.seed, best["step"], best["holdout"], {k: list(v) for k, v in curve.items()},
-                            ids and list(ids), None if ids is None else p.lm.decode(ids)))
+        out.append(
+            Standing(
+                spec.method,
+                spec.seed,
+                best["step"],
+                best["holdout"],
+                {k: list(v) for k, v in curve.items()},
+                ids and list(ids),
+                None if ids is None else p.lm.decode(ids),
+            )
+        )
     return out
 
-def _wants_end(p, callbacks)->bool:
+
+def _wants_end(p, callbacks) -> bool:
     "Tell every callback how the runs stand. Is one of them for ending the pass?"
-    if not callbacks: return False
+    if not callbacks:
+        return False
     runs = standings(p)
     return True in [callback(p.step, runs) is True for callback in callbacks]
 
 # %% ../nbs/06_pez.ipynb #c3b4da49
 class Stopped(KeyboardInterrupt):
     "A pass was asked to stop, and has written its checkpoint."
-    def __init__(self, signum:int, kept:str):
+
+    def __init__(self, signum: int, kept: str):
         super().__init__(kept)
-        self.signum, self.kept = signum, kept   # `kept`: what is kept of the pass, in words
+        self.signum, self.kept = signum, kept  # `kept`: what is kept of the pass, in words
+
 
 class _Asked:
     "While it is entered, Ctrl-C and SIGTERM are noted (`signum`) in place of what they do; where `at_once`, and the second time, they stop."
-    def __init__(self, p, watch:bool):
-        self.p, self.signum, self.at_once, self.kept, self.old = p, None, False, "the pass up to its last checkpoint", {}
-        self.watch = watch and threading.current_thread() is threading.main_thread()   # others get no signals
+
+    def __init__(self, p, watch: bool):
+        self.p, self.signum, self.at_once, self.kept, self.old = (
+            p,
+            None,
+            False,
+            "the pass up to its last checkpoint",
+            {},
+        )
+        self.watch = watch and threading.current_thread() is threading.main_thread()  # others get no signals
+
     def __enter__(self):
-        for s in (signal.SIGINT, signal.SIGTERM) if self.watch else (): self.old[s] = signal.signal(s, self.note)
+        for s in (signal.SIGINT, signal.SIGTERM) if self.watch else ():
+            self.old[s] = signal.signal(s, self.note)
         return self
+
     def __exit__(self, *error):
-        for s, old in self.old.items(): signal.signal(s, old)
+        for s, old in self.old.items():
+            signal.signal(s, old)
+
     def note(self, signum, frame):
         again, self.signum = self.signum is not None, signum
-        if again or self.at_once: raise Stopped(signum, self.kept)
+        if again or self.at_once:
+            raise Stopped(signum, self.kept)
+
     def save(self, path):
         "Write the pass's checkpoint, and stop if that was asked for."
         self.p.save(path)
         self.kept = f"the pass up to step {self.p.step} of {self.p.cfg.steps}"
-        if self.signum is not None: raise Stopped(self.signum, self.kept)
+        if self.signum is not None:
+            raise Stopped(self.signum, self.kept)
 
-def _due(p)->bool:
+
+def _due(p) -> bool:
     "Is the pass at a step at which its prompts are judged, and have they not been yet?"
-    if not p.step or p.step % p.cfg.eval_every and p.step < p.cfg.steps: return False
+    if not p.step or p.step % p.cfg.eval_every and p.step < p.cfg.steps:
+        return False
     return not getattr(p, "curves", None) or p.curves[0]["step"][-1:] != [p.step]
 
+
 def run_pass(
-    p,                          # a pass: `step`, `wall_s`, `cfg`, `best`; `advance()`, `judge()`, `finish()`, `save(path)`, `load(path)`
-    progress=True,              # a progress bar on stderr, with the time left
-    checkpoint=None,            # path; state is written there about once a minute and at the end, and taken up from there; the caller removes it once the runs are kept
-    every_s:float=60,           # seconds between checkpoints
-    desc:str="tuning",
-    on_step=None,               # called with the number of steps done after each (a caller's own bar)
-    budgets=(),                 # numbers of steps, multiples of `eval_every`: after each, on_budget(steps, Runs) gets what a pass of that many steps would have returned
+    p,  # a pass: `step`, `wall_s`, `cfg`, `best`; `advance()`, `judge()`, `finish()`, `save(path)`, `load(path)`
+    progress=True,  # a progress bar on stderr, with the time left
+    checkpoint=None,  # path; state is written there about once a minute and at the end, and taken up from there; the caller removes it once the runs are kept
+    every_s: float = 60,  # seconds between checkpoints
+    desc: str = "tuning",
+    on_step=None,  # called with the number of steps done after each (a caller's own bar)
+    budgets=(),  # numbers of steps, multiples of `eval_every`: after each, on_budget(steps, Runs) gets what a pass of that many steps would have returned
     on_budget=None,
-    on_judge=None,              # a `Callback`, or a list of them: called each time the prompts were judged; may end the pass
-)->list:                        # what `finish` returns: Runs
+    on_judge=None,  # a `Callback`, or a list of them: called each time the prompts were judged; may end the pass
+) -> list:  # what `finish` returns: Runs
     "Take a pass to its last step, or on from where it was stopped. With a checkpoint, Ctrl-C and SIGTERM write it and raise `Stopped`. `InputError` for a checkpoint of another pass, and for a budget at which nothing is judged."
     cfg = p.cfg
     odd = [b for b in budgets if b % cfg.eval_every or not 0 < b <= cfg.steps]
-    if odd: raise InputError(f"budget {odd[0]}; need a multiple of eval_every={cfg.eval_every}, at most {cfg.steps} steps")
+    if odd:
+        raise InputError(f"budget {odd[0]}; need a multiple of eval_every={cfg.eval_every}, at most {cfg.steps} steps")
     callbacks = [c for c in (on_judge if isinstance(on_judge, (list, tuple)) else [on_judge]) if c is not None]
-    if checkpoint and Path(checkpoint).exists(): p.load(checkpoint)
-    began, saved, light = time.perf_counter() - p.wall_s, time.perf_counter(), hasattr(p, "seen")   # light: its state is small
-    with tqdm(total=cfg.steps, initial=p.step, desc=desc, unit="step", disable=not progress, dynamic_ncols=True) as bar, _Asked(p, bool(checkpoint)) as asked:
+    if checkpoint and Path(checkpoint).exists():
+        p.load(checkpoint)
+    began, saved, light = (
+        time.perf_counter() - p.wall_s,
+        time.perf_counter(),
+        hasattr(p, "seen"),
+    )  # light: its state is small
+    with (
+        tqdm(total=cfg.steps, initial=p.step, desc=desc, unit="step", disable=not progress, dynamic_ncols=True) as bar,
+        _Asked(p, bool(checkpoint)) as asked,
+    ):
+
         def settle():
             "What follows a step: judge where it is due, tell, keep. Is the pass to end here?"
             nonlocal saved
@@ -466,59 +685,84 @@ def run_pass(
             if due:
                 asked.at_once = bool(checkpoint) and light
                 p.judge()
-                if not all(math.isfinite(c["loss"][-1]) for c in p.curves): raise InputError(f"the loss is no longer a finite number at step {p.step}: the tuning ran away; lower its learning rate")
+                if not all(math.isfinite(c["loss"][-1]) for c in p.curves):
+                    raise InputError(
+                        f"the loss is no longer a finite number at step {p.step}: the tuning ran away; lower its learning rate"
+                    )
                 asked.at_once = False
-                bar.set_postfix_str(f"holdout {min(b['holdout'] for b in p.best):.3f}-{max(b['holdout'] for b in p.best):.3f}", refresh=False)
-            if on_step: on_step(p.step)
+                bar.set_postfix_str(
+                    f"holdout {min(b['holdout'] for b in p.best):.3f}-{max(b['holdout'] for b in p.best):.3f}",
+                    refresh=False,
+                )
+            if on_step:
+                on_step(p.step)
             p.wall_s = time.perf_counter() - began
-            if on_budget and due and p.step in budgets: on_budget(p.step, p.finish())
+            if on_budget and due and p.step in budgets:
+                on_budget(p.step, p.finish())
             ends = due and _wants_end(p, callbacks)
             last = ends or p.step == cfg.steps
             if checkpoint and (time.perf_counter() - saved > every_s or last or asked.signum is not None):
                 asked.save(checkpoint)
                 saved = time.perf_counter()
             return ends
-        ended = _due(p) and settle()   # it was stopped between a step and its judgement
+
+        ended = _due(p) and settle()  # it was stopped between a step and its judgement
         while p.step < cfg.steps and not ended:
             p.advance()
             bar.update()
             ended = settle()
     runs = p.finish()
-    for run in runs if p.step < cfg.steps else (): run.stopped_at = p.step
+    for run in runs if p.step < cfg.steps else ():
+        run.stopped_at = p.step
     return runs
 
+
 def tune_runs(
-    lm:LM, task,
-    specs,                      # RunSpecs, tuned side by side in one pass
-    cfg:PezConfig=PezConfig(),
-    **loop,                     # progress, checkpoint, ... of `run_pass`
-)->list:                        # Runs, in the order of `specs`
+    lm: LM,
+    task,
+    specs,  # RunSpecs, tuned side by side in one pass
+    cfg: PezConfig = PezConfig(),
+    **loop,  # progress, checkpoint, ... of `run_pass`
+) -> list:  # Runs, in the order of `specs`
     "Tune several runs on one model and task in one pass; a run's result is the same alone and in company."
     return run_pass(_Pass(lm, task, specs, cfg), **loop) if specs else []
 
 # %% ../nbs/06_pez.ipynb #ac3b39c8
 def tune(
-    lm:LM, task,
-    vocab=None,            # Vocab, ids, or None: every row the tokenizer can name
-    method:str="pez",      # "pez" (as published) or "pez-reprojected" (as released)
-    steps:int=5000,
-    seeds=(0,),            # one run each, side by side
-    progress=True, checkpoint=None,
-    on_judge=None,         # a `Callback`, or a list of them
-    **kw,                  # the other fields of PezConfig
-)->list[Run]:              # one a seed
+    lm: LM,
+    task,
+    vocab=None,  # Vocab, ids, or None: every row the tokenizer can name
+    method: str = "pez",  # "pez" (as published) or "pez-reprojected" (as released)
+    steps: int = 5000,
+    seeds=(0,),  # one run each, side by side
+    progress=True,
+    checkpoint=None,
+    on_judge=None,  # a `Callback`, or a list of them
+    **kw,  # the other fields of PezConfig
+) -> list[Run]:  # one a seed
     "Tune a hard prompt by PEZ for each seed."
     space, seeds = SearchSpace(lm, vocab), listed("seeds", seeds)
     cfg = PezConfig(steps=steps, **(PEZ_STARTS.get(method, {}) | kw))
-    runs = tune_runs(lm, task, [RunSpec(space, method, s) for s in seeds], cfg, progress=progress, checkpoint=checkpoint, on_judge=on_judge)
-    if checkpoint and not any(r.stopped_at for r in runs): Path(checkpoint).unlink(missing_ok=True)
+    runs = tune_runs(
+        lm,
+        task,
+        [RunSpec(space, method, s) for s in seeds],
+        cfg,
+        progress=progress,
+        checkpoint=checkpoint,
+        on_judge=on_judge,
+    )
+    if checkpoint and not any(r.stopped_at for r in runs):
+        Path(checkpoint).unlink(missing_ok=True)
     return runs
 
 # %% ../nbs/06_pez.ipynb #bd2dae8d
-def fast_dtype(device="cpu")->torch.dtype:
+def fast_dtype(device="cpu") -> torch.dtype:
     "bfloat16 where `device` has hardware for it (CUDA, AMX, AVX512-BF16), else float32."
-    if torch.device(device).type == "cuda": return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     has = any(getattr(torch.cpu, f, bool)() for f in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return torch.bfloat16 if has else torch.float32
 
-COMPILE_STEPS = 200   # with room above the number of steps after which compiling had paid (last table of this chapter)
+
+COMPILE_STEPS = 200  # with room above the number of steps after which compiling had paid (last table of this chapter)

@@ -13,137 +13,182 @@ from dataclasses import dataclass
 from .store import InputError, config_hash
 
 # %% ../nbs/01a_places.ipynb #01ab0006
-PROMPT, TEXT, SUFFIX = "{prompt}", "{text}", "{suffix}"   # the slots
+PROMPT, TEXT, SUFFIX = "{prompt}", "{text}", "{suffix}"  # the slots
 PLACES = {"before": PROMPT + TEXT, "between": TEXT + PROMPT, "after": TEXT + SUFFIX + PROMPT}
 _SLOTS = re.compile("(" + "|".join(map(re.escape, (PROMPT, TEXT, SUFFIX))) + ")")
 
-def cut_pattern(
-    pattern:str,
-)->tuple:        # of str: slots, and what is written between them
+
+def cut_pattern(pattern: str) -> tuple:  # of str: slots, and what is written between them
     "A pattern cut at its slots."
     return tuple(piece for piece in _SLOTS.split(pattern) if piece)
 
 # %% ../nbs/01a_places.ipynb #01ab0009
-def _check_chat(chat, system, where:str):
+def _check_chat(chat, system, where: str):
     "`InputError` for a chat setting or a system text that cannot be used."
-    if type(chat) is not bool: raise InputError(f"{where}: chat is {chat!r}; need true or false")
-    if system is None: return
-    if not isinstance(system, str) or not system.strip(): raise InputError(f"{where}: system is {system!r}; need a text, or leave it out")
-    if not chat: raise InputError(f"{where}: a system text without a chat template; set chat = true, or leave system out")
-    if TEXT in system or SUFFIX in system: raise InputError(f"{where}: system holds {TEXT if TEXT in system else SUFFIX}, which stands in the user's turn; of the slots only {PROMPT} may stand there")
+    if type(chat) is not bool:
+        raise InputError(f"{where}: chat is {chat!r}; need true or false")
+    if system is None:
+        return
+    if not isinstance(system, str) or not system.strip():
+        raise InputError(f"{where}: system is {system!r}; need a text, or leave it out")
+    if not chat:
+        raise InputError(f"{where}: a system text without a chat template; set chat = true, or leave system out")
+    if TEXT in system or SUFFIX in system:
+        raise InputError(
+            f"{where}: system holds {TEXT if TEXT in system else SUFFIX}, which stands in the user's turn; of the slots only {PROMPT} may stand there"
+        )
 
-def _pattern(prompt_at:str, system)->str:
+
+def _pattern(prompt_at: str, system) -> str:
     "The pattern that a place stands for."
-    if prompt_at == "before" and system and PROMPT in system: return TEXT   # the prompt is in the system text already
+    if prompt_at == "before" and system and PROMPT in system:
+        return TEXT  # the prompt is in the system text already
     return PLACES.get(prompt_at, prompt_at)
 
+
 def check_place(
-    prompt_at,        # a name of `PLACES`, or a pattern
-    chat=False,       # does the model's chat template go around it?
-    system=None,      # what the system is told
-    where:str="task", # whose setting it is, for the error
-)->str:               # `prompt_at`; the name of a pattern that has one
+    prompt_at,  # a name of `PLACES`, or a pattern
+    chat=False,  # does the model's chat template go around it?
+    system=None,  # what the system is told
+    where: str = "task",  # whose setting it is, for the error
+) -> str:  # `prompt_at`; the name of a pattern that has one
     "`InputError` for a place that cannot be."
     _check_chat(chat, system, where)
     known = ", ".join(PLACES)
-    if not isinstance(prompt_at, str) or not (prompt_at in PLACES or cut_pattern(prompt_at) != (prompt_at,) or "{" in prompt_at):
+    if not isinstance(prompt_at, str) or not (
+        prompt_at in PLACES or cut_pattern(prompt_at) != (prompt_at,) or "{" in prompt_at
+    ):
         raise InputError(f"{where}: prompt_at is {prompt_at!r}; need {known}, or a pattern with {PROMPT} and {TEXT}")
     pattern = _pattern(prompt_at, system)
     counts = {slot: pattern.count(slot) + (system or "").count(slot) for slot in (PROMPT, TEXT, SUFFIX)}
     for slot in (PROMPT, TEXT):
-        if not counts[slot]: raise InputError(f"{where}: the pattern {pattern!r} has no {slot}; write it where the {slot[1:-1]} shall stand")
+        if not counts[slot]:
+            raise InputError(
+                f"{where}: the pattern {pattern!r} has no {slot}; write it where the {slot[1:-1]} shall stand"
+            )
     for slot, times in counts.items():
-        if times > 1: raise InputError(f"{where}: {slot} stands {times} times in the pattern {pattern!r}{' and the system text' if slot == PROMPT and system else ''}; once is what can be")
-    if pattern.endswith(SUFFIX) and not chat: pattern = pattern.removesuffix(SUFFIX)   # where it stands anyway
+        if times > 1:
+            raise InputError(
+                f"{where}: {slot} stands {times} times in the pattern {pattern!r}{' and the system text' if slot == PROMPT and system else ''}; once is what can be"
+            )
+    if pattern.endswith(SUFFIX) and not chat:
+        pattern = pattern.removesuffix(SUFFIX)  # where it stands anyway
     return next((name for name, p in PLACES.items() if p == pattern), prompt_at if pattern == TEXT else pattern)
 
 # %% ../nbs/01a_places.ipynb #01ab000c
 def chat_frame(
-    tokenizer,         # a transformers tokenizer
-    system=False,      # is there a system text?
-)->list:               # of str: before the user's text, after it; with a system text: before that, between the two, after the user's
+    tokenizer,  # a transformers tokenizer
+    system=False,  # is there a system text?
+) -> (
+    list
+):  # of str: before the user's text, after it; with a system text: before that, between the two, after the user's
     "What a tokenizer's chat template writes around the turns, up to where the answer begins. ValueError where it cannot."
-    if not getattr(tokenizer, "chat_template", None): raise ValueError("its tokenizer has no chat template")
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("its tokenizer has no chat template")
     marks = ["HPTSYSTEMTEXT", "HPTUSERTEXT"] if system else ["HPTUSERTEXT"]
     turns = [dict(role="user" if "USER" in mark else "system", content=mark) for mark in marks]
-    template, day = tokenizer.get_chat_template(), "26 Jul 2024"   # not today's: a score must not depend on the day
-    if "strftime_now" in template: template = "{%- macro strftime_now(form) -%}" + day + "{%- endmacro -%}" + template
+    template, day = tokenizer.get_chat_template(), "26 Jul 2024"  # not today's: a score must not depend on the day
+    if "strftime_now" in template:
+        template = "{%- macro strftime_now(form) -%}" + day + "{%- endmacro -%}" + template
     asked = dict(chat_template=template, date_string=day, tokenize=False, add_generation_prompt=True)
-    try: rest, why = tokenizer.apply_chat_template(turns, **asked), ""
-    except Exception as e: rest, why = "", f" ({' '.join(str(e).split())[:80]})"
+    try:
+        rest, why = tokenizer.apply_chat_template(turns, **asked), ""
+    except Exception as e:
+        rest, why = "", f" ({' '.join(str(e).split())[:80]})"
     frame = []
     for mark in marks:
         before, found, rest = rest.partition(mark)
-        if not found or mark in rest: raise ValueError(f"its chat template takes no {'system' if system else 'user'} text{why}")
+        if not found or mark in rest:
+            raise ValueError(f"its chat template takes no {'system' if system else 'user'} text{why}")
         frame.append(before)
     return frame + [rest]
 
+
 def frame_of(
-    lm,      # has `.name`, `.tokenizer`
-    task,    # has `.chat` and `.system` where they matter
-)->list:     # of str; [] without a chat template
+    lm,  # has `.name`, `.tokenizer`
+    task,  # has `.chat` and `.system` where they matter
+) -> list:  # of str; [] without a chat template
     "`chat_frame` of a task on a model. `InputError` for a tokenizer without a template, or a template that takes no system text."
-    if not getattr(task, "chat", False): return []
-    try: return chat_frame(lm.tokenizer, bool(getattr(task, "system", None)))
-    except ValueError as e: raise InputError(f"{lm.name}: {e}; {'leave system out' if 'no system' in str(e) else 'leave chat = true out, or name a chat model'}") from None
+    if not getattr(task, "chat", False):
+        return []
+    try:
+        return chat_frame(lm.tokenizer, bool(getattr(task, "system", None)))
+    except ValueError as e:
+        raise InputError(
+            f"{lm.name}: {e}; {'leave system out' if 'no system' in str(e) else 'leave chat = true out, or name a chat model'}"
+        ) from None
 
 # %% ../nbs/01a_places.ipynb #01ab000d
-def chat_facts(lm, task)->dict:
+def chat_facts(lm, task) -> dict:
     "What a cell says of the chat template that was used: a hash, for a model's own hash need not cover it; {} without one."
     frame = frame_of(lm, task)
     return dict(chat=config_hash(dict(frame=frame))) if frame else {}
 
 # %% ../nbs/01a_places.ipynb #01ab0010
 def control_names(
-    lm,          # has `.tokenizer`, `.special_ids`
-    text:str,
-)->list:         # of str, as they stand in the text
+    lm,  # has `.tokenizer`, `.special_ids`
+    text: str,
+) -> list:  # of str, as they stand in the text
     "Names of control tokens that a text holds."
     special, tokenizer = getattr(lm, "special_ids", None), getattr(lm, "tokenizer", None)
-    if not text or not special or tokenizer is None: return []
+    if not text or not special or tokenizer is None:
+        return []
     names = tokenizer.convert_ids_to_tokens(sorted(special))
     return sorted({name for name in names if isinstance(name, str) and len(name) > 2 and name in text}, key=text.index)
 
+
 def check_control(
-    lm, text:str,
-    what:str="the template", # what the text is, for the error
-    control:bool=False,      # are control tokens to be read as such?
+    lm,
+    text: str,
+    what: str = "the template",  # what the text is, for the error
+    control: bool = False,  # are control tokens to be read as such?
 ):
     "`InputError` for a control token's name that would be read as characters."
-    if control or not (found := control_names(lm, text)): return
-    raise InputError(f"{what} {text!r} holds {found[0]!r}, a control token of {lm.name}, which would be read as characters; "
-                     "set control = true in the task to have it read as the token (or chat = true, for the model's own chat template)")
+    if control or not (found := control_names(lm, text)):
+        return
+    raise InputError(
+        f"{what} {text!r} holds {found[0]!r}, a control token of {lm.name}, which would be read as characters; "
+        "set control = true in the task to have it read as the token (or chat = true, for the model's own chat template)"
+    )
 
-def read_written(lm, text:str, control:bool, what:str="the pattern")->list:
+
+def read_written(lm, text: str, control: bool, what: str = "the pattern") -> list:
     "Ids of what a task writes itself."
     check_control(lm, text, what, control)
     return lm.encode(text, control=True) if control else lm.encode(text)
 
 # %% ../nbs/01a_places.ipynb #01ab0013
 def is_placed(
-    task,    # has `.prompt_at` and `.chat` where they matter
-)->bool:
+    task,  # has `.prompt_at` and `.chat` where they matter
+) -> bool:
     "Does anything but the prompt stand before the text, or the prompt elsewhere?"
     return getattr(task, "prompt_at", "before") != "before" or bool(getattr(task, "chat", False))
+
 
 def pieces(
     task,
     frame=(),  # of its chat template, as of `frame_of`
-)->list:       # of (str, is it the chat template's own?): slots and what is written, in order
+) -> list:  # of (str, is it the chat template's own?): slots and what is written, in order
     "An input, piece by piece."
     system = getattr(task, "system", None)
     user = cut_pattern(_pattern(getattr(task, "prompt_at", "before"), system))
     own = [(piece, False) for piece in user]
-    if frame: own = [(frame[-2], True), *own, (frame[-1], True)]
-    if len(frame) == 3: own = [(frame[0], True), *((piece, False) for piece in cut_pattern(system)), *own]
-    if SUFFIX not in user: own.append((SUFFIX, False))
+    if frame:
+        own = [(frame[-2], True), *own, (frame[-1], True)]
+    if len(frame) == 3:
+        own = [(frame[0], True), *((piece, False) for piece in cut_pattern(system)), *own]
+    if SUFFIX not in user:
+        own.append((SUFFIX, False))
     return [(piece, chat) for piece, chat in own if piece]
 
 # %% ../nbs/01a_places.ipynb #01ab0014
 def one_string(
-    task, frame,   # as in `pieces`
-    prompt:str, text:str, suffix:str,
-)->str:
+    task,
+    frame,  # as in `pieces`
+    prompt: str,
+    text: str,
+    suffix: str,
+) -> str:
     "An input as one string."
     of = {PROMPT: prompt, TEXT: text, SUFFIX: suffix}
     return "".join(of.get(piece, piece) for piece, _ in pieces(task, frame))
@@ -151,46 +196,55 @@ def one_string(
 # %% ../nbs/01a_places.ipynb #01ab0016
 class Placed(list):
     "Ids of all that a model reads of one input but BOS and the prompt, which stands after the first `at` of them; the `common` ones after it are the same in every input."
-    def __init__(self, ids, at:int, common:int=0):
+
+    def __init__(self, ids, at: int, common: int = 0):
         super().__init__(ids)
         self.at, self.common = at, common
+
 
 @dataclass(frozen=True)
 class Placing:
     "A pattern as ids of one model: what stands before prompt and text, between them, after them."
-    head:tuple
-    middle:tuple
-    tail:tuple
-    text_first:bool   # does the text stand before the prompt?
 
-    def around(self, ids)->Placed:
+    head: tuple
+    middle: tuple
+    tail: tuple
+    text_first: bool  # does the text stand before the prompt?
+
+    def around(self, ids) -> Placed:
         "An input without its prompt, given the text's ids."
-        if self.text_first: return Placed([*self.head, *ids, *self.middle, *self.tail], at=len(self.head) + len(ids) + len(self.middle))
+        if self.text_first:
+            return Placed([*self.head, *ids, *self.middle, *self.tail], at=len(self.head) + len(ids) + len(self.middle))
         return Placed([*self.head, *self.middle, *ids, *self.tail], at=len(self.head), common=len(self.middle))
 
-    def whole(self, bos, prompt, ids)->list:
+    def whole(self, bos, prompt, ids) -> list:
         "All ids of an input, in order."
         first, second = (ids, prompt) if self.text_first else (prompt, ids)
         return [*bos, *self.head, *first, *self.middle, *second, *self.tail]
 
-def without_bos(lm, ids:list)->list:
+
+def without_bos(lm, ids: list) -> list:
     "A chat template's first ids without the BOS that it writes itself: the model's own stands before it, or none is wanted."
     own, bos = list(lm.bos_ids), lm.tokenizer.bos_token_id
-    if own and ids[:len(own)] == own: return ids[len(own):]
-    unwanted = not own and "bos" in getattr(lm, "_info", {}) and ids[:1] == [bos]   # BOS was switched off by hand
+    if own and ids[: len(own)] == own:
+        return ids[len(own) :]
+    unwanted = not own and "bos" in getattr(lm, "_info", {}) and ids[:1] == [bos]  # BOS was switched off by hand
     return ids[1:] if unwanted else ids
 
+
 def placing(
-    lm, task,
-    suffix_ids,   # ids of the template
-)->Placing:
+    lm,
+    task,
+    suffix_ids,  # ids of the template
+) -> Placing:
     "A task's pattern on a model. `InputError` for a model without a chat template where one is asked for, and for control tokens that would be read as characters."
     control, fixed, order = getattr(task, "control", False), [[]], []
     for i, (piece, chat) in enumerate(pieces(task, frame_of(lm, task))):
         if piece in (PROMPT, TEXT):
             order.append(piece)
             fixed.append([])
-        elif piece == SUFFIX: fixed[-1] += suffix_ids
+        elif piece == SUFFIX:
+            fixed[-1] += suffix_ids
         else:
             ids = read_written(lm, piece, chat or control)
             fixed[-1] += without_bos(lm, ids) if chat and i == 0 else ids
@@ -199,33 +253,47 @@ def placing(
 # %% ../nbs/01a_places.ipynb #01ab001c
 def put_together(
     tokenizer,
-    parts,         # (piece, chat) pairs, as of `portable`
-    prompt:str,
-    text_ids,      # ids of the text, cut
-    suffix:str,
-    control=False, # are control tokens' names in what is written, and in the prompt, read as the tokens?
-    bos=(),        # ids that stand before all this
-    never=False,   # was BOS switched off by hand?
-)->list:
+    parts,  # (piece, chat) pairs, as of `portable`
+    prompt: str,
+    text_ids,  # ids of the text, cut
+    suffix: str,
+    control=False,  # are control tokens' names in what is written, and in the prompt, read as the tokens?
+    bos=(),  # ids that stand before all this
+    never=False,  # was BOS switched off by hand?
+) -> list:
     "Ids of an input, piece by piece."
-    def ids(text, as_tokens): return list(tokenizer(text, add_special_tokens=False, split_special_tokens=not as_tokens)["input_ids"])
+
+    def ids(text, as_tokens):
+        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=not as_tokens)["input_ids"])
+
     said = [piece for piece, chat in parts if chat]
     frame = chat_frame(tokenizer, "{chat2}" in said) if said else []
     out = []
     for piece, chat in parts:
-        new = list(text_ids) if piece == "{text}" else ids({"{prompt}": prompt, "{suffix}": suffix}.get(piece, frame[int(piece[5])] if chat else piece), chat or control)
-        if piece == "{chat0}" and (new[:len(bos)] == list(bos) or never and new[:1] == [tokenizer.bos_token_id]):
-            new = new[len(bos) or int(never):]   # a template that writes BOS itself: once is enough
+        new = (
+            list(text_ids)
+            if piece == "{text}"
+            else ids(
+                {"{prompt}": prompt, "{suffix}": suffix}.get(piece, frame[int(piece[5])] if chat else piece),
+                chat or control,
+            )
+        )
+        if piece == "{chat0}" and (new[: len(bos)] == list(bos) or never and new[:1] == [tokenizer.bos_token_id]):
+            new = new[len(bos) or int(never) :]  # a template that writes BOS itself: once is enough
         out += new
     return out
 
-def portable(task)->list:
+
+def portable(task) -> list:
     "`pieces` without a model: [piece, chat] pairs."
     chat = getattr(task, "chat", False)
     frame = [f"{{chat{i}}}" for i in range(3 if getattr(task, "system", None) else 2)] if chat else []
     return [[piece, of_chat] for piece, of_chat in pieces(task, frame)]
 
-def order_of(task)->list:
+
+def order_of(task) -> list:
     "The order of an input's pieces, for a reader."
     names = {PROMPT: "prompt", TEXT: "text", SUFFIX: "suffix"}
-    return [names.get(piece, "the chat template's own" if chat else repr(piece)) for piece, chat in portable(task)] + ["label word"]
+    return [names.get(piece, "the chat template's own" if chat else repr(piece)) for piece, chat in portable(task)] + [
+        "label word"
+    ]

@@ -9,13 +9,28 @@ __all__ = ['DEFAULTS', 'CONTROLS', 'FEW', 'gain', 'is_real', 'reads_as_tuned', '
            'transferable', 'plan_transferable', 'summary']
 
 # %% ../nbs/18_practice.ipynb #32aa93b4
-import logging, math
+import logging
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .store import SEEDS, InputError, Store, _finder, check_writable, config_hash, listed, provenance, remark, say_remarks, visible, whole, write_atomic
+from hpt_nb.store import (
+    SEEDS,
+    InputError,
+    Store,
+    _finder,
+    check_writable,
+    config_hash,
+    listed,
+    provenance,
+    remark,
+    say_remarks,
+    visible,
+    whole,
+    write_atomic,
+)
 from .models import LM, same_model
 from .tasks import load_task
 from .vocab import Vocab, ids_of
@@ -23,7 +38,26 @@ from .selection import TokenRules, select
 from .scoring import check_lengths, evaluate, label_ids, text_ids
 from .pez import RunSpec, SearchSpace, fast_dtype, storable
 from .soft import SOFT_METHODS
-from .experiments import REGISTRY, SHARE, Bar, Models, Preset, Source, VocabConfig, count_weights, known_models, lm_id, method_config, model_size, product_rate, score_facts, score_prompt, stored_vocab, tune_config, tune_facts
+from hpt_nb.experiments import (
+    REGISTRY,
+    SHARE,
+    Bar,
+    Models,
+    Preset,
+    Source,
+    VocabConfig,
+    count_weights,
+    known_models,
+    lm_id,
+    method_config,
+    model_size,
+    product_rate,
+    score_facts,
+    score_prompt,
+    stored_vocab,
+    tune_config,
+    tune_facts,
+)
 from .report import spans_zero, text_interval
 from .export import read_prompt, to_json
 from .trackers import check_tracker, follower
@@ -33,351 +67,664 @@ from .improving import calibrated_on, path_html, path_table, path_worth, swap_pa
 
 # %% ../nbs/18_practice.ipynb #39068ad8
 def gain(
-    hits_n,     # (n,) 0 or 1 a text: did the prompt find the label?
+    hits_n,  # (n,) 0 or 1 a text: did the prompt find the label?
     others_rn,  # (r, n) the same of r other prompts, whose mean it is compared with
-)->dict:        # {"points", "low", "high"}: percentage points and their 95 % interval over texts; None where no interval can be given
+) -> dict:  # {"points", "low", "high"}: percentage points and their 95 % interval over texts; None where no interval can be given
     "What a prompt gains over others on the same texts."
-    d = 100*(np.asarray(hits_n, float) - np.asarray(others_rn, float).mean(0))
+    d = 100 * (np.asarray(hits_n, float) - np.asarray(others_rn, float).mean(0))
     low, high = text_interval(d)
-    return dict(points=float(d.mean()), **({"low": None, "high": None} if math.isnan(low) else {"low": float(low), "high": float(high)}))
+    return dict(
+        points=float(d.mean()),
+        **({"low": None, "high": None} if math.isnan(low) else {"low": float(low), "high": float(high)}),
+    )
 
-def is_real(g:dict)->bool:
+
+def is_real(g: dict) -> bool:
     "Is a gain above zero, and its interval too?"
     return g["low"] is not None and g["points"] > 0 and not spans_zero(g["low"], g["high"])
 
 # %% ../nbs/18_practice.ipynb #b03cb933
 def reads_as_tuned(
-    source:LM, ids,  # the prompt, as ids of the model that it was tuned on
-    lm:LM,           # any model, `source` among them
-)->bool:
+    source: LM,
+    ids,  # the prompt, as ids of the model that it was tuned on
+    lm: LM,  # any model, `source` among them
+) -> bool:
     "Does `lm`, given the prompt's text, read the tokens that were tuned?"
     here = lm.encode(source.decode(ids))
-    if lm is source or lm_id(lm) == lm_id(source): return here == [int(i) for i in ids]
+    if lm is source or lm_id(lm) == lm_id(source):
+        return here == [int(i) for i in ids]
     read, tuned = [lm.token_bytes.get(i) for i in here], [source.token_bytes.get(int(i)) for i in ids]
-    return None not in read and read == tuned   # two special tokens are alike in having no bytes, and in nothing else
+    return None not in read and read == tuned  # two special tokens are alike in having no bytes, and in nothing else
 
 # %% ../nbs/18_practice.ipynb #4b9114f5
 DEFAULTS = dict(steps=200, batch=8, n_tokens=10, holdout_n=200)
-CONTROLS = 3    # untuned prompts that the tuned one is compared with
-FEW = 100       # fewer texts than this decide little: one text is a point and more
+CONTROLS = 3  # untuned prompts that the tuned one is compared with
+FEW = 100  # fewer texts than this decide little: one text is a point and more
+
 
 def tuning_config(
-    method:str,
-    **given,      # settings by name; None: our default, else the method's own
-)->tuple:         # (Method, its configuration)
+    method: str,
+    **given,  # settings by name; None: our default, else the method's own
+) -> tuple:  # (Method, its configuration)
     "A method of the registry with sizes for a small machine. `InputError` for one whose prompt is not made of tokens, or cannot be kept to a stable vocabulary."
     known, cfg = method_config(method)
-    if method in SOFT_METHODS: raise InputError(f"method {method} gives vectors of one model, not a text that another can read; choose {', '.join(m for m in REGISTRY if m not in SOFT_METHODS)}")
-    if "stable" not in known.kinds: raise InputError(f"method {method} does not search a chosen vocabulary")
+    if method in SOFT_METHODS:
+        raise InputError(
+            f"method {method} gives vectors of one model, not a text that another can read; choose {', '.join(m for m in REGISTRY if m not in SOFT_METHODS)}"
+        )
+    if "stable" not in known.kinds:
+        raise InputError(f"method {method} does not search a chosen vocabulary")
     own = {k: v for k, v in DEFAULTS.items() if hasattr(cfg, k)} | {k: v for k, v in given.items() if v is not None}
-    if "eval_every" not in own and isinstance(own.get("steps"), int): own["eval_every"] = max(1, own["steps"]//10)
+    if "eval_every" not in own and isinstance(own.get("steps"), int):
+        own["eval_every"] = max(1, own["steps"] // 10)
     return method_config(method, **own)
 
 # %% ../nbs/18_practice.ipynb #17a14724
-def check_models(task, models:Models, names, targets, texts, n_tokens:int):
+def check_models(task, models: Models, names, targets, texts, n_tokens: int):
     "`InputError` for too few or repeated models, for label words or lengths that a model cannot take."
-    if len(names) < 2: raise InputError(f"{len(names)} model given; need at least two: their common tokens are what the prompt is made of")
+    if len(names) < 2:
+        raise InputError(
+            f"{len(names)} model given; need at least two: their common tokens are what the prompt is made of"
+        )
     twice = [n for i, n in enumerate([*names, *targets]) if n in [*names, *targets][:i]]
-    if twice: raise InputError(f"{twice[0]} is named twice; a target is a model that took no part in making the prompt, and each model is named once")
-    for name in [*targets, *names]:   # the models to be used next are loaded last, and so kept
+    if twice:
+        raise InputError(
+            f"{twice[0]} is named twice; a target is a model that took no part in making the prompt, and each model is named once"
+        )
+    for name in [*targets, *names]:  # the models to be used next are loaded last, and so kept
         lm = models(name)
         label_ids(lm, task)
         check_lengths(lm, lm.embeddings[:1].expand(n_tokens + len(lm.bos_ids), -1)[None], text_ids(lm, task, texts))
 
 # %% ../nbs/18_practice.ipynb #08d19bea
-def work_of(task, models, names, targets, method, cfg, seeds, n:int, rivals:int=0, weights=None)->dict:
+def work_of(task, models, names, targets, method, cfg, seeds, n: int, rivals: int = 0, weights=None) -> dict:
     "part of the work -> floating-point operations. `weights`: name -> weights that a token passes through; None: as the models have them."
     weights = weights or (lambda name: count_weights(models(name).model)[0])
-    def tokens(texts): return sum(min(task.max_text_tokens, len(t)/4) + 5 for t in texts[:500])/len(texts[:500])   # four characters a token, roughly
-    size = {name: 2*weights(name) for name in (*targets, *names)}
-    held, train, text, source = min(cfg.holdout_n, len(task.holdout)), tokens(task.train.texts), tokens(task.validation.texts), names[0]
+
+    def tokens(texts):
+        return sum(min(task.max_text_tokens, len(t) / 4) + 5 for t in texts[:500]) / len(
+            texts[:500]
+        )  # four characters a token, roughly
+
+    size = {name: 2 * weights(name) for name in (*targets, *names)}
+    held, train, text, source = (
+        min(cfg.holdout_n, len(task.holdout)),
+        tokens(task.train.texts),
+        tokens(task.validation.texts),
+        names[0],
+    )
     forward, back = REGISTRY[method].cost(cfg, train, len(task.labels))
-    judged = (cfg.steps//cfg.eval_every)*held*train*(len(names) if REGISTRY[method].extra == "also" else 1)
-    parts = {("tune", source): size[source]*len(seeds)*(forward + back + judged)}
-    for name in names: parts["choose", name] = size[name]*len(seeds)*held*train
-    for name in (*names, *targets): parts["score", name] = size[name]*n*text*(2 + CONTROLS)*(2 if name == source else 1)
-    parts["audit", source] = sum(size.values())*(n*text + min(200, len(task.holdout))*train)*(2 + rivals)
+    judged = (cfg.steps // cfg.eval_every) * held * train * (len(names) if REGISTRY[method].extra == "also" else 1)
+    parts = {("tune", source): size[source] * len(seeds) * (forward + back + judged)}
+    for name in names:
+        parts["choose", name] = size[name] * len(seeds) * held * train
+    for name in (*names, *targets):
+        parts["score", name] = size[name] * n * text * (2 + CONTROLS) * (2 if name == source else 1)
+    parts["audit", source] = sum(size.values()) * (n * text + min(200, len(task.holdout)) * train) * (2 + rivals)
     return parts
 
-def _minutes(s:float)->str: return f"{s:.0f} s" if s < 100 else f"{s/60:.0f} min" if s < 6000 else f"{s/3600:.1f} h"
+
+def _minutes(s: float) -> str:
+    return f"{s:.0f} s" if s < 100 else f"{s / 60:.0f} min" if s < 6000 else f"{s / 3600:.1f} h"
+
 
 def estimate(
-    parts:dict,       # from `work_of`
-    dtype:str,        # of the tuning
+    parts: dict,  # from `work_of`
+    dtype: str,  # of the tuning
     device="cpu",
-)->str:
+) -> str:
     "How long the work will take on this machine, in words."
     device = str(device)
-    rates = {"tune": product_rate(dtype, device)*SHARE["tune"], "score": product_rate("float32", device)*SHARE["score"]}
-    tune, score = (sum(v/rates[r] for k, v in parts.items() if (k[0] == "tune") == (r == "tune")) for r in ("tune", "score"))
+    rates = {
+        "tune": product_rate(dtype, device) * SHARE["tune"],
+        "score": product_rate("float32", device) * SHARE["score"],
+    }
+    tune, score = (
+        sum(v / rates[r] for k, v in parts.items() if (k[0] == "tune") == (r == "tune")) for r in ("tune", "score")
+    )
     return f"about {_minutes(tune + score)} on this machine as busy as it is now (tuning {_minutes(tune)}, scoring {_minutes(score)}), loading aside"
 
 # %% ../nbs/18_practice.ipynb #d36bf251
-_PRESET = Preset("transferable", ("",), (Source(""),))   # what `score_prompt` reads of a preset: scores are float32
+_PRESET = Preset("transferable", ("",), (Source(""),))  # what `score_prompt` reads of a preset: scores are float32
 
-def _tune_cells(store:Store, lms, task, vocab:Vocab, method:str, cfg, seeds, dtype:str)->list:
+
+def _tune_cells(store: Store, lms, task, vocab: Vocab, method: str, cfg, seeds, dtype: str) -> list:
     "Configurations of the tuned prompts, one for each seed."
     others, ids = " and ".join(m.name for m in lms[1:]), [lm_id(m) for m in lms]
-    return [tune_config(method, task, lms[0], others, "Ours", seed, vocab, cfg, dtype) | dict(model_ids=ids) for seed in seeds]
+    return [
+        tune_config(method, task, lms[0], others, "Ours", seed, vocab, cfg, dtype) | dict(model_ids=ids)
+        for seed in seeds
+    ]
 
-def tuned_prompts(store:Store, models:Models, names, task, vocab:Vocab, method:str, cfg, seeds, dtype:str, on_step=None, tracker:str="")->list:
+
+def tuned_prompts(
+    store: Store,
+    models: Models,
+    names,
+    task,
+    vocab: Vocab,
+    method: str,
+    cfg,
+    seeds,
+    dtype: str,
+    on_step=None,
+    tracker: str = "",
+) -> list:
     "A prompt for each seed, tuned on the first model: dicts with ids, text, tokens, seed and holdout accuracy there."
     how, lms = REGISTRY[method], [models(n) for n in names]
     source, configs = lms[0], _tune_cells(store, lms, task, vocab, method, cfg, seeds, dtype)
-    checkpoint = store.path/"checkpoints"/f"pass-{config_hash(dict(runs=configs))}.safetensors"
+    checkpoint = store.path / "checkpoints" / f"pass-{config_hash(dict(runs=configs))}.safetensors"
     if not all(store.has("tune", c) for c in configs):
         fast = [m.cast(getattr(torch, dtype)) for m in (lms if how.needed else lms[:1])]
         more = {how.extra: fast[1:] if how.extra == "also" else fast[1]} if how.needed else {}
         space = SearchSpace(fast[0], vocab)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         followed = follower(tracker, f"transferable-{task.name}-{source.name}-{method}", asdict(cfg))
-        try: runs = how.run(fast[0], task, [RunSpec(space, method, s) for s in seeds], cfg, progress=False, checkpoint=checkpoint, on_step=on_step, on_judge=followed, **more)
+        try:
+            runs = how.run(
+                fast[0],
+                task,
+                [RunSpec(space, method, s) for s in seeds],
+                cfg,
+                progress=False,
+                checkpoint=checkpoint,
+                on_step=on_step,
+                on_judge=followed,
+                **more,
+            )
         finally:
-            if followed: followed.close()
+            if followed:
+                followed.close()
         for c, r in zip(configs, runs):
-            store.put("tune", c, r.result(), provenance(source.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)))
+            store.put(
+                "tune",
+                c,
+                r.result(),
+                provenance(source.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg)),
+            )
     checkpoint.unlink(missing_ok=True)
     keep = ("prompt_ids", "prompt_text", "tokens", "best_holdout", "best_step")
-    return [{k: c[k] for k in ("source", "counterpart", "row", "seed", "steps", "method")} | {k: store.get("tune", c)[k] for k in keep} for c in configs]
+    return [
+        {k: c[k] for k in ("source", "counterpart", "row", "seed", "steps", "method")}
+        | {k: store.get("tune", c)[k] for k in keep}
+        for c in configs
+    ]
 
-def holdout_accuracy(store:Store, task, lm:LM, text:str, n:int)->float:
+
+def holdout_accuracy(store: Store, task, lm: LM, text: str, n: int) -> float:
     "Accuracy of a prompt's text on the first `n` holdout texts (stratified), 0..1; kept in the store."
     split, ids = task.subset("holdout", min(n, len(task.holdout))), lm.encode(text)
-    config = dict(task=task.name, task_hash=task.hash, split="holdout", n=len(split), target=lm.name, target_id=lm_id(lm), prompt_ids=ids, dtype=str(lm.dtype).removeprefix("torch."))
+    config = dict(
+        task=task.name,
+        task_hash=task.hash,
+        split="holdout",
+        n=len(split),
+        target=lm.name,
+        target_id=lm_id(lm),
+        prompt_ids=ids,
+        dtype=str(lm.dtype).removeprefix("torch."),
+    )
     have = store.get("choice", config)
     if have is None:
         have = {k: v for k, v in evaluate(lm, task, split, ids).items() if k in ("correct", "n")}
         store.put("choice", config, have, provenance(lm.device, lm.dtype))
-    return have["correct"]/have["n"]
+    return have["correct"] / have["n"]
 
-def untuned_prompts(
-    source:LM, vocab:Vocab,
-    n_tokens:int,
-    n:int=CONTROLS,
-)->list:             # dicts as of `tuned_prompts`
+
+def untuned_prompts(source: LM, vocab: Vocab, n_tokens: int, n: int = CONTROLS) -> list:  # dicts as of `tuned_prompts`
     "Random prompts of the same vocabulary and length; number i is the same for every call."
     ids, out = ids_of(vocab, source), []
     for seed in range(n):
         pick = ids[torch.randint(len(ids), (n_tokens,), generator=torch.Generator().manual_seed(seed))].tolist()
-        out.append(dict(source=source.name, counterpart=None, row="Untuned", seed=seed, steps=None, method=None, prompt_ids=pick, prompt_text=source.decode(pick)))
+        out.append(
+            dict(
+                source=source.name,
+                counterpart=None,
+                row="Untuned",
+                seed=seed,
+                steps=None,
+                method=None,
+                prompt_ids=pick,
+                prompt_text=source.decode(pick),
+            )
+        )
     return out
 
 # %% ../nbs/18_practice.ipynb #95ada2df
-def calibrated_holdout(store:Store, task, lm:LM, text:str, n:int)->float:
+def calibrated_holdout(store: Store, task, lm: LM, text: str, n: int) -> float:
     "Calibrated accuracy of a prompt's text on the first `n` holdout texts (stratified), 0..1; kept in the store."
     split, ids = task.subset("holdout", min(n, len(task.holdout))), lm.encode(text)
-    config = dict(task=task.name, task_hash=task.hash, split="holdout", n=len(split), target=lm.name, target_id=lm_id(lm),
-                  prompt_ids=ids, dtype=str(lm.dtype).removeprefix("torch."), measure="calibrated")
+    config = dict(
+        task=task.name,
+        task_hash=task.hash,
+        split="holdout",
+        n=len(split),
+        target=lm.name,
+        target_id=lm_id(lm),
+        prompt_ids=ids,
+        dtype=str(lm.dtype).removeprefix("torch."),
+        measure="calibrated",
+    )
     have = store.get("choice", config)
     if have is None:
         have = dict(accuracy=calibrated_on(lm, task, [text], split)[0])
         store.put("choice", config, have, provenance(lm.device, lm.dtype))
     return have["accuracy"]
 
-def start_prompt(source:LM, start:str)->dict:
+
+def start_prompt(source: LM, start: str) -> dict:
     "One's own prompt as a candidate beside the tuned ones."
     ids = source.encode(start)
-    return dict(source=source.name, counterpart=None, row="Start", seed=None, steps=0, method=None, prompt_ids=ids, prompt_text=start,
-                tokens=[source.decode([i]) for i in ids], best_holdout=None, best_step=0)
+    return dict(
+        source=source.name,
+        counterpart=None,
+        row="Start",
+        seed=None,
+        steps=0,
+        method=None,
+        prompt_ids=ids,
+        prompt_text=start,
+        tokens=[source.decode([i]) for i in ids],
+        best_holdout=None,
+        best_step=0,
+    )
 
-def rivals_of(chosen:str, start:str|None, against)->dict:
+
+def rivals_of(chosen: str, start: str | None, against) -> dict:
     "The rows of the audit: the chosen prompt, the start where another was taken, and the hand-written ones."
     rows = {"tuned" if chosen != start else "start, kept": chosen}
-    if start and chosen != start: rows["start"] = start
+    if start and chosen != start:
+        rows["start"] = start
     return rows | {name: of[0] for name, of in named_prompts(against).items() if of[0] not in rows.values()}
 
-_KEPT = ("task", "prompts", "n", "of", "true_shares", "floor", "unlabelled", "scores", "gains", "choice", "advice", "warnings")   # of an audit, in prompt.json
 
-def stored_audit(store:Store, task, names, load:Models, prompts:dict, n:int, on_score=None)->dict:
+_KEPT = (
+    "task",
+    "prompts",
+    "n",
+    "of",
+    "true_shares",
+    "floor",
+    "unlabelled",
+    "scores",
+    "gains",
+    "choice",
+    "advice",
+    "warnings",
+)  # of an audit, in prompt.json
+
+
+def stored_audit(store: Store, task, names, load: Models, prompts: dict, n: int, on_score=None) -> dict:
     "The audit of some prompts on some models; from the store where it has been made."
-    config = dict(task=task.name, task_hash=task.hash, n=n, models={load(m).name: lm_id(load(m)) for m in names}, prompts=prompts)
+    config = dict(
+        task=task.name, task_hash=task.hash, n=n, models={load(m).name: lm_id(load(m)) for m in names}, prompts=prompts
+    )
     found = store.get("audit", config)
     if found is None:
         found = audit(task, names, prompts, n, loader=load, on_score=on_score)
         store.put("audit", config, found, found["provenance"])
     return found
 
-def kept_calibration(found:dict, name:str)->dict:
+
+def kept_calibration(found: dict, name: str) -> dict:
     "The calibration constants of one row of an audit, as a prompt keeps them: model -> constants."
-    return {s["model"]: s["constants"][0] | dict(sha256=found["models"][s["model"]].get("sha256")) for s in found["scores"] if s["prompt"] == name}
+    return {
+        s["model"]: s["constants"][0] | dict(sha256=found["models"][s["model"]].get("sha256"))
+        for s in found["scores"]
+        if s["prompt"] == name
+    }
 
 # %% ../nbs/18_practice.ipynb #5c8ad474
 _ROLES = {"source": "tuned on", "model": "took part", "target": "not seen"}
 
-def _hits(cell:dict)->list: return [int(p == y) for p, y in zip(cell["predictions"], cell["labels"])]
+
+def _hits(cell: dict) -> list:
+    return [int(p == y) for p, y in zip(cell["predictions"], cell["labels"])]
+
 
 def worth_on(
-    store:Store, task, split, prompts:list,   # the tuned prompt, the empty one, then the untuned ones
-    lm:LM, role:str, mode:str,                # role: one of `_ROLES`; mode: "ids" or "text"
-    on_score=None,                            # called after each prompt
-)->dict:
+    store: Store,
+    task,
+    split,
+    prompts: list,  # the tuned prompt, the empty one, then the untuned ones
+    lm: LM,
+    role: str,
+    mode: str,  # role: one of `_ROLES`; mode: "ids" or "text"
+    on_score=None,  # called after each prompt
+) -> dict:
     "What the first of the prompts is worth on one model."
     memo, hits = {}, []
     for p in prompts:
-        hits.append(_hits(score_prompt(store, _PRESET, task, split, p, lm, "original" if role == "source" else "transfer", mode, memo)))
-        if on_score: on_score()
-    accuracy = [sum(h)/len(h) for h in hits]
-    return dict(model=lm.name, role=role, mode=mode, n=len(split), correct=sum(hits[0]), accuracy=accuracy[0], none=accuracy[1], untuned=float(np.mean(accuracy[2:])), untuned_each=accuracy[2:],
-                over_none=gain(hits[0], hits[1:2]), over_untuned=gain(hits[0], hits[2:]))
+        hits.append(
+            _hits(
+                score_prompt(
+                    store, _PRESET, task, split, p, lm, "original" if role == "source" else "transfer", mode, memo
+                )
+            )
+        )
+        if on_score:
+            on_score()
+    accuracy = [sum(h) / len(h) for h in hits]
+    return dict(
+        model=lm.name,
+        role=role,
+        mode=mode,
+        n=len(split),
+        correct=sum(hits[0]),
+        accuracy=accuracy[0],
+        none=accuracy[1],
+        untuned=float(np.mean(accuracy[2:])),
+        untuned_each=accuracy[2:],
+        over_none=gain(hits[0], hits[1:2]),
+        over_untuned=gain(hits[0], hits[2:]),
+    )
 
 # %% ../nbs/18_practice.ipynb #627018df
-def _said(g:dict)->str: return f"{g['points']:+.1f} points, " + ("no text told them apart" if g["low"] is None else f"95 % interval {g['low']:+.1f} to {g['high']:+.1f}")
+def _said(g: dict) -> str:
+    return f"{g['points']:+.1f} points, " + (
+        "no text told them apart" if g["low"] is None else f"95 % interval {g['low']:+.1f} to {g['high']:+.1f}"
+    )
+
 
 def warnings_of(
-    scores:list,        # from `worth_on`
-    reads:dict,         # model -> `reads_as_tuned`
-    holdout_n:int,      # texts that the prompt was chosen on
-    source:str,         # the model it was tuned on
-)->list:                # lines
+    scores: list,  # from `worth_on`
+    reads: dict,  # model -> `reads_as_tuned`
+    holdout_n: int,  # texts that the prompt was chosen on
+    source: str,  # the model it was tuned on
+) -> list:  # lines
     "What a user should know before trusting the numbers."
     out = []
     for s in scores:
-        if s["mode"] != "text": continue   # what is carried elsewhere is the text
+        if s["mode"] != "text":
+            continue  # what is carried elsewhere is the text
         for g, versus in ((s["over_none"], "no prompt"), (s["over_untuned"], "untuned prompts of the same tokens")):
-            if is_real(g): continue
+            if is_real(g):
+                continue
             harm = g["high"] is not None and g["high"] < 0
-            out.append(f"on {s['model']} the prompt is {'worse than' if harm else 'not shown to be better than'} {versus}: {_said(g)}")
+            out.append(
+                f"on {s['model']} the prompt is {'worse than' if harm else 'not shown to be better than'} {versus}: {_said(g)}"
+            )
     n = scores[0]["n"]
-    if holdout_n < FEW: out.append(f"the prompt was chosen on {holdout_n} holdout texts only, where one text is {100/holdout_n:.1f} points: the choice is partly chance; more labelled texts, or a larger holdout, would help")
-    if n < FEW: out.append(f"accuracies rest on {n} validation texts only: each may be off by up to {98/math.sqrt(n):.0f} points")
-    if not any(s["role"] == "target" for s in scores): out.append("no target was named, so nothing here shows transfer to a model that took no part; name one with --target")
+    if holdout_n < FEW:
+        out.append(
+            f"the prompt was chosen on {holdout_n} holdout texts only, where one text is {100 / holdout_n:.1f} points: the choice is partly chance; more labelled texts, or a larger holdout, would help"
+        )
+    if n < FEW:
+        out.append(
+            f"accuracies rest on {n} validation texts only: each may be off by up to {98 / math.sqrt(n):.0f} points"
+        )
+    if not any(s["role"] == "target" for s in scores):
+        out.append(
+            "no target was named, so nothing here shows transfer to a model that took no part; name one with --target"
+        )
     for model, same in reads.items():
-        if not same: out.append(f"{model} reads the prompt's text as other tokens than " + ("those that were tuned; its accuracy by ids is not what its text gives" if model == source else "the tuned ones"))
+        if not same:
+            out.append(
+                f"{model} reads the prompt's text as other tokens than "
+                + (
+                    "those that were tuned; its accuracy by ids is not what its text gives"
+                    if model == source
+                    else "the tuned ones"
+                )
+            )
     return out
 
 # %% ../nbs/18_practice.ipynb #1ef7bb30
 _log = logging.getLogger("hpt_nb.practice")
 
-def _tell(progress, text):
-    if progress: _log.info(visible(text))
 
-def _basis(task, cfg, n:int)->str:
+def _tell(progress, text):
+    if progress:
+        _log.info(visible(text))
+
+
+def _basis(task, cfg, n: int) -> str:
     "How many texts a prompt is tuned, chosen and scored on."
     return f"{task.name}: {len(task.train):,} texts to tune on, {min(cfg.holdout_n, len(task.holdout)):,} to choose on, {n:,} of {len(task.validation):,} to score on"
 
-def _eval_pieces(base:dict, target:str, modes)->list:
+
+def _eval_pieces(base: dict, target: str, modes) -> list:
     "Scores of the untuned prompts on a model, as a plan names them."
     rows = [("Empty", None), *(("Untuned", i) for i in range(CONTROLS))]
     return [("eval", base | dict(row=row, seed=seed, target=target, mode=mode)) for mode in modes for row, seed in rows]
 
-def _left(store:Store, load, names, targets, task, method, cfg, seeds, dtype, k, s, written, n, parts:dict)->dict:
+
+def _left(store: Store, load, names, targets, task, method, cfg, seeds, dtype, k, s, written, n, parts: dict) -> dict:
     "Of the parts of the work those that the folder does not hold yet. {}: it is finished."
-    if not store.cells("vocab"): return parts
+    if not store.cells("vocab"):
+        return parts
     lms, done = [load(m) for m in names], _finder([(c["kind"], c["config"], c) for c in store.cells()])
-    common, base = stored_vocab(store, lms, VocabConfig(k=k, s=s)), dict(task=task.name, task_hash=task.hash, source=lms[0].name)
+    common, base = (
+        stored_vocab(store, lms, VocabConfig(k=k, s=s)),
+        dict(task=task.name, task_hash=task.hash, source=lms[0].name),
+    )
     cells = _tune_cells(store, lms, task, common.top(min(s, len(common))), method, cfg, seeds, dtype)
-    if not all(store.has("tune", c) for c in cells): return parts
-    def scored(name): return all(done(*p) for p in _eval_pieces(base, load.name_of(name), ("ids", "text") if name == names[0] else ("text",)))
-    def audited(c): return c["task_hash"] == task.hash and c["n"] == n and set(c["models"]) == {load.name_of(m) for m in (*names, *targets)} and set(written) <= set(c["prompts"].values())
+    if not all(store.has("tune", c) for c in cells):
+        return parts
+
+    def scored(name):
+        return all(
+            done(*p) for p in _eval_pieces(base, load.name_of(name), ("ids", "text") if name == names[0] else ("text",))
+        )
+
+    def audited(c):
+        return (
+            c["task_hash"] == task.hash
+            and c["n"] == n
+            and set(c["models"]) == {load.name_of(m) for m in (*names, *targets)}
+            and set(written) <= set(c["prompts"].values())
+        )
+
     left = {part: work for part, work in parts.items() if part[0] == "score" and not scored(part[1])}
-    over = any(audited(c["config"]) for c in store.cells("audit")) and (store.path/"prompt.json").exists()
+    over = any(audited(c["config"]) for c in store.cells("audit")) and (store.path / "prompt.json").exists()
     return left if over else left | {part: work for part, work in parts.items() if part[0] == "audit"}
 
-def check_own_folder(store:Store, task, source:LM):
+
+def check_own_folder(store: Store, task, source: LM):
     "`InputError` for a folder that cannot be written, or that holds results of another command or another prompt."
     check_writable(store.path, folder=True)
-    if any("model_ids" not in c["config"] for c in store.cells("tune")): raise InputError(f"{store.path} holds results of hpt run or hpt tune; name another folder for this prompt")
-    if (store.path/"prompt.json").exists():
+    if any("model_ids" not in c["config"] for c in store.cells("tune")):
+        raise InputError(f"{store.path} holds results of hpt run or hpt tune; name another folder for this prompt")
+    if (store.path / "prompt.json").exists():
         there = read_prompt(store.path)
         same = same_model(there["facts"], source.info | dict(kin=source.kin))
-        if there["task_hash"] != task.hash or (there["source"] != source.name if same is None else not same): raise InputError(f"{store.path} holds the prompt of another task or model, tuned on {there['source']}; name another folder for this one")
+        if there["task_hash"] != task.hash or (there["source"] != source.name if same is None else not same):
+            raise InputError(
+                f"{store.path} holds the prompt of another task or model, tuned on {there['source']}; name another folder for this one"
+            )
+
 
 def transferable(
-    task,                  # a task's name or file, or a `Task`
-    models,                # two or more models that you may use; the prompt is tuned on the first
-    targets=(),            # models that take no part: what the prompt is worth where it was not made
-    out=None,              # results folder; None: runs/transferable-<task>
-    method:str|None=None,  # one of the registry that searches tokens; None: pez, or joint-swaps from a start
-    seeds=(0, 1, 2),       # one run each, side by side
-    s:int=8192,            # tokens of the vocabulary, the most stable; all if fewer are common
-    k:int=64,              # neighbours a token (Eq. 5)
-    limit:int=300,         # validation texts scored, stratified; all if there are fewer
-    dtype:str="auto",      # of the tuning; "auto": bfloat16 where the processor has it. Scores are float32
-    progress:bool=True,    # a bar on stderr; what goes on is logged
-    loader=None,           # a `Models`; None: load them as they are named
-    against=(),            # hand-written prompts that are shown beside the tuned one, as of `named_prompts`
-    rules=None,            # which tokens may be used: `TokenRules`, or those and whether the label words are left out
-    start:str|None=None,   # one's own prompt, which the search begins at, and which stays unless something better is found
-    tracker:str="",        # who follows the tuning, as of `hpt_nb.trackers.check_tracker`; it changes no result
-    **settings,            # steps, batch, n_tokens, holdout_n and others of the method
-)->dict:                   # what prompt.json in `out` holds beside the prompt: scores, candidates, warnings, ...
+    task,  # a task's name or file, or a `Task`
+    models,  # two or more models that you may use; the prompt is tuned on the first
+    targets=(),  # models that take no part: what the prompt is worth where it was not made
+    out=None,  # results folder; None: runs/transferable-<task>
+    method: str | None = None,  # one of the registry that searches tokens; None: pez, or joint-swaps from a start
+    seeds=(0, 1, 2),  # one run each, side by side
+    s: int = 8192,  # tokens of the vocabulary, the most stable; all if fewer are common
+    k: int = 64,  # neighbours a token (Eq. 5)
+    limit: int = 300,  # validation texts scored, stratified; all if there are fewer
+    dtype: str = "auto",  # of the tuning; "auto": bfloat16 where the processor has it. Scores are float32
+    progress: bool = True,  # a bar on stderr; what goes on is logged
+    loader=None,  # a `Models`; None: load them as they are named
+    against=(),  # hand-written prompts that are shown beside the tuned one, as of `named_prompts`
+    rules=None,  # which tokens may be used: `TokenRules`, or those and whether the label words are left out
+    start: str
+    | None = None,  # one's own prompt, which the search begins at, and which stays unless something better is found
+    tracker: str = "",  # who follows the tuning, as of `hpt_nb.trackers.check_tracker`; it changes no result
+    **settings,  # steps, batch, n_tokens, holdout_n and others of the method
+) -> dict:  # what prompt.json in `out` holds beside the prompt: scores, candidates, warnings, ...
     "From a labelled file to a prompt and what it is worth on each model. Call it again with the same folder to go on. `InputError` for what cannot work, before anything is tuned."
-    if start is not None and not start: raise InputError("start is empty; give the prompt to begin at, or leave it out")
+    if start is not None and not start:
+        raise InputError("start is empty; give the prompt to begin at, or leave it out")
     method = method or ("joint-swaps" if start else "pez")
-    if start: settings = dict(objective="centred", start=start) | settings     # what is looked for is skill, not a lean
+    if start:
+        settings = dict(objective="centred", start=start) | settings  # what is looked for is skill, not a lean
     how, cfg = tuning_config(method, **settings)
     check_tracker(tracker)
     named_prompts(against)
     seeds = [whole("seed", x, *SEEDS) for x in listed("seeds", seeds)]
-    if not seeds or len(set(seeds)) < len(seeds): raise InputError(f"seeds {list(seeds)}; need one or more, all different")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds {list(seeds)}; need one or more, all different")
     whole("s", s), whole("k", k), whole("limit", limit)
     models, targets = list(models), list(targets)
     names, loader = (list(map(str, [*models, *targets])), loader) if loader else _names_of(models, targets)
-    names, targets = names[:len(models)], names[len(models):]
+    names, targets = names[: len(models)], names[len(models) :]
     given = dict(task=str(task) if isinstance(task, (str, Path)) else None, models=names, targets=targets)
     task = load_task(task) if isinstance(task, (str, Path)) else task
     cfg = _fitting(cfg, task, settings)
-    store, load = Store(out or f"runs/transferable-{''.join(c if c.isalnum() else '_' for c in task.name)}"), loader or Models(keep=len(names) + 1)
+    store, load = (
+        Store(out or f"runs/transferable-{''.join(c if c.isalnum() else '_' for c in task.name)}"),
+        loader or Models(keep=len(names) + 1),
+    )
     split, source = task.subset("validation", min(limit, len(task.validation))), names[0]
     load.known = known_models(store.cells())
     check_models(task, load, names, targets, split.texts, cfg.n_tokens)
-    written = [of[0] for of in named_prompts(against).values()] + [start]*bool(start)
-    for name in (*targets, *names) if written else (): check_prompts(load(name), task, split.texts, written)
+    written = [of[0] for of in named_prompts(against).values()] + [start] * bool(start)
+    for name in (*targets, *names) if written else ():
+        check_prompts(load(name), task, split.texts, written)
     check_own_folder(store, task, load(source))
     say_remarks()
-    if dtype == "auto": dtype = str(fast_dtype(load(source).device)).removeprefix("torch.")
+    if dtype == "auto":
+        dtype = str(fast_dtype(load(source).device)).removeprefix("torch.")
     parts = work_of(task, load, names, targets, method, cfg, seeds, len(split), len(written))
     left = _left(store, load, names, targets, task, method, cfg, seeds, dtype, k, s, written, len(split), parts)
-    _tell(progress, f"{_basis(task, cfg, len(split))}; " + (estimate(left, dtype, load(source).device) if left else f"finished before: all of it is read from {store.path}, and nothing is computed again"))
+    _tell(
+        progress,
+        f"{_basis(task, cfg, len(split))}; "
+        + (
+            estimate(left, dtype, load(source).device)
+            if left
+            else f"finished before: all of it is read from {store.path}, and nothing is computed again"
+        ),
+    )
     common = stored_vocab(store, [load(n) for n in names], VocabConfig(k=k, s=s))
     common = _by_rules(common, rules, task)
     vocab = common.top(min(s, len(common)))
-    with _PartsBar(parts, progress and bool(left)) as bar: done = _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar, start, against, tracker)
+    with _PartsBar(parts, progress and bool(left)) as bar:
+        done = _steps(
+            store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar, start, against, tracker
+        )
     chosen, candidates, scores, reads, found = done
     first = load(source)
-    facts = dict(given=given, method=method, settings={k: storable(v) for k, v in asdict(cfg).items()}, seed=chosen["seed"], seeds=list(seeds), tuning_dtype=dtype, tokens=chosen["tokens"],
-                 vocabulary=dict(models=vocab.models, common=len(common), used=len(vocab), k=k, hash=vocab.hash), scored_on=dict(split="validation", n=len(split), of=len(task.validation), dtype="float32", cut={lm.name: score_facts(lm, task, split)["cut"] for lm in map(load, (*names, *targets))}, max_text_tokens=task.max_text_tokens),
-                 chosen_on=min(cfg.holdout_n, len(task.holdout)), dropped=task.info.get("dropped", {}),
-                 candidates=candidates, scores=scores, reads_as_tuned=reads, warnings=warnings_of(scores, reads, min(cfg.holdout_n, len(task.holdout)), first.name), provenance=provenance(first.device, "float32", seeds),
-                 calibration=kept_calibration(found, next(n for n in found["prompts"] if n != NONE)), audit={k: found[k] for k in _KEPT})
-    if start: facts["changes"] = _path(store, task, load, names, first, start, chosen, cfg)
+    facts = dict(
+        given=given,
+        method=method,
+        settings={k: storable(v) for k, v in asdict(cfg).items()},
+        seed=chosen["seed"],
+        seeds=list(seeds),
+        tuning_dtype=dtype,
+        tokens=chosen["tokens"],
+        vocabulary=dict(models=vocab.models, common=len(common), used=len(vocab), k=k, hash=vocab.hash),
+        scored_on=dict(
+            split="validation",
+            n=len(split),
+            of=len(task.validation),
+            dtype="float32",
+            cut={lm.name: score_facts(lm, task, split)["cut"] for lm in map(load, (*names, *targets))},
+            max_text_tokens=task.max_text_tokens,
+        ),
+        chosen_on=min(cfg.holdout_n, len(task.holdout)),
+        dropped=task.info.get("dropped", {}),
+        candidates=candidates,
+        scores=scores,
+        reads_as_tuned=reads,
+        warnings=warnings_of(scores, reads, min(cfg.holdout_n, len(task.holdout)), first.name),
+        provenance=provenance(first.device, "float32", seeds),
+        calibration=kept_calibration(found, next(n for n in found["prompts"] if n != NONE)),
+        audit={k: found[k] for k in _KEPT},
+    )
+    if start:
+        facts["changes"] = _path(store, task, load, names, first, start, chosen, cfg)
     _write_page(store, found, facts)
-    to_json(chosen["prompt_ids"], task, [first, *(load(n) for n in names[1:]), *(load(t) for t in targets)], store.path/"prompt.json", **facts)
+    to_json(
+        chosen["prompt_ids"],
+        task,
+        [first, *(load(n) for n in names[1:]), *(load(t) for t in targets)],
+        store.path / "prompt.json",
+        **facts,
+    )
     return dict(prompt=chosen["prompt_text"], out=str(store.path), **facts)
 
 # %% ../nbs/18_practice.ipynb #bc4ac21c
 def plan_transferable(
-    task, models, targets=(), out=None, method:str|None=None, seeds=(0, 1, 2), s:int=8192, k:int=64, limit:int=300,
-    dtype:str="auto", against=(), start:str|None=None, **settings,   # all as for `transferable`
-)->str:
+    task,
+    models,
+    targets=(),
+    out=None,
+    method: str | None = None,
+    seeds=(0, 1, 2),
+    s: int = 8192,
+    k: int = 64,
+    limit: int = 300,
+    dtype: str = "auto",
+    against=(),
+    start: str | None = None,
+    **settings,  # all as for `transferable`
+) -> str:
     "What `transferable` would do, and how long it would take here. No model is loaded or fetched, and nothing is written. `InputError` for what cannot work, as far as that can be known."
     method = method or ("joint-swaps" if start else "pez")
-    if start: settings = dict(objective="centred", start=start) | settings
+    if start:
+        settings = dict(objective="centred", start=start) | settings
     _, cfg = tuning_config(method, **settings)
-    written = [of[0] for of in named_prompts(against).values()] + [start]*bool(start)
+    written = [of[0] for of in named_prompts(against).values()] + [start] * bool(start)
     names, targets = list(map(str, models)), list(map(str, targets))
-    if len(names) < 2: raise InputError(f"{len(names)} model given; need at least two: their common tokens are what the prompt is made of")
+    if len(names) < 2:
+        raise InputError(
+            f"{len(names)} model given; need at least two: their common tokens are what the prompt is made of"
+        )
     task = load_task(task) if isinstance(task, (str, Path)) else task
     n = min(whole("limit", limit), len(task.validation))
-    roles = {name: "tuned on" if name == names[0] else "takes part" if name in names else "takes no part" for name in (*names, *targets)}
+    roles = {
+        name: "tuned on" if name == names[0] else "takes part" if name in names else "takes no part"
+        for name in (*names, *targets)
+    }
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = str(fast_dtype(device)).removeprefix("torch.") if dtype == "auto" else dtype
-    parts = work_of(task, None, names, targets, method, cfg, seeds, n, len(written), weights=lambda name: model_size(name)[0])
+    parts = work_of(
+        task, None, names, targets, method, cfg, seeds, n, len(written), weights=lambda name: model_size(name)[0]
+    )
     folder = Path(out or f"runs/transferable-{''.join(c if c.isalnum() else '_' for c in task.name)}")
-    lines = [_basis(task, cfg, n), f"{len(seeds)} prompts of {cfg.n_tokens} tokens by {method}, {cfg.steps:,} steps each, from the {s:,} most stable tokens that {' and '.join(names)} share (K = {k})"]
-    lines += [f"  {name}: {role}, {model_size(name)[1]/1e6:,.0f} M weights" for name, role in roles.items()]
-    lines += [f"beside it: no prompt, {CONTROLS} untuned prompts" + (f", {len(written)} written by hand" if written else ""), estimate(parts, dtype, device)]
-    return "\n".join(lines + [f"into {folder}, " + ("which is there: what it holds is not computed again" if folder.exists() else "which is not there yet"), "dry run: nothing was loaded, fetched or written"])
+    lines = [
+        _basis(task, cfg, n),
+        f"{len(seeds)} prompts of {cfg.n_tokens} tokens by {method}, {cfg.steps:,} steps each, from the {s:,} most stable tokens that {' and '.join(names)} share (K = {k})",
+    ]
+    lines += [f"  {name}: {role}, {model_size(name)[1] / 1e6:,.0f} M weights" for name, role in roles.items()]
+    lines += [
+        f"beside it: no prompt, {CONTROLS} untuned prompts" + (f", {len(written)} written by hand" if written else ""),
+        estimate(parts, dtype, device),
+    ]
+    return "\n".join(
+        lines
+        + [
+            f"into {folder}, "
+            + ("which is there: what it holds is not computed again" if folder.exists() else "which is not there yet"),
+            "dry run: nothing was loaded, fetched or written",
+        ]
+    )
 
 # %% ../nbs/18_practice.ipynb #0f5720b6
 class _PartsBar(Bar):
     "The bar of named parts, one after another."
-    def __init__(self, parts:dict, progress): super().__init__(list(parts.values()), progress); self.order = list(parts)
-    def begin(self, part, text): self.part = self.order.index(part); self.say(text)
-    def fill(self, share): self.at(self.part, share)
-    def end(self): self.fill(1)
 
-def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar, start=None, against=(), tracker="")->tuple:
+    def __init__(self, parts: dict, progress):
+        super().__init__(list(parts.values()), progress)
+        self.order = list(parts)
+
+    def begin(self, part, text):
+        self.part = self.order.index(part)
+        self.say(text)
+
+    def fill(self, share):
+        self.at(self.part, share)
+
+    def end(self):
+        self.fill(1)
+
+
+def _steps(
+    store, load, names, targets, task, vocab, method, cfg, seeds, dtype, split, bar, start=None, against=(), tracker=""
+) -> tuple:
     "(chosen prompt, candidates, scores, model -> reads it as tuned, the audit)"
     source, base = load(names[0]), dict(task=task.name, source=load(names[0]).name)
     places = [(n, "source" if n == names[0] else "model") for n in names] + [(t, "target") for t in targets]
@@ -386,9 +733,13 @@ def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, 
     tuning = [("tune", base | dict(seed=seed, method=method)) for seed in seeds]
     store.plan(tuning + [p for ps in pieces.values() for p in ps], "transferable")
     bar.begin(("tune", names[0]), f"tuning {source.name}")
-    with store.working(tuning): prompts = tuned_prompts(store, load, names, task, vocab, method, cfg, seeds, dtype, lambda i: bar.fill(i/cfg.steps), tracker)
+    with store.working(tuning):
+        prompts = tuned_prompts(
+            store, load, names, task, vocab, method, cfg, seeds, dtype, lambda i: bar.fill(i / cfg.steps), tracker
+        )
     bar.end()
-    if start: prompts = [start_prompt(source, start), *prompts]     # first: of equal ones it stays
+    if start:
+        prompts = [start_prompt(source, start), *prompts]  # first: of equal ones it stays
     votes, vote = {}, calibrated_holdout if start else holdout_accuracy
     for n in names:
         bar.begin(("choose", n), f"choosing on {load(n).name}")
@@ -396,80 +747,160 @@ def _steps(store, load, names, targets, task, vocab, method, cfg, seeds, dtype, 
         bar.end()
     mean = [float(np.mean(v)) for v in zip(*votes.values())]
     best = max(range(len(prompts)), key=mean.__getitem__)
-    candidates = [dict(seed=p["seed"], prompt=p["prompt_text"], tuned_holdout=p["best_holdout"], holdout={m: v[i] for m, v in votes.items()}, mean=mean[i], chosen=i == best) for i, p in enumerate(prompts)]
-    empty = dict(source=source.name, counterpart=None, row="Empty", seed=None, steps=None, method=None, prompt_ids=[], prompt_text="")
-    every, scores, reads = [prompts[best], empty, *untuned_prompts(source, vocab, len(prompts[best]["prompt_ids"]))], [], {}
+    candidates = [
+        dict(
+            seed=p["seed"],
+            prompt=p["prompt_text"],
+            tuned_holdout=p["best_holdout"],
+            holdout={m: v[i] for m, v in votes.items()},
+            mean=mean[i],
+            chosen=i == best,
+        )
+        for i, p in enumerate(prompts)
+    ]
+    empty = dict(
+        source=source.name,
+        counterpart=None,
+        row="Empty",
+        seed=None,
+        steps=None,
+        method=None,
+        prompt_ids=[],
+        prompt_text="",
+    )
+    every, scores, reads = (
+        [prompts[best], empty, *untuned_prompts(source, vocab, len(prompts[best]["prompt_ids"]))],
+        [],
+        {},
+    )
     for n, role in places:
         bar.begin(("score", n), f"scoring on {load(n).name}")
-        lm, done, total = load(n), [0], len(every)*len(modes[n])
-        def on_score(): done[0] += 1; bar.fill(done[0]/total)
-        with store.working(pieces[n]): scores += [worth_on(store, task, split, every, lm, role, mode, on_score) for mode in modes[n]]
+        lm, done, total = load(n), [0], len(every) * len(modes[n])
+
+        def on_score():
+            done[0] += 1
+            bar.fill(done[0] / total)
+
+        with store.working(pieces[n]):
+            scores += [worth_on(store, task, split, every, lm, role, mode, on_score) for mode in modes[n]]
         reads[lm.name] = reads_as_tuned(source, prompts[best]["prompt_ids"], lm)
         bar.end()
     bar.begin(("audit", names[0]), "beside no prompt")
     rows, done = rivals_of(prompts[best]["prompt_text"], start, against), [0]
+
     def on_audit(k):
         done[0] += k
-        bar.fill(min(1, done[0]/((len(rows) + 1)*len(places)*(len(split) + min(200, len(task.holdout)) + 3))))
+        bar.fill(min(1, done[0] / ((len(rows) + 1) * len(places) * (len(split) + min(200, len(task.holdout)) + 3))))
+
     found = stored_audit(store, task, [n for n, _ in places], load, rows, len(split), on_audit)
     bar.end()
     return prompts[best], candidates, scores, reads, found
 
+
 def _fitting(cfg, task, given):
     "A configuration whose rounds the training texts are enough for, where the user left their sizes open; said where they shrink."
-    if not hasattr(cfg, "fresh_n") or {"gradient_n", "fresh_n"} & set(given): return cfg
-    there = len(task.labels)*min(map(task.train.labels.count, set(task.train.labels)))
+    if not hasattr(cfg, "fresh_n") or {"gradient_n", "fresh_n"} & set(given):
+        return cfg
+    there = len(task.labels) * min(map(task.train.labels.count, set(task.train.labels)))
     asked, classes = cfg.gradient_n + cfg.fresh_n, len(task.labels)
-    if asked <= there: return cfg
-    first = max(classes, there//6//classes*classes)
+    if asked <= there:
+        return cfg
+    first = max(classes, there // 6 // classes * classes)
     remark(f"a round takes {there} texts, not {asked}: there are no more to train on, each class as often")
     return replace(cfg, gradient_n=first, fresh_n=there - first)
 
-def _by_rules(vocab:Vocab, rules, task)->Vocab:
+
+def _by_rules(vocab: Vocab, rules, task) -> Vocab:
     "The tokens that may be used. `InputError` if none is left."
     rules, no_labels = rules if isinstance(rules, tuple) else (rules, False)
     words = tuple(w.strip().casefold() for w in task.labels) if no_labels else ()
     rules = rules or TokenRules()
     return select(vocab, replace(rules, without=(*rules.without, *words)))
 
-def _names_of(models, targets)->tuple:
+
+def _names_of(models, targets) -> tuple:
     "(names, a `Models`) of names and loaded models; a name that stands there twice is left to `check_models`."
     every = [*models, *targets]
-    if not any(isinstance(m, LM) for m in every): return list(map(str, every)), None
+    if not any(isinstance(m, LM) for m in every):
+        return list(map(str, every)), None
     return named_models(every)
 
-def _path(store, task, load, names, source, start:str, chosen:dict, cfg)->dict:
+
+def _path(store, task, load, names, source, start: str, chosen: dict, cfg) -> dict:
     "What each change from the start to the chosen prompt bought on the models that may be used; from the store where it was measured."
-    path, held = swap_path(source, source.encode(start), chosen["prompt_ids"]), task.subset("holdout", min(cfg.holdout_n, len(task.holdout)))
-    config = dict(task=task.name, task_hash=task.hash, texts=[p["text"] for p in path], n=len(held), models={load(n).name: lm_id(load(n)) for n in names})
+    path, held = (
+        swap_path(source, source.encode(start), chosen["prompt_ids"]),
+        task.subset("holdout", min(cfg.holdout_n, len(task.holdout))),
+    )
+    config = dict(
+        task=task.name,
+        task_hash=task.hash,
+        texts=[p["text"] for p in path],
+        n=len(held),
+        models={load(n).name: lm_id(load(n)) for n in names},
+    )
     have = store.get("path", config)
     if have is None:
         have = dict(path=path_worth(path, task, [load(n) for n in names], held), n=len(held))
         store.put("path", config, have, provenance(source.device, source.dtype))
     return have
 
-def _write_page(store, found:dict, facts:dict):
+
+def _write_page(store, found: dict, facts: dict):
     "The audit as a page beside the prompt, with the path from the start where there is one."
-    more = [("From the start to the end", path_html(facts["changes"]["path"], facts["changes"]["n"]))] if facts.get("changes") else []
-    write_atomic(store.path/"worth.html", audit_page(found, more))
+    more = (
+        [("From the start to the end", path_html(facts["changes"]["path"], facts["changes"]["n"]))]
+        if facts.get("changes")
+        else []
+    )
+    write_atomic(store.path / "worth.html", audit_page(found, more))
 
 # %% ../nbs/18_practice.ipynb #ad3a6d6e
 def summary(
-    got:dict,   # from `transferable`
-)->str:
+    got: dict,  # from `transferable`
+) -> str:
     "The result as a page of text."
-    pct = lambda x: f"{100*x:.1f}"
-    lines = [{"model": s["model"], "it": f"{_ROLES[s['role']]}, by {s['mode']}" if s["role"] == "source" else _ROLES[s["role"]], "accuracy": pct(s["accuracy"]), "no prompt": pct(s["none"]), "untuned": pct(s["untuned"]),
-              **{f"gain over {name}": f"{g['points']:+.1f}" + ("" if g["low"] is None else f" ({g['low']:+.1f} to {g['high']:+.1f})") for name, g in (("none", s["over_none"]), ("untuned", s["over_untuned"]))}} for s in got["scores"]]
+    pct = lambda x: f"{100 * x:.1f}"
+    lines = [
+        {
+            "model": s["model"],
+            "it": f"{_ROLES[s['role']]}, by {s['mode']}" if s["role"] == "source" else _ROLES[s["role"]],
+            "accuracy": pct(s["accuracy"]),
+            "no prompt": pct(s["none"]),
+            "untuned": pct(s["untuned"]),
+            **{
+                f"gain over {name}": f"{g['points']:+.1f}"
+                + ("" if g["low"] is None else f" ({g['low']:+.1f} to {g['high']:+.1f})")
+                for name, g in (("none", s["over_none"]), ("untuned", s["over_untuned"]))
+            },
+        }
+        for s in got["scores"]
+    ]
     v, best = got["vocabulary"], next(c for c in got["candidates"] if c["chosen"])
-    said = [f"prompt: {got['prompt']!r}",
-            f"tuned by {got['method']} over {v['used']:,} of {v['common']:,} tokens that {', '.join(v['models'])} share; {'the start was kept, better than every seed' if got['seed'] is None else 'seed ' + str(got['seed'])} of {', '.join(map(str, got['seeds']))} was chosen: holdout " + ", ".join(f"{pct(a)} on {m}" for m, a in best["holdout"].items()),
-            f"accuracy in percent on {got['scored_on']['n']} of {got['scored_on']['of']} validation texts; gains in points with 95 % intervals over texts", "", pd.DataFrame(lines).to_string(index=False), ""]
-    if cut := {m: n for m, n in got["scored_on"].get("cut", {}).items() if n}: said.insert(-3, f"texts longer than {got['scored_on']['max_text_tokens']} tokens were cut: " + ", ".join(f"{n} of {got['scored_on']['n']} on {m}" for m, n in cut.items()))
+    said = [
+        f"prompt: {got['prompt']!r}",
+        f"tuned by {got['method']} over {v['used']:,} of {v['common']:,} tokens that {', '.join(v['models'])} share; {'the start was kept, better than every seed' if got['seed'] is None else 'seed ' + str(got['seed'])} of {', '.join(map(str, got['seeds']))} was chosen: holdout "
+        + ", ".join(f"{pct(a)} on {m}" for m, a in best["holdout"].items()),
+        f"accuracy in percent on {got['scored_on']['n']} of {got['scored_on']['of']} validation texts; gains in points with 95 % intervals over texts",
+        "",
+        pd.DataFrame(lines).to_string(index=False),
+        "",
+    ]
+    if cut := {m: n for m, n in got["scored_on"].get("cut", {}).items() if n}:
+        said.insert(
+            -3,
+            f"texts longer than {got['scored_on']['max_text_tokens']} tokens were cut: "
+            + ", ".join(f"{n} of {got['scored_on']['n']} on {m}" for m, n in cut.items()),
+        )
     for m in {s["model"]: 0 for s in got["scores"]} if "audit" in got else ():
         table = scores_table(got["audit"], m)[["prompt", "accuracy", "calibrated", "AUC", "names most often"]]
         said += [f"beside no prompt, raw and calibrated, on {m}", table.to_string(index=False), ""]
-    if got.get("changes"): said += [f"from the start, calibrated accuracy on {got['changes']['n']} holdout texts", path_table(got["changes"]["path"]).to_string(index=False), ""]
+    if got.get("changes"):
+        said += [
+            f"from the start, calibrated accuracy on {got['changes']['n']} holdout texts",
+            path_table(got["changes"]["path"]).to_string(index=False),
+            "",
+        ]
     said += [f"advice: {line}" for line in got.get("audit", {}).get("advice", ())]
     said += [f"warning: {w}" for w in got["warnings"]] or ["no warning: every gain above is real by its interval"]
     return "\n".join(said)

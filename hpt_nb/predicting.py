@@ -6,7 +6,8 @@
 __all__ = ['WRITERS', 'predict', 'check_out', 'write_predictions', 'predictions_said']
 
 # %% ../nbs/17c_predicting.ipynb #20f33703
-import csv, io
+import csv
+import io
 from pathlib import Path
 
 import pandas as pd
@@ -19,98 +20,137 @@ from .prompts import Prompt, answers
 
 # %% ../nbs/17c_predicting.ipynb #22ceed20
 def _filled(
-    rows:pd.DataFrame, text:str,
-    skip:bool,          # pass over rows without a text
-    where:str,
-)->list:                # row numbers, from 0, of the texts
+    rows: pd.DataFrame,
+    text: str,
+    skip: bool,  # pass over rows without a text
+    where: str,
+) -> list:  # row numbers, from 0, of the texts
     "The rows that have a text. `InputError` for a missing column, and for an empty text that is not to be skipped."
     if text not in rows.columns:
-        raise InputError(f"{where}: no column {text!r} (columns: {', '.join(map(str, rows.columns))}); name the column of the texts with --text")
+        raise InputError(
+            f"{where}: no column {text!r} (columns: {', '.join(map(str, rows.columns))}); name the column of the texts with --text"
+        )
     kept = []
     for i, t in enumerate(rows[text].tolist()):
-        if isinstance(t, str) and t.strip(): kept.append(i)
+        if isinstance(t, str) and t.strip():
+            kept.append(i)
         elif not skip or not (t is None or isinstance(t, str) or t != t):
-            raise InputError(f"{where}: row {i + 1} {_no_text(t)}" + ("" if skip else "; or pass over such rows with --skip-empty"))
-    if not kept: raise InputError(f"{where}: no text in it; need at least one")
+            raise InputError(
+                f"{where}: row {i + 1} {_no_text(t)}" + ("" if skip else "; or pass over such rows with --skip-empty")
+            )
+    if not kept:
+        raise InputError(f"{where}: no text in it; need at least one")
     return kept
 
-def _right(rows:pd.DataFrame, label:str, kept, task:dict, where:str)->list:
+
+def _right(rows: pd.DataFrame, label: str, kept, task: dict, where: str) -> list:
     "The right classes of the rows that are kept. `InputError` for a missing column and for labels that the prompt does not know."
     if label not in rows.columns:
-        raise InputError(f"{where}: no column {label!r} (columns: {', '.join(map(str, rows.columns))}); name the column of the labels with --label")
+        raise InputError(
+            f"{where}: no column {label!r} (columns: {', '.join(map(str, rows.columns))}); name the column of the labels with --label"
+        )
     words = [w.strip() for w in task["labels"]]
     names = _label_names(task["labels"], None if task["classes"] == words else task["classes"], where)
     values, found = rows[label].tolist(), []
     for i in kept:
         key = None if isinstance(values[i], (bytes, bool)) else _label_key(values[i])
-        if key not in names: raise InputError(f"{where}: row {i + 1} {_unknown_label(values[i], names)}, the classes of the prompt")
+        if key not in names:
+            raise InputError(f"{where}: row {i + 1} {_unknown_label(values[i], names)}, the classes of the prompt")
         found.append(names[key])
     return found
 
 # %% ../nbs/17c_predicting.ipynb #538763ff
 def predict(
-    prompt:Prompt,
-    lm:LM,              # a loaded model
-    rows,               # a table, or the path of a csv, tsv, jsonl or parquet file
-    text:str="text",    # its column of texts
-    label:str|None=None,# its column of labels: how many are right? None: not asked
-    calibrated:bool=False,
-    task=None,          # a `Task`, whose holdout calibrates where the prompt keeps no constants for this model
-    skip_empty:bool=False,
-    on_pass=None,       # called with the number of texts done after each pass
-)->tuple:               # (the table with class and p(name) columns, facts: n, skipped, constants, correct and accuracy if asked)
+    prompt: Prompt,
+    lm: LM,  # a loaded model
+    rows,  # a table, or the path of a csv, tsv, jsonl or parquet file
+    text: str = "text",  # its column of texts
+    label: str | None = None,  # its column of labels: how many are right? None: not asked
+    calibrated: bool = False,
+    task=None,  # a `Task`, whose holdout calibrates where the prompt keeps no constants for this model
+    skip_empty: bool = False,
+    on_pass=None,  # called with the number of texts done after each pass
+) -> tuple:  # (the table with class and p(name) columns, facts: n, skipped, constants, correct and accuracy if asked)
     "The class of each text of a table. `InputError` for a table that cannot work, before the model reads anything."
     where = "the table" if isinstance(rows, pd.DataFrame) else str(rows)
     rows = rows if isinstance(rows, pd.DataFrame) else _read_file(Path(rows))
     kept = _filled(rows, text, skip_empty, where)
     right = None if label is None else _right(rows, label, kept, prompt.task, where)
     columns = ["class", *(f"p({n})" for n in prompt.task["classes"])]
-    if there := [c for c in columns if c in rows.columns]: raise InputError(f"{where}: has a column {there[0]!r} already, where the answers would go; rename it")
+    if there := [c for c in columns if c in rows.columns]:
+        raise InputError(f"{where}: has a column {there[0]!r} already, where the answers would go; rename it")
     means, said = None, "none"
-    if calibrated and lm.name in prompt.calibration: means, said = prompt.means(lm), "kept with the prompt"
+    if calibrated and lm.name in prompt.calibration:
+        means, said = prompt.means(lm), "kept with the prompt"
     values = rows[text].tolist()
     logp = prompt.logprobs(lm, [values[i] for i in kept], on_pass)
     if calibrated and means is None and task is not None:
         held = task.subset("holdout", min(200, len(task.holdout))).texts
         means, said = centre_means(prompt.logprobs(lm, held)), f"from {len(held)} holdout texts of {task.name}"
-    elif calibrated and means is None: means, said = centre_means(logp), f"from the {len(kept)} texts of the table itself, which should be of all classes about equally"
+    elif calibrated and means is None:
+        means, said = (
+            centre_means(logp),
+            f"from the {len(kept)} texts of the table itself, which should be of all classes about equally",
+        )
     made = answers(logp, prompt.task["classes"], means)
     made.index = rows.index[kept]
     facts = dict(n=len(kept), skipped=len(rows) - len(kept), constants=said)
     if right is not None:
         place = {name: c for c, name in enumerate(prompt.task["classes"])}
         correct = sum(place[c] == y for c, y in zip(made["class"], right))
-        facts |= dict(correct=correct, accuracy=correct/len(right))
+        facts |= dict(correct=correct, accuracy=correct / len(right))
     return rows.join(made), facts
 
 # %% ../nbs/17c_predicting.ipynb #2699601b
 WRITERS = (".csv", ".tsv", ".jsonl", ".parquet")
 
-def _as_bytes(table:pd.DataFrame, kind:str)->bytes:
+
+def _as_bytes(table: pd.DataFrame, kind: str) -> bytes:
     "A table in the form of a file's ending. `InputError` for a tsv that would hold a tab or a line break in a field."
-    if kind == ".csv": return table.to_csv(index=False).encode()
-    if kind == ".jsonl": return (table.to_json(orient="records", lines=True, force_ascii=False, double_precision=15).rstrip("\n") + "\n").encode()
+    if kind == ".csv":
+        return table.to_csv(index=False).encode()
+    if kind == ".jsonl":
+        return (
+            table.to_json(orient="records", lines=True, force_ascii=False, double_precision=15).rstrip("\n") + "\n"
+        ).encode()
     if kind == ".parquet":
         table.to_parquet(buf := io.BytesIO(), index=False)
         return buf.getvalue()
-    try: return table.to_csv(index=False, sep="\t", quoting=csv.QUOTE_NONE).encode()
-    except csv.Error: raise InputError("a field holds a tab or a line break, which a tsv file cannot; write it as .csv or .jsonl") from None
+    try:
+        return table.to_csv(index=False, sep="\t", quoting=csv.QUOTE_NONE).encode()
+    except csv.Error:
+        raise InputError(
+            "a field holds a tab or a line break, which a tsv file cannot; write it as .csv or .jsonl"
+        ) from None
 
-def check_out(path)->Path:
+
+def check_out(path) -> Path:
     "A file that predictions can be written to, known before the work."
     p = Path(path)
-    if p.suffix.lower() not in WRITERS: raise InputError(f"--out {path}: need a file name that ends in {', '.join(WRITERS)}")
+    if p.suffix.lower() not in WRITERS:
+        raise InputError(f"--out {path}: need a file name that ends in {', '.join(WRITERS)}")
     return check_writable(p)
 
-def write_predictions(table:pd.DataFrame, path)->Path:
+
+def write_predictions(table: pd.DataFrame, path) -> Path:
     "Write a table, whole or not at all."
     return write_atomic(check_out(path), _as_bytes(table, Path(path).suffix.lower()))
 
-def predictions_said(table:pd.DataFrame, facts:dict, classes)->str:
+
+def predictions_said(table: pd.DataFrame, facts: dict, classes) -> str:
     "Some lines about what was predicted."
     n, counts = facts["n"], table["class"].value_counts()
-    lines = [f"{n:,} texts: " + ", ".join(f"{counts.get(c, 0):,} {visible(c)}" for c in classes) + (f"; {facts['skipped']} without a text passed over" if facts["skipped"] else "")]
-    if facts["constants"] != "none": lines.append(f"calibrated by constants {facts['constants']}")
-    if "correct" in facts: lines.append(f"{facts['correct']} right, accuracy {facts['accuracy']:.4f}")
-    if n and counts.max() >= .9*n and len(counts) and n > 9: lines.append(f"{counts.idxmax()!r} was named for {100*counts.max()/n:.0f} % of the texts; where that many are not of it, calibrated answers tell more")
+    lines = [
+        f"{n:,} texts: "
+        + ", ".join(f"{counts.get(c, 0):,} {visible(c)}" for c in classes)
+        + (f"; {facts['skipped']} without a text passed over" if facts["skipped"] else "")
+    ]
+    if facts["constants"] != "none":
+        lines.append(f"calibrated by constants {facts['constants']}")
+    if "correct" in facts:
+        lines.append(f"{facts['correct']} right, accuracy {facts['accuracy']:.4f}")
+    if n and counts.max() >= 0.9 * n and len(counts) and n > 9:
+        lines.append(
+            f"{counts.idxmax()!r} was named for {100 * counts.max() / n:.0f} % of the texts; where that many are not of it, calibrated answers tell more"
+        )
     return "\n".join(lines)

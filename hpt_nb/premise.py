@@ -29,69 +29,95 @@ from .strata import from_log_odds, interval_of, log_odds, tasks_of
 @dataclass(frozen=True)
 class Part:
     "Tokens and texts on which effects are measured."
-    task:str
-    effect:str    # "shift" or "separation": what these texts are enough for
-    tokens:int
-    texts:int
 
-    def __post_init__(self): check_fields(self)
+    task: str
+    effect: str  # "shift" or "separation": what these texts are enough for
+    tokens: int
+    texts: int
+
+    def __post_init__(self):
+        check_fields(self)
+
 
 PARTS = (Part("sst2", "shift", 2000, 24), Part("ag_news", "shift", 1000, 12), Part("sst2", "separation", 300, 200))
 FEW = (Part("sst2", "shift", 40, 8), Part("ag_news", "shift", 20, 8), Part("sst2", "separation", 20, 16))
 
+
 @dataclass(frozen=True)
 class EffectsStudy:
     "All that changes the study's numbers."
-    models:tuple = ("smollm2-135m", "gemma-3-270m", "qwen2.5-coder-0.5b")
-    parts:tuple = PARTS
-    ks:tuple = (16, 64, 256)   # neighbours
-    h:int = 8192               # anchors a sample, beside exact J
-    repeats:int = 5            # samples
-    k:int = 64                 # of the ranking over which the tokens are spread
-    seed:int = 0
-    split:str = "validation"
-    dtype:str = "bfloat16"     # of the scoring; J is of the float32 embeddings
 
-    def __post_init__(self): check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000))
+    models: tuple = ("smollm2-135m", "gemma-3-270m", "qwen2.5-coder-0.5b")
+    parts: tuple = PARTS
+    ks: tuple = (16, 64, 256)  # neighbours
+    h: int = 8192  # anchors a sample, beside exact J
+    repeats: int = 5  # samples
+    k: int = 64  # of the ranking over which the tokens are spread
+    seed: int = 0
+    split: str = "validation"
+    dtype: str = "bfloat16"  # of the scoring; J is of the float32 embeddings
+
+    def __post_init__(self):
+        check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000))
 
     @property
-    def tokens(self)->int: return max(p.tokens for p in self.parts)
+    def tokens(self) -> int:
+        return max(p.tokens for p in self.parts)
+
 
 SMALL = EffectsStudy(parts=FEW, ks=(16,), h=1024, repeats=2)
 
+
 def rows_of(
-    tokens:int,   # tokens there are
-    n:int,        # tokens wanted
-)->list:
+    tokens: int,  # tokens there are
+    n: int,  # tokens wanted
+) -> list:
     "Evenly spaced places among the study's tokens."
-    if n > tokens: raise InputError(f"{n} tokens of {tokens}; need as many or fewer")
-    return [i*tokens//n for i in range(n)]
+    if n > tokens:
+        raise InputError(f"{n} tokens of {tokens}; need as many or fewer")
+    return [i * tokens // n for i in range(n)]
 
 # %% ../nbs/14b_premise.ipynb #94e51008
-def _names(lms)->dict: return dict(models=[lm.name for lm in lms], ids=[lm_id(lm) for lm in lms])
+def _names(lms) -> dict:
+    return dict(models=[lm.name for lm in lms], ids=[lm_id(lm) for lm in lms])
 
-def _keep(store:Store, kind:str, config:dict, result:dict, study:EffectsStudy, began, device, dtype:str="float32"):
+
+def _keep(
+    store: Store, kind: str, config: dict, result: dict, study: EffectsStudy, began, device, dtype: str = "float32"
+):
     store.put(kind, config, result, provenance(device, dtype, [study.seed], round(time.perf_counter() - began, 3)))
 
-def study_tokens(store:Store, study:EffectsStudy, lms:list)->dict:
+
+def study_tokens(store: Store, study: EffectsStudy, lms: list) -> dict:
     "The tokens: texts, ids in each model, Zipf frequencies, J of all models; from the store, or drawn and kept."
     config = dict(study="effects", **_names(lms), tokens=study.tokens, k=study.k, seed=study.seed)
     found = store.get("effect_tokens", config)
-    if found is not None: return found
+    if found is not None:
+        return found
     began, vocab = time.perf_counter(), stable_vocab(lms, k=study.k)
     chosen = spread(vocab, study.tokens, study.seed)
-    found = dict(tokens=chosen.tokens, ids={lm.name: ids_in(chosen, lm).tolist() for lm in lms}, common=len(vocab),
-                 zipf=[word_zipf(t) for t in chosen.tokens], J=[round(x, 6) for x in chosen.J.tolist()])
+    found = dict(
+        tokens=chosen.tokens,
+        ids={lm.name: ids_in(chosen, lm).tolist() for lm in lms},
+        common=len(vocab),
+        zipf=[word_zipf(t) for t in chosen.tokens],
+        J=[round(x, 6) for x in chosen.J.tolist()],
+    )
     _keep(store, "effect_tokens", config, found, study, began, lms[0].device)
     return found
 
-def study_agreement(store:Store, study:EffectsStudy, pair:list, tokens:list, progress=None):
+
+def study_agreement(store: Store, study: EffectsStudy, pair: list, tokens: list, progress=None):
     "Keep J of the tokens for two models, exact and sampled, for each K, over all tokens that the two have in common."
     base = dict(study="effects", **_names(pair), seed=study.seed, tokens_hash=config_hash(dict(tokens=tokens)))
-    def config(k, h): return dict(base, k=k, h=h, repeats=None if h == "exact" else study.repeats)
+
+    def config(k, h):
+        return dict(base, k=k, h=h, repeats=None if h == "exact" else study.repeats)
+
     every = [config(k, h) for k in study.ks for h in ("exact", study.h)]
     todo = [c for c in every if not store.has("effect_agreement", c)]
-    if not todo: return
+    if not todo:
+        return
     vocab = common_vocab(pair)
     place = {t: u for u, t in enumerate(vocab.tokens)}
     rows, embs = [place[t] for t in tokens], [lm.embeddings[ids.to(lm.device)] for lm, ids in zip(pair, vocab.ids)]
@@ -99,27 +125,48 @@ def study_agreement(store:Store, study:EffectsStudy, pair:list, tokens:list, pro
         began, h = time.perf_counter(), None if c["h"] == "exact" else c["h"]
         check_k(c["k"], min(h or len(vocab), len(vocab)))
         J = stability(embs, c["k"], h, study.repeats, study.seed).cpu().double()
-        def rounded(x): return [round(v, 6) for v in x.tolist()]
+
+        def rounded(x):
+            return [round(v, 6) for v in x.tolist()]
+
         quantiles = torch.quantile(J, torch.linspace(0, 1, 21, dtype=torch.double))
         result = dict(J=rounded(J[rows]), common=len(vocab), quantiles=rounded(quantiles))
         _keep(store, "effect_agreement", c, result, study, began, pair[0].device)
-        if progress: progress(1)
+        if progress:
+            progress(1)
 
 # %% ../nbs/14b_premise.ipynb #94e51009
-def _digits(labels)->str: return "".join("0123456789abcdefghijklmnopqrstuvwxyz"[y] for y in labels)
+def _digits(labels) -> str:
+    return "".join("0123456789abcdefghijklmnopqrstuvwxyz"[y] for y in labels)
 
-def _effect_config(study:EffectsStudy, task, split, tokens:list, lm)->dict:
-    return dict(study="effects", task=task.name, task_hash=task.hash, split=study.split, texts=len(split),
-                texts_hash=split.hash, tokens=len(tokens), tokens_hash=config_hash(dict(tokens=tokens)),
-                model=lm.name, model_id=lm_id(lm), dtype=study.dtype)
 
-def score_tokens(lm, task, split, ids:list, on_pass=None)->dict:
+def _effect_config(study: EffectsStudy, task, split, tokens: list, lm) -> dict:
+    return dict(
+        study="effects",
+        task=task.name,
+        task_hash=task.hash,
+        split=study.split,
+        texts=len(split),
+        texts_hash=split.hash,
+        tokens=len(tokens),
+        tokens_hash=config_hash(dict(tokens=tokens)),
+        model=lm.name,
+        model_id=lm_id(lm),
+        dtype=study.dtype,
+    )
+
+
+def score_tokens(lm, task, split, ids: list, on_pass=None) -> dict:
     "Log-odds of every text under every token, and under none, as a cell keeps them."
     logp_mnc, empty_nc = token_logprobs(lm, task, split.texts, ids, on_pass=on_pass)
-    def text_of(logp): return encode_logp(log_odds(logp.numpy()).reshape(-1, logp.shape[-1] - 1))
+
+    def text_of(logp):
+        return encode_logp(log_odds(logp.numpy()).reshape(-1, logp.shape[-1] - 1))
+
     return dict(odds=text_of(logp_mnc), empty=text_of(empty_nc), labels=_digits(split.labels), ids=list(ids))
 
-def _texts_of(task, split:str, n:int):
+
+def _texts_of(task, split: str, n: int):
     "The study's texts. `InputError` for more than there are, or a class with fewer than two."
     whole = getattr(task, split)
     if n > len(whole):
@@ -128,7 +175,8 @@ def _texts_of(task, split:str, n:int):
     text_halves(chosen.labels)
     return chosen
 
-def _pieces(study:EffectsStudy, tasks:dict, splits:dict, found:dict, lms:list)->list:
+
+def _pieces(study: EffectsStudy, tasks: dict, splits: dict, found: dict, lms: list) -> list:
     "(model, part, configuration, ids) of every cell of effects."
     out = []
     for name, lm in zip(study.models, lms):
@@ -140,28 +188,32 @@ def _pieces(study:EffectsStudy, tasks:dict, splits:dict, found:dict, lms:list)->
 
 # %% ../nbs/14b_premise.ipynb #94e51023
 def run_effects(
-    out,                 # results folder
-    study:EffectsStudy=EffectsStudy(),
-    data=None,           # folder of task files
+    out,  # results folder
+    study: EffectsStudy = EffectsStudy(),
+    data=None,  # folder of task files
     device="auto",
-    prepare:bool=False,  # only the tokens and J (on a machine with wordfreq); a later run measures the effects
-    progress:bool=True,
-    models=None,         # a loader, `Models`
-)->Store:
+    prepare: bool = False,  # only the tokens and J (on a machine with wordfreq); a later run measures the effects
+    progress: bool = True,
+    models=None,  # a loader, `Models`
+) -> Store:
     "Choose the tokens, compute J, measure every effect, keep them; what is there stays. `InputError` before the work."
     from tqdm.auto import tqdm
+
     store, tasks = Store(out), tasks_of(dict.fromkeys(p.task for p in study.parts), data)
     splits = {p: _texts_of(tasks[p.task], study.split, p.texts) for p in study.parts}
     models = models or Models(keep=2, device=device)
     lms = [models(name) for name in study.models]
-    for lm, task in product(lms, tasks.values()): label_ids(lm, task)
+    for lm, task in product(lms, tasks.values()):
+        label_ids(lm, task)
     found, pairs = study_tokens(store, study, lms), list(combinations(lms, 2))
-    with tqdm(total=2*len(study.ks)*len(pairs), unit="J", desc="agreement", disable=not progress) as bar:
-        for pair in pairs: study_agreement(store, study, list(pair), found["tokens"], bar.update)
+    with tqdm(total=2 * len(study.ks) * len(pairs), unit="J", desc="agreement", disable=not progress) as bar:
+        for pair in pairs:
+            study_agreement(store, study, list(pair), found["tokens"], bar.update)
     todo = [p for p in _pieces(study, tasks, splits, found, lms) if not store.has("effect", p[2])]
-    if prepare: return store
-    del lms, pairs   # from here on each model is needed in the scoring's number format alone
-    total = sum((len(ids) + 1)*len(splits[part]) for _, part, _, ids in todo)
+    if prepare:
+        return store
+    del lms, pairs  # from here on each model is needed in the scoring's number format alone
+    total = sum((len(ids) + 1) * len(splits[part]) for _, part, _, ids in todo)
     with tqdm(total=total, unit="text", disable=not progress) as bar:
         for name, part, config, ids in todo:
             bar.set_description_str(f"{part.task} on {config['model']}")
@@ -171,161 +223,198 @@ def run_effects(
     return store
 
 # %% ../nbs/14b_premise.ipynb #94e5100b
-SPLITS = 20   # ways of halving the texts
+SPLITS = 20  # ways of halving the texts
+
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
     "The study's tokens, spread over the ranking by J of all models, best first."
-    texts:list
-    zipf:np.ndarray   # Zipf frequency; NaN for what is no word
-    J:dict            # (model, model, k, "exact" or h) -> (m,) J of these tokens
+
+    texts: list
+    zipf: np.ndarray  # Zipf frequency; NaN for what is no word
+    J: dict  # (model, model, k, "exact" or h) -> (m,) J of these tokens
 
     @property
-    def kinds(self)->np.ndarray:
+    def kinds(self) -> np.ndarray:
         "word, piece or other (numbers, signs, other scripts)."
         kinds = [token_kind(t) for t in self.texts]
         return np.array([k if k in ("word", "piece") else "other" for k in kinds])
 
+
 @dataclass(frozen=True, eq=False)
 class Measured:
     "One effect of m tokens on one model; c = 1 for separations, C for shifts."
-    rows:list             # places among the study's tokens
-    whole:np.ndarray      # (m, c) on all texts
-    halves:np.ndarray     # (SPLITS, 2, m, c) on two halves of them
+
+    rows: list  # places among the study's tokens
+    whole: np.ndarray  # (m, c) on all texts
+    halves: np.ndarray  # (SPLITS, 2, m, c) on two halves of them
+
 
 def measured(
-    effect:str,      # "shift" or "separation"
-    logp_mnc, empty_nc, labels_n,
+    effect: str,  # "shift" or "separation"
+    logp_mnc,
+    empty_nc,
+    labels_n,
     rows=None,
-    splits:int=SPLITS,
-)->Measured:
+    splits: int = SPLITS,
+) -> Measured:
     "An effect on all texts and on halves of them."
     logp, empty, y = torch.as_tensor(logp_mnc), torch.as_tensor(empty_nc), torch.as_tensor(labels_n)
+
     def of(texts):
-        if effect == "shift": return shift(logp[:,texts], empty[texts]).numpy()
-        return separation(logp[:,texts], empty[texts], y[texts])[:,None].numpy()
+        if effect == "shift":
+            return shift(logp[:, texts], empty[texts]).numpy()
+        return separation(logp[:, texts], empty[texts], y[texts])[:, None].numpy()
+
     halves = [[of(half) for half in text_halves(y, seed)] for seed in range(splits)]
     rows = list(range(len(logp))) if rows is None else rows
     return Measured(rows, of(torch.arange(len(y))), np.array(halves))
 
-def read_tokens(store:Store)->Tokens:
+
+def read_tokens(store: Store) -> Tokens:
     "The tokens and every J. `InputError` for a folder that holds none, or several studies."
     cells = store.cells("effect_tokens")
     if len(cells) != 1:
-        raise InputError(f"{store.path}: {len(cells)} lists of tokens of the effects study; "
-                         "need a folder with one, made by hpt study effects")
+        raise InputError(
+            f"{store.path}: {len(cells)} lists of tokens of the effects study; "
+            "need a folder with one, made by hpt study effects"
+        )
     found, J = cells[0]["result"], {}
     for cell in store.cells("effect_agreement"):
         c = cell["config"]
         J[(*c["models"], c["k"], c["h"])] = np.array(cell["result"]["J"])
     return Tokens(found["tokens"], np.array([np.nan if z is None else z for z in found["zipf"]], float), J)
 
-def read_effects(store:Store, part:Part)->dict:
+
+def read_effects(store: Store, part: Part) -> dict:
     "model -> `Measured`, of one part of the study. `InputError` if it is not there."
     out, tokens = {}, store.cells("effect_tokens")
     for cell in store.cells("effect"):
         c, r = cell["config"], cell["result"]
-        if (c["task"], c["tokens"], c["texts"]) != (part.task, part.tokens, part.texts): continue
+        if (c["task"], c["tokens"], c["texts"]) != (part.task, part.tokens, part.texts):
+            continue
         m, y = c["tokens"], [int(d, 36) for d in r["labels"]]
-        logp = from_log_odds(decode_logp(r["odds"], m*len(y))).reshape(m, len(y), -1)
+        logp = from_log_odds(decode_logp(r["odds"], m * len(y))).reshape(m, len(y), -1)
         empty, rows = from_log_odds(decode_logp(r["empty"], len(y))), rows_of(len(tokens[0]["result"]["tokens"]), m)
         out[c["model"]] = measured(part.effect, logp, empty, y, rows)
     if not out:
-        raise InputError(f"{store.path}: no effects of {part.tokens} tokens on {part.texts} texts of {part.task}; "
-                         "make them with hpt study effects")
+        raise InputError(
+            f"{store.path}: no effects of {part.tokens} tokens on {part.texts} texts of {part.task}; "
+            "make them with hpt study effects"
+        )
     return out
 
 # %% ../nbs/14b_premise.ipynb #94e5100d
 DRAWS = 1000
 
-def token_draws(m:int, draws:int=DRAWS, seed:int=0)->np.ndarray:
+
+def token_draws(m: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     "(1 + draws, m) weights: row 0 once each, then how often each token stands in a draw with replacement."
     rng = np.random.default_rng(seed)
-    return np.concatenate([np.ones((1, m)), rng.multinomial(m, np.full(m, 1/m), draws)])
+    return np.concatenate([np.ones((1, m)), rng.multinomial(m, np.full(m, 1 / m), draws)])
 
-def means_of(W, x)->np.ndarray:
+
+def means_of(W, x) -> np.ndarray:
     "(draws, ...) weighted means over tokens of x (m, ...), all in one product."
-    return np.tensordot(W/W.sum(1, keepdims=True), x, 1)
+    return np.tensordot(W / W.sum(1, keepdims=True), x, 1)
 
-def covariance(W, x, y)->np.ndarray:
+
+def covariance(W, x, y) -> np.ndarray:
     "(draws, ...) covariance over tokens of x and y (m, ..., c), summed over the c numbers of an effect."
-    return means_of(W, (x*y).sum(-1)) - (means_of(W, x)*means_of(W, y)).sum(-1)
+    return means_of(W, (x * y).sum(-1)) - (means_of(W, x) * means_of(W, y)).sum(-1)
 
-def ratio(over, under)->np.ndarray:
+
+def ratio(over, under) -> np.ndarray:
     "over/sqrt(under), NaN where `under` is not above 0."
     over, under = np.broadcast_arrays(over, under)
     return np.divide(over, np.sqrt(np.maximum(under, 0)), out=np.full(over.shape, np.nan), where=under > 0)
 
-def correlation_of(W, x, y)->np.ndarray:
+
+def correlation_of(W, x, y) -> np.ndarray:
     "(draws, ...) correlation over tokens."
-    return ratio(covariance(W, x, y), covariance(W, x, x)*covariance(W, y, y))
+    return ratio(covariance(W, x, y), covariance(W, x, x) * covariance(W, y, y))
 
 # %% ../nbs/14b_premise.ipynb #94e51025
-LEAST = .3   # reliability below which nothing is corrected (stats.LEAST_RELIABILITY)
+LEAST = 0.3  # reliability below which nothing is corrected (stats.LEAST_RELIABILITY)
 
-def own_variance(W, x_mr2c)->tuple:
+
+def own_variance(W, x_mr2c) -> tuple:
     "(reliability, variance of the effects without the texts' noise), each (draws,)."
-    first, second = x_mr2c[:,:,0], x_mr2c[:,:,1]
+    first, second = x_mr2c[:, :, 0], x_mr2c[:, :, 1]
     half_r = np.maximum(correlation_of(W, first, second), 0)
-    return (2*half_r/(1 + half_r)).mean(1), np.maximum(covariance(W, first, second).mean(1), 0)
+    return (2 * half_r / (1 + half_r)).mean(1), np.maximum(covariance(W, first, second).mean(1), 0)
+
 
 def agreement_of(
-    a:Measured, b:Measured,
-    W:np.ndarray,    # (draws, m) weights; a token of weight 0 in row 0 is left out of every draw
-)->dict:
+    a: Measured,
+    b: Measured,
+    W: np.ndarray,  # (draws, m) weights; a token of weight 0 in row 0 is left out of every draw
+) -> dict:
     "r, reliability_a, reliability_b, corrected, across, each (draws,): the estimate, then its bootstrap."
     at = np.flatnonzero(W[0])
-    W, (x, y) = W[:,at], [np.moveaxis(e.halves, 2, 0)[at] for e in (a, b)]       # (m, SPLITS, 2, c)
+    W, (x, y) = W[:, at], [np.moveaxis(e.halves, 2, 0)[at] for e in (a, b)]  # (m, SPLITS, 2, c)
     r = correlation_of(W, a.whole[at], b.whole[at])
     (sure_a, own_a), (sure_b, own_b) = own_variance(W, x), own_variance(W, y)
-    crossed = covariance(W, x, y[:,:,::-1]).mean((1, 2))                         # one half against the other's other
+    crossed = covariance(W, x, y[:, :, ::-1]).mean((1, 2))  # one half against the other's other
     enough = np.minimum(sure_a, sure_b) >= LEAST
-    return dict(r=r, reliability_a=sure_a, reliability_b=sure_b,
-                corrected=np.where(enough, ratio(r, sure_a*sure_b), np.nan),
-                across=np.where(enough, ratio(crossed, own_a*own_b), np.nan))
+    return dict(
+        r=r,
+        reliability_a=sure_a,
+        reliability_b=sure_b,
+        corrected=np.where(enough, ratio(r, sure_a * sure_b), np.nan),
+        across=np.where(enough, ratio(crossed, own_a * own_b), np.nan),
+    )
 
 # %% ../nbs/14b_premise.ipynb #94e51013
 def fifths(
-    J,             # (m,) agreement
-    among=None,    # (m,) bool: the tokens that are cut; None: all
-    parts:int=5,
-)->np.ndarray:     # (m,) 1 for the tokens of highest J ... `parts` for the lowest; 0 for those not among
+    J,  # (m,) agreement
+    among=None,  # (m,) bool: the tokens that are cut; None: all
+    parts: int = 5,
+) -> np.ndarray:  # (m,) 1 for the tokens of highest J ... `parts` for the lowest; 0 for those not among
     "Parts of one size by J; equal J in the order given."
     among = np.ones(len(J), bool) if among is None else np.asarray(among, bool)
     at = np.flatnonzero(among)
     order = at[np.argsort(-np.asarray(J)[at], kind="stable")]
     out = np.zeros(len(J), int)
-    out[order] = 1 + np.arange(len(order))*parts//max(1, len(order))
+    out[order] = 1 + np.arange(len(order)) * parts // max(1, len(order))
     return out
 
-BANDS = (0, 3, 4, 5, 9)   # edges on Zipf's scale: 3 is once in a million words, 5 once in ten thousand
 
-def bands(zipf)->dict:
+BANDS = (0, 3, 4, 5, 9)  # edges on Zipf's scale: 3 is once in a million words, 5 once in ten thousand
+
+
+def bands(zipf) -> dict:
     "name -> (m,) bool, of tokens with a frequency."
-    def name(low, high): return f"Zipf {low} to {high}" if high < BANDS[-1] else f"Zipf {low} and more"
+
+    def name(low, high):
+        return f"Zipf {low} to {high}" if high < BANDS[-1] else f"Zipf {low} and more"
+
     return {name(low, high): (zipf >= low) & (zipf < high) for low, high in zip(BANDS, BANDS[1:])}
 
 # %% ../nbs/14b_premise.ipynb #94e51015
-def _interval(values)->dict:
+def _interval(values) -> dict:
     "Estimate and percentile interval of draws; None where the estimate, or a fifth of the draws, is no number."
     drawn = values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(values[0]) or len(drawn) < max(1, .8*(len(values) - 1)):
+    if not np.isfinite(values[0]) or len(drawn) < max(1, 0.8 * (len(values) - 1)):
         return dict.fromkeys(("estimate", "low", "high", "se", "seen"))
     return interval_of(np.concatenate([values[:1], drawn]))
 
+
 def agreement_table(
-    effects:dict,      # model -> `Measured`, on the same tokens
-    groups,            # (a, b) -> (m,) group of each token, 0 for none: a function of two models' names
-    draws:int=DRAWS, seed:int=0,
+    effects: dict,  # model -> `Measured`, on the same tokens
+    groups,  # (a, b) -> (m,) group of each token, 0 for none: a function of two models' names
+    draws: int = DRAWS,
+    seed: int = 0,
 ):
     "DataFrame, a row for each pair of models and group: n, r, corrected and across with intervals, both reliabilities."
     import pandas as pd
+
     m, rows = len(next(iter(effects.values())).whole), []
     W = token_draws(m, draws, seed)
     for a, b in combinations(effects, 2):
         of = np.asarray(groups(a, b))
         for g in sorted(set(of[of != 0])):
-            found = agreement_of(effects[a], effects[b], W*(of == g))
+            found = agreement_of(effects[a], effects[b], W * (of == g))
             row = dict(a=a, b=b, group=int(g), n=int((of == g).sum()))
             row |= {k: found[k][0] for k in ("reliability_a", "reliability_b")}
             for name, label in (("r", ""), ("corrected", "corrected_"), ("across", "across_")):
@@ -336,84 +425,109 @@ def agreement_table(
 
 # %% ../nbs/14b_premise.ipynb #94e51017
 def contrast(
-    effects:dict, groups,    # as in `agreement_table`
-    parts:int=5,
-    weights=None,            # one number for each part; None: the first minus the last
-    measure:str="corrected", # or "r", "across"
-    draws:int=DRAWS, seed:int=0,
-)->dict:                     # estimate, low, high, se, seen, measure, pairs: {"a, b": estimate}
+    effects: dict,
+    groups,  # as in `agreement_table`
+    parts: int = 5,
+    weights=None,  # one number for each part; None: the first minus the last
+    measure: str = "corrected",  # or "r", "across"
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict:  # estimate, low, high, se, seen, measure, pairs: {"a, b": estimate}
     "A weighted sum of the parts' correlations, mean over pairs of models; of r where a part is too noisy."
     weights = np.eye(parts)[0] - np.eye(parts)[-1] if weights is None else np.asarray(weights, float)
     W, each = token_draws(len(next(iter(effects.values())).whole), draws, seed), {}
     for a, b in combinations(effects, 2):
         of = np.asarray(groups(a, b))
-        each[f"{a}, {b}"] = [agreement_of(effects[a], effects[b], W*(of == g)) for g in range(1, parts + 1)]
-    if any(np.isnan(found[measure][0]) for of in each.values() for found in of): measure = "r"
-    sums = {pair: sum(w*found[measure] for w, found in zip(weights, of)) for pair, of in each.items()}
+        each[f"{a}, {b}"] = [agreement_of(effects[a], effects[b], W * (of == g)) for g in range(1, parts + 1)]
+    if any(np.isnan(found[measure][0]) for of in each.values() for found in of):
+        measure = "r"
+    sums = {pair: sum(w * found[measure] for w, found in zip(weights, of)) for pair, of in each.items()}
     pairs = {pair: float(v[0]) for pair, v in sums.items()}
     return dict(**_interval(np.mean(list(sums.values()), axis=0)), measure=measure, pairs=pairs)
 
-def answer(found:dict)->str:
+
+def answer(found: dict) -> str:
     "yes: effects agree more where neighbourhoods do; no: less; undecided."
-    if found["low"] is None: return "undecided"
+    if found["low"] is None:
+        return "undecided"
     return "yes" if found["low"] > 0 else "no" if found["high"] < 0 else "undecided"
 
 # %% ../nbs/14b_premise.ipynb #94e5101d
-EXACT = (64, "exact")   # the J that the tables are by
+EXACT = (64, "exact")  # the J that the tables are by
 
-def grouping(tokens:Tokens, effects:dict, variant=EXACT, among=None, parts:int=5):
+
+def grouping(tokens: Tokens, effects: dict, variant=EXACT, among=None, parts: int = 5):
     "(a, b) -> part of each measured token by that pair's J."
     rows = next(iter(effects.values())).rows
+
     def groups(a, b):
         J = tokens.J.get((a, b, *variant), tokens.J.get((b, a, *variant)))
         if J is None:
             raise InputError(f"no J of {a} and {b} with K = {variant[0]}, {variant[1]}; run hpt study effects again")
         return fifths(J[rows], None if among is None else among[rows], parts)
+
     return groups
 
-def by_fifths(tokens:Tokens, effects:dict, **kw):
+
+def by_fifths(tokens: Tokens, effects: dict, **kw):
     "`agreement_table` by fifths of each pair's exact J."
     return agreement_table(effects, grouping(tokens, effects), **kw)
 
-def overall(effects:dict, **kw):
+
+def overall(effects: dict, **kw):
     "`agreement_table` of all tokens together."
     return agreement_table(effects, lambda a, b: np.ones(len(effects[a].whole), int), **kw).drop(columns="group")
 
-def within(tokens:Tokens, effects:dict, least:int=40, **kw)->dict:
+
+def within(tokens: Tokens, effects: dict, least: int = 40, **kw) -> dict:
     "name -> contrast by J within words, pieces, bands of frequency: of fifths of `least` tokens, else of halves."
     among = {f"{k}s": tokens.kinds == k for k in ("word", "piece")} | bands(tokens.zipf)
     rows, out = next(iter(effects.values())).rows, {}
     for name, mask in among.items():
         n = int(mask[rows].sum())
-        parts = 5 if n >= 5*least else 2
-        if n < 2*least: continue   # too few to say anything
+        parts = 5 if n >= 5 * least else 2
+        if n < 2 * least:
+            continue  # too few to say anything
         groups = grouping(tokens, effects, among=mask, parts=parts)
         out[name] = dict(n=n, parts=parts, **contrast(effects, groups, parts, **kw))
     return out
 
-def by_variant(tokens:Tokens, effects:dict, **kw)->dict:
+
+def by_variant(tokens: Tokens, effects: dict, **kw) -> dict:
     "(k, h) -> contrast of the first and last fifth by that J."
     variants = sorted({key[2:] for key in tokens.J}, key=str)
     return {v: contrast(effects, grouping(tokens, effects, v), **kw) for v in variants}
 
 # %% ../nbs/14b_premise.ipynb #94e5101e
-PAIR_COLORS = ("#0072B2", "#D55E00", "#009E73")   # Okabe and Ito's
+PAIR_COLORS = ("#0072B2", "#D55E00", "#009E73")  # Okabe and Ito's
+
 
 def plot_fifths(
-    table,               # of `by_fifths`
-    measure="r",         # "r", "corrected" or "across"
+    table,  # of `by_fifths`
+    measure="r",  # "r", "corrected" or "across"
     ax=None,
 ):
     "Correlation of two models' effects by fifth of J, best first, a line for each pair of models, with its interval."
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(4.2, 3.2), layout="constrained")
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.2, 3.2), layout="constrained")
     label = "" if measure == "r" else f"{measure}_"
     for i, ((a, b), of) in enumerate(table.groupby(["a", "b"], sort=False)):
         of = of[of[measure].notna() & of[f"{label}low"].notna()]
         y, low, high = (of[c].astype(float) for c in (measure, f"{label}low", f"{label}high"))
-        ax.errorbar(of.group + .08*(i - 1), y, [y - low, high - y], color=PAIR_COLORS[i % 3], marker="o", ms=4,
-                    lw=1.2, elinewidth=.8, label=f"{a}, {b}")
-    ax.axhline(0, color="black", lw=.6)
+        ax.errorbar(
+            of.group + 0.08 * (i - 1),
+            y,
+            [y - low, high - y],
+            color=PAIR_COLORS[i % 3],
+            marker="o",
+            ms=4,
+            lw=1.2,
+            elinewidth=0.8,
+            label=f"{a}, {b}",
+        )
+    ax.axhline(0, color="black", lw=0.6)
     ylabel = "correlation of effects" + (f", {measure}" if label else "")
     ax.set(xticks=range(1, 6), xlabel="fifth of the tokens by J, best first", ylabel=ylabel)
     ax.spines[["top", "right"]].set_visible(False)

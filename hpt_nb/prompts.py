@@ -6,7 +6,8 @@
 __all__ = ['SCHEMA', 'task_parts', 'answers', 'as_lm', 'named_models', 'constants', 'card_text', 'Prompt']
 
 # %% ../nbs/17a_prompts.ipynb #662e1ff7
-import copy, json
+import copy
+import json
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,75 +26,111 @@ from .experiments import Models
 from .export import to_json
 
 # %% ../nbs/17a_prompts.ipynb #bb3d55e2
-SCHEMA = 1   # of the JSON; another number is another version's
-_CORE = ("schema", "prompt", "order", "pieces_tokenised", "bos", "task", "written", "certificates", "calibration", "scores")
-_ASKED = ("name", "suffix", "labels")   # a task without these is none
-_NOT_HERE = ("train", "holdout", "validation", "info")   # of a `Task`: texts, which a prompt does without
+SCHEMA = 1  # of the JSON; another number is another version's
+_CORE = (
+    "schema",
+    "prompt",
+    "order",
+    "pieces_tokenised",
+    "bos",
+    "task",
+    "written",
+    "certificates",
+    "calibration",
+    "scores",
+)
+_ASKED = ("name", "suffix", "labels")  # a task without these is none
+_NOT_HERE = ("train", "holdout", "validation", "info")  # of a `Task`: texts, which a prompt does without
+
 
 def task_parts(
-    task,       # a `Task`, or the dict that a prompt's JSON holds
-    where:str="task",
-)->dict:        # JSON values
+    task,  # a `Task`, or the dict that a prompt's JSON holds
+    where: str = "task",
+) -> dict:  # JSON values
     "What a prompt keeps of its task: template, label words, class names, hash. `InputError` for what lacks them, or has what is not known here."
-    if isinstance(task, Task): return {**task.config, "classes": class_names(task), "hash": task.hash}
-    if not isinstance(task, dict): raise InputError(f"{where} is {type(task).__name__}; need a Task, or what a prompt's JSON says of it")
-    if missing := [k for k in _ASKED if k not in task]: raise InputError(f"{where}: no {missing[0]} of its task; need {', '.join(_ASKED)}")
+    if isinstance(task, Task):
+        return {**task.config, "classes": class_names(task), "hash": task.hash}
+    if not isinstance(task, dict):
+        raise InputError(f"{where} is {type(task).__name__}; need a Task, or what a prompt's JSON says of it")
+    if missing := [k for k in _ASKED if k not in task]:
+        raise InputError(f"{where}: no {missing[0]} of its task; need {', '.join(_ASKED)}")
     known = {f.name for f in fields(Task)} | {"hash", "classes"}
     if other := sorted(set(task) - known):
-        raise InputError(f"{where}: the task's {other[0]!r} is not known here, and without it answers would differ; use the version of hpt_nb that wrote it")
+        raise InputError(
+            f"{where}: the task's {other[0]!r} is not known here, and without it answers would differ; use the version of hpt_nb that wrote it"
+        )
     labels = task["labels"]
     if not isinstance(labels, (list, tuple)) or len(labels) < 2 or not all(isinstance(w, str) for w in labels):
         raise InputError(f"{where}: labels is {labels!r}; need a list of label words")
-    return {"classes": [w.strip() for w in labels], "max_text_tokens": 128, "strip": True, **task, "labels": list(labels)}
+    return {
+        "classes": [w.strip() for w in labels],
+        "max_text_tokens": 128,
+        "strip": True,
+        **task,
+        "labels": list(labels),
+    }
 
 # %% ../nbs/17a_prompts.ipynb #deae257d
 def answers(
-    logp_nc,      # (n, C) label log-probabilities
-    names,        # (C,) class names
-    means_c=None, # (C,) of the calibration; None: raw
-)->pd.DataFrame:  # n rows: class, then p(name) of each class
+    logp_nc,  # (n, C) label log-probabilities
+    names,  # (C,) class names
+    means_c=None,  # (C,) of the calibration; None: raw
+) -> pd.DataFrame:  # n rows: class, then p(name) of each class
     "Log-probabilities as class names and probabilities. Equal scores go to the first class."
     scores = np.asarray(logp_nc, np.float64).reshape(-1, len(names))
-    if means_c is not None: scores = calibrated(scores, means_c) if len(scores) else scores
+    if means_c is not None:
+        scores = calibrated(scores, means_c) if len(scores) else scores
     p = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
     table = {"class": [names[c] for c in scores.argmax(1)]}
-    for c, name in enumerate(names): table[f"p({name})"] = p[:, c]
+    for c, name in enumerate(names):
+        table[f"p({name})"] = p[:, c]
     return pd.DataFrame(table)
 
 # %% ../nbs/17a_prompts.ipynb #c65a8e5a
 def as_lm(
-    model,             # a loaded `LM`, or a name that `load_lm` takes
-    bos=None,          # True or False: as a prompt was tuned; None: as the tokenizer has it
-)->LM:                 # in float32 where it is loaded here
+    model,  # a loaded `LM`, or a name that `load_lm` takes
+    bos=None,  # True or False: as a prompt was tuned; None: as the tokenizer has it
+) -> LM:  # in float32 where it is loaded here
     "A loaded model as it is, or one loaded by its name."
-    if isinstance(model, LM): return model
+    if isinstance(model, LM):
+        return model
     return load_lm(str(model), dtype="float32", **({} if bos is None else dict(bos=bos)))
 
+
 def named_models(
-    models,            # names and loaded models
-)->tuple:              # (names, `Models` that gives each of them in a dtype)
+    models,  # names and loaded models
+) -> tuple:  # (names, `Models` that gives each of them in a dtype)
     "Models by name, whether they are loaded already or not. `InputError` for two of one name."
     models = [models] if isinstance(models, (str, Path, LM)) else list(models)
-    if not models: raise InputError("no model given; need at least one")
+    if not models:
+        raise InputError("no model given; need at least one")
     given = {m.name: m for m in models if isinstance(m, LM)}
     names = [m.name if isinstance(m, LM) else str(m) for m in models]
-    if twice := [n for n in names if names.count(n) > 1]: raise InputError(f"{twice[0]} is named twice; each model once")
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise InputError(f"{twice[0]} is named twice; each model once")
+
     def load(name, dtype="float32", **how):
         lm = given.get(name)
-        if lm is None: return load_lm(name, dtype=dtype, **how)
-        return lm if dtype == "float32" else lm.cast(dtype)   # as it was loaded, unless another format is asked for
+        if lm is None:
+            return load_lm(name, dtype=dtype, **how)
+        return lm if dtype == "float32" else lm.cast(dtype)  # as it was loaded, unless another format is asked for
+
     return names, Models(keep=len(names) + 1, load=load if given else None)
 
+
 def constants(
-    logp_mc,        # (m, C) label log-probabilities of unlabelled texts
+    logp_mc,  # (m, C) label log-probabilities of unlabelled texts
     blank_kc=None,  # (k, C) those of `CONTENT_FREE`; None: not measured
-    said:str="",    # which texts they are
-)->dict:
+    said: str = "",  # which texts they are
+) -> dict:
     "Calibration constants of one prompt on one model, as JSON values."
     out = dict(means=centre_means(logp_mc).tolist(), texts=len(logp_mc), of=said)
-    if blank_kc is None: return out
+    if blank_kc is None:
+        return out
     blank = np.asarray(blank_kc, np.float64)
-    return out | dict(content_free=np.log(np.exp(blank - np.logaddexp.reduce(blank, axis=1, keepdims=True)).mean(0)).tolist())
+    return out | dict(
+        content_free=np.log(np.exp(blank - np.logaddexp.reduce(blank, axis=1, keepdims=True)).mean(0)).tolist()
+    )
 
 # %% ../nbs/17a_prompts.ipynb #bc4cf9e8
 _HEAD = """---
@@ -106,188 +143,286 @@ tags:
 ---
 """
 
-def _score_lines(scores)->list:
+
+def _score_lines(scores) -> list:
     "Accuracies of a prompt as lines of a table; none for what is not in the form of `hpt transferable` or `hpt audit`."
     rows = [s for s in scores or () if isinstance(s, dict) and {"model", "accuracy"} <= set(s)]
-    if not rows: return []
-    pct = lambda x: "" if x is None else f"{100*x:.1f}"
+    if not rows:
+        return []
+    pct = lambda x: "" if x is None else f"{100 * x:.1f}"
     head = ["", "Accuracy, %:", "", "| model | accuracy | calibrated | no prompt |", "|---|---|---|---|"]
-    return head + [f"| {visible(str(s['model']))} | {pct(s['accuracy'])} | {pct(s.get('calibrated'))} | {pct(s.get('none'))} |" for s in rows]
+    return head + [
+        f"| {visible(str(s['model']))} | {pct(s['accuracy'])} | {pct(s.get('calibrated'))} | {pct(s.get('none'))} |"
+        for s in rows
+    ]
+
 
 def card_text(
-    prompt,   # a `Prompt`
-)->str:       # markdown
+    prompt,  # a `Prompt`
+) -> str:  # markdown
     "What a hub shows of a prompt."
     task = prompt.task
     of = dict(prompt=json.dumps(prompt.text, ensure_ascii=False), suffix=json.dumps(task["suffix"], ensure_ascii=False))
     order = [of.get(piece, piece) for piece in order_of(prompt.template)[:-1]]
     usual = order_of(prompt.template) == ["prompt", "text", "suffix", "label word"]
     reads = "the prompt, then the text, then the template" if usual else "these pieces, each tokenised by itself"
-    lines = [_HEAD, f"# A prompt for {visible(task['name'])}", "", f"The model reads {reads}, and the label word comes next:", "",
-             "    " + " + ".join(order), "",
-             "Classes and their label words: " + ", ".join(f"{visible(str(c))} ({json.dumps(w, ensure_ascii=False)})" for c, w in zip(task["classes"], task["labels"])) + ".", ""]
+    lines = [
+        _HEAD,
+        f"# A prompt for {visible(task['name'])}",
+        "",
+        f"The model reads {reads}, and the label word comes next:",
+        "",
+        "    " + " + ".join(order),
+        "",
+        "Classes and their label words: "
+        + ", ".join(
+            f"{visible(str(c))} ({json.dumps(w, ensure_ascii=False)})" for c, w in zip(task["classes"], task["labels"])
+        )
+        + ".",
+        "",
+    ]
     for cert in prompt.certificates:
         reads = "the text comes back from its tokens" if cert.get("agrees") else "the text does not come back as it was"
         lines.append(f"- {visible(str(cert['model'].get('name')))} reads it as {len(cert['ids'])} tokens; {reads}.")
     for name, c in prompt.calibration.items():
-        lines.append(f"- Calibration constants for {visible(name)}, from {c['texts']} texts{' of ' + visible(c['of']) if c.get('of') else ''}, "
-                     "are kept; they assume that the classes are about equally frequent.")
+        lines.append(
+            f"- Calibration constants for {visible(name)}, from {c['texts']} texts{' of ' + visible(c['of']) if c.get('of') else ''}, "
+            "are kept; they assume that the classes are about equally frequent."
+        )
     lines += _score_lines(prompt.scores)
-    lines += ["", "```python", "from hpt_nb import Prompt, load_lm", 'prompt = Prompt.from_pretrained("...")   # this repository, or a folder',
-              f"prompt.classify(load_lm({prompt.source or 'MODEL'!r}), [\"a text\"])", "```"]
+    lines += [
+        "",
+        "```python",
+        "from hpt_nb import Prompt, load_lm",
+        'prompt = Prompt.from_pretrained("...")   # this repository, or a folder',
+        f'prompt.classify(load_lm({prompt.source or "MODEL"!r}), ["a text"])',
+        "```",
+    ]
     return "\n".join(lines) + "\n"
 
 # %% ../nbs/17a_prompts.ipynb #c0586e12
-class Prompt(ModelHubMixin, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"], pipeline_tag="text-classification"):
+class Prompt(
+    ModelHubMixin, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"], pipeline_tag="text-classification"
+):
     "A prompt to keep: its text, its task, what each model reads, calibration constants, scores and origin. `InputError` for what cannot be one."
-    def __new__(cls, *args, **kwargs): return object.__new__(cls)   # not the mixin's, which copies arguments into a file of its own
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)  # not the mixin's, which copies arguments into a file of its own
 
     def __init__(
         self,
-        text:str,            # what stands before each text; "": nothing, the template alone
-        task,                # a `Task`, or what another prompt's `.task` says
-        certificates=(),     # one per model, as of `certify`, each with `model`: its info; the model it was tuned on comes first
-        calibration=None,    # model name -> `constants`
-        scores=(),           # what it was found to be worth: dicts
-        origin=None,         # how it came about: a dict of JSON values
-        bos:bool|None=None,  # does BOS go before it? None: as the tokenizer has it
+        text: str,  # what stands before each text; "": nothing, the template alone
+        task,  # a `Task`, or what another prompt's `.task` says
+        certificates=(),  # one per model, as of `certify`, each with `model`: its info; the model it was tuned on comes first
+        calibration=None,  # model name -> `constants`
+        scores=(),  # what it was found to be worth: dicts
+        origin=None,  # how it came about: a dict of JSON values
+        bos: bool | None = None,  # does BOS go before it? None: as the tokenizer has it
     ):
-        if not isinstance(text, str): raise InputError(f"prompt {text!r}: need a text (ids belong to one model: use Prompt.of)")
+        if not isinstance(text, str):
+            raise InputError(f"prompt {text!r}: need a text (ids belong to one model: use Prompt.of)")
         self.text, self.task, self.bos = text, task_parts(task), bos
         self.certificates, self.scores = list(certificates), list(scores or ())
         self.calibration, self.origin = dict(calibration or {}), dict(origin or {})
 
-    def __repr__(self): return f"Prompt({self.text!r} for {self.task['name']!r}{', tuned on ' + self.source if self.source else ''})"
+    def __repr__(self):
+        return f"Prompt({self.text!r} for {self.task['name']!r}{', tuned on ' + self.source if self.source else ''})"
 
-    def __eq__(self, other): return isinstance(other, Prompt) and self.body() == other.body()
+    def __eq__(self, other):
+        return isinstance(other, Prompt) and self.body() == other.body()
+
     __hash__ = None
 
     @property
-    def ids(self)->list|None:
+    def ids(self) -> list | None:
         "Ids on the model that it was tuned on, or certified on first; None if it was on none."
         return list(self.certificates[0]["ids"]) if self.certificates else None
 
     @property
-    def source(self)->str|None:
+    def source(self) -> str | None:
         "Name of that model."
         return self.certificates[0]["model"].get("name") if self.certificates else None
 
     @property
-    def template(self)->SimpleNamespace:
+    def template(self) -> SimpleNamespace:
         "The task as scoring reads it, without texts."
         return SimpleNamespace(**{**self.task, "labels": tuple(self.task["labels"])})
 
     @classmethod
     def of(
         cls,
-        prompt,          # text, or ids of the first model
-        task,            # a `Task`
-        models,          # loaded models or names, the one it was tuned on first
-        calibrate:int=200, # holdout texts for the calibration constants; 0: none
-        **origin,        # how it came about, as JSON values
-    )->"Prompt":
+        prompt,  # text, or ids of the first model
+        task,  # a `Task`
+        models,  # loaded models or names, the one it was tuned on first
+        calibrate: int = 200,  # holdout texts for the calibration constants; 0: none
+        **origin,  # how it came about, as JSON values
+    ) -> "Prompt":
         "A prompt certified on models, with calibration constants on each."
         lms = [as_lm(m) for m in ([models] if isinstance(models, (str, LM)) else models)]
         made = cls.from_body(json.loads(to_json(prompt, task, lms, **origin)))
         made.task = task_parts(task)
-        for lm in lms if calibrate else (): made = made.calibrate(lm, task.subset("holdout", min(calibrate, len(task.holdout))).texts, "the holdout")
+        for lm in lms if calibrate else ():
+            made = made.calibrate(lm, task.subset("holdout", min(calibrate, len(task.holdout))).texts, "the holdout")
         return made
 
-    def logprobs(self, model, texts, on_pass=None)->np.ndarray:
+    def logprobs(self, model, texts, on_pass=None) -> np.ndarray:
         "(n, C) label log-probabilities of texts under this prompt, on a loaded model or one that is named. `InputError` where BOS is not as the prompt has it."
         lm = as_lm(model, self.bos)
         if self.bos is not None and bool(lm.bos_ids) != self.bos:
-            raise InputError(f"the prompt was tuned {'with' if self.bos else 'without'} BOS before it, and {lm.name} is loaded the other way; load it with bos={self.bos}")
+            raise InputError(
+                f"the prompt was tuned {'with' if self.bos else 'without'} BOS before it, and {lm.name} is loaded the other way; load it with bos={self.bos}"
+            )
         texts = [texts] if isinstance(texts, str) else list(texts)
         return label_logprobs(lm, self.template, texts, self.text, on_pass=on_pass).double().numpy()
 
-    def calibrate(self, model, texts, said:str="")->"Prompt":
+    def calibrate(self, model, texts, said: str = "") -> "Prompt":
         "The same prompt with constants for one more model, from unlabelled texts; those of a model that has some are replaced."
         lm, texts = as_lm(model, self.bos), list(texts)
-        if not texts: raise InputError("no texts to calibrate on; give unlabelled ones, of all classes about equally")
+        if not texts:
+            raise InputError("no texts to calibrate on; give unlabelled ones, of all classes about equally")
         logp = self.logprobs(lm, [*texts, *CONTENT_FREE])
         out = copy.deepcopy(self)
-        out.calibration[lm.name] = constants(logp[:len(texts)], logp[len(texts):], said) | dict(sha256=lm.info.get("sha256"))
+        out.calibration[lm.name] = constants(logp[: len(texts)], logp[len(texts) :], said) | dict(
+            sha256=lm.info.get("sha256")
+        )
         return out
 
-    def means(self, lm:LM)->list:
+    def means(self, lm: LM) -> list:
         "The calibration constants kept for a model. `InputError` if there are none, or those of another model of that name."
         kept = self.calibration.get(lm.name)
         if kept is None:
             have = f"there are some for {', '.join(self.calibration)}" if self.calibration else "there are none at all"
-            raise InputError(f"the prompt keeps no calibration constants for {lm.name} ({have}); calibrate(model, texts) makes them, or calibrated=\"texts\" takes them from the texts at hand")
+            raise InputError(
+                f'the prompt keeps no calibration constants for {lm.name} ({have}); calibrate(model, texts) makes them, or calibrated="texts" takes them from the texts at hand'
+            )
         if kept.get("sha256") and lm.info.get("sha256") and kept["sha256"] != lm.info["sha256"]:
-            raise InputError(f"the calibration constants kept for {lm.name} are of another model of that name; calibrate(model, texts) makes new ones")
+            raise InputError(
+                f"the calibration constants kept for {lm.name} are of another model of that name; calibrate(model, texts) makes new ones"
+            )
         return kept["means"]
 
     def classify(
         self,
-        model,             # a loaded model, or its name
-        texts,             # n strings, or one
+        model,  # a loaded model, or its name
+        texts,  # n strings, or one
         calibrated=False,  # False: raw; True: by the constants kept for this model; "texts": by those of these very texts
-        on_pass=None,      # called with the number of texts done after each pass
-    )->pd.DataFrame:       # n rows: class, then p(name) of each class
+        on_pass=None,  # called with the number of texts done after each pass
+    ) -> pd.DataFrame:  # n rows: class, then p(name) of each class
         "The class of each text by name, and a probability for each class."
-        if calibrated not in (False, True, "texts"): raise InputError(f"calibrated={calibrated!r}; need False, True or \"texts\"")
+        if calibrated not in (False, True, "texts"):
+            raise InputError(f'calibrated={calibrated!r}; need False, True or "texts"')
         lm = as_lm(model, self.bos)
-        means = self.means(lm) if calibrated is True else None   # before the work
+        means = self.means(lm) if calibrated is True else None  # before the work
         logp = self.logprobs(lm, texts, on_pass)
-        if calibrated == "texts" and len(logp): means = centre_means(logp)
+        if calibrated == "texts" and len(logp):
+            means = centre_means(logp)
         return answers(logp, self.task["classes"], means)
 
-    def body(self)->dict:
+    def body(self) -> dict:
         "The prompt as JSON values, as `hpt export` reads them."
-        out = dict(self.origin, schema=SCHEMA, prompt=self.text, order=order_of(self.template), pieces_tokenised="apart",
-                   task=self.task, certificates=self.certificates, calibration=self.calibration, scores=self.scores)
+        out = dict(
+            self.origin,
+            schema=SCHEMA,
+            prompt=self.text,
+            order=order_of(self.template),
+            pieces_tokenised="apart",
+            task=self.task,
+            certificates=self.certificates,
+            calibration=self.calibration,
+            scores=self.scores,
+        )
         return out if self.bos is None else out | dict(bos=self.bos)
 
     @classmethod
-    def from_body(cls, body, where:str="prompt")->"Prompt":
+    def from_body(cls, body, where: str = "prompt") -> "Prompt":
         "A prompt from its JSON values. `InputError` for another version, or what is no prompt."
-        if not isinstance(body, dict) or "prompt" not in body: raise InputError(f"{where}: not a prompt that hpt wrote (no \"prompt\" in it); need the JSON of hpt transferable, hpt export or Prompt.save")
-        if body.get("schema") != SCHEMA: raise InputError(f"{where}: a prompt of version {body.get('schema')!r}, and this hpt_nb reads version {SCHEMA}; use the version that wrote it, or write it again")
+        if not isinstance(body, dict) or "prompt" not in body:
+            raise InputError(
+                f'{where}: not a prompt that hpt wrote (no "prompt" in it); need the JSON of hpt transferable, hpt export or Prompt.save'
+            )
+        if body.get("schema") != SCHEMA:
+            raise InputError(
+                f"{where}: a prompt of version {body.get('schema')!r}, and this hpt_nb reads version {SCHEMA}; use the version that wrote it, or write it again"
+            )
         certs, task = body.get("certificates", []), body.get("task")
-        whole = isinstance(certs, list) and all(isinstance(c, dict) and isinstance(c.get("model"), dict) and isinstance(c.get("ids"), list) for c in certs)
+        whole = isinstance(certs, list) and all(
+            isinstance(c, dict) and isinstance(c.get("model"), dict) and isinstance(c.get("ids"), list) for c in certs
+        )
         kept = body.get("calibration") or {}
-        sure = isinstance(kept, dict) and all(isinstance(c, dict) and isinstance(c.get("means"), list) for c in kept.values())
+        sure = isinstance(kept, dict) and all(
+            isinstance(c, dict) and isinstance(c.get("means"), list) for c in kept.values()
+        )
         if not whole or not sure or not isinstance(body.get("scores") or [], list):
-            raise InputError(f"{where}: damaged or edited by hand (certificates, calibration or scores are not what they should be); write it again")
-        made = cls(body["prompt"], task_parts(task, where), certs, kept, body.get("scores"), {k: v for k, v in body.items() if k not in _CORE}, body.get("bos"))
+            raise InputError(
+                f"{where}: damaged or edited by hand (certificates, calibration or scores are not what they should be); write it again"
+            )
+        made = cls(
+            body["prompt"],
+            task_parts(task, where),
+            certs,
+            kept,
+            body.get("scores"),
+            {k: v for k, v in body.items() if k not in _CORE},
+            body.get("bos"),
+        )
         for name, c in made.calibration.items():
-            if len(c["means"]) != len(made.task["labels"]): raise InputError(f"{where}: {len(c['means'])} calibration constants for {name}, and the task has {len(made.task['labels'])} classes; calibrate it again")
+            if len(c["means"]) != len(made.task["labels"]):
+                raise InputError(
+                    f"{where}: {len(c['means'])} calibration constants for {name}, and the task has {len(made.task['labels'])} classes; calibrate it again"
+                )
         return made
 
-    def save(self, path)->Path:
+    def save(self, path) -> Path:
         "Write the prompt as one JSON file, whole or not at all."
-        if Path(path).suffix != ".json": raise InputError(f"{path}: need a file name that ends in .json")
+        if Path(path).suffix != ".json":
+            raise InputError(f"{path}: need a file name that ends in .json")
         return write_atomic(path, json.dumps(self.body(), ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(
         cls,
-        path,   # a JSON file of `save`, hpt transferable or hpt export; or a folder with prompt.json in it
-    )->"Prompt":
+        path,  # a JSON file of `save`, hpt transferable or hpt export; or a folder with prompt.json in it
+    ) -> "Prompt":
         "Read a prompt. `InputError` for a file that is missing, damaged, or of another version."
         p = Path(path)
-        p = p/"prompt.json" if p.is_dir() else p
-        try: body = json.loads(p.read_bytes().decode("utf-8-sig"))
-        except OSError as e: raise InputError(f"{p}: cannot be read ({e.strerror}); need the JSON of hpt transferable, hpt export or Prompt.save") from None
-        except (ValueError, RecursionError): raise InputError(f"{p}: not JSON; need the JSON of hpt transferable, hpt export or Prompt.save") from None
+        p = p / "prompt.json" if p.is_dir() else p
+        try:
+            body = json.loads(p.read_bytes().decode("utf-8-sig"))
+        except OSError as e:
+            raise InputError(
+                f"{p}: cannot be read ({e.strerror}); need the JSON of hpt transferable, hpt export or Prompt.save"
+            ) from None
+        except (ValueError, RecursionError):
+            raise InputError(f"{p}: not JSON; need the JSON of hpt transferable, hpt export or Prompt.save") from None
         return cls.from_body(body, str(p))
 
     def _save_pretrained(self, save_directory):
         "What the mixin calls: the prompt, without where on this machine its files lay, and a line that says what it is."
         kept = copy.deepcopy(self)
         kept.origin.pop("given", None)
-        kept.save(Path(save_directory)/"prompt.json")
-        write_atomic(Path(save_directory)/"config.json", json.dumps(dict(library="hpt_nb", object="Prompt", version=SCHEMA)) + "\n")
+        kept.save(Path(save_directory) / "prompt.json")
+        write_atomic(
+            Path(save_directory) / "config.json",
+            json.dumps(dict(library="hpt_nb", object="Prompt", version=SCHEMA)) + "\n",
+        )
 
     @classmethod
     def _from_pretrained(cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **kwargs):
         "What the mixin calls: from a folder, or from a hub."
-        if Path(model_id).is_dir(): return cls.load(model_id)
-        return cls.load(snapshot_download(model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token, allow_patterns=["prompt.json"]))
+        if Path(model_id).is_dir():
+            return cls.load(model_id)
+        return cls.load(
+            snapshot_download(
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+                allow_patterns=["prompt.json"],
+            )
+        )
 
-    def generate_model_card(self, *args, **kwargs)->ModelCard:
+    def generate_model_card(self, *args, **kwargs) -> ModelCard:
         "What the mixin writes as README.md."
         return ModelCard(card_text(self))

@@ -7,91 +7,117 @@ __all__ = ['ZIPF', 'PARTS', 'UNKNOWN', 'is_word', 'word_zipf', 'token_parts', 'd
            'prompt_perplexities']
 
 # %% ../nbs/12_readability.ipynb #2b6309a8
-import math, re, unicodedata
+import math
+import re
+import unicodedata
 from functools import lru_cache
 import numpy as np
 from .store import SEEDS, InputError, number, whole
 
 # %% ../nbs/12_readability.ipynb #bf7c66f1
-ZIPF = 3.25   # least frequency of a word: about 1.8 in a million. Chosen below
+ZIPF = 3.25  # least frequency of a word: about 1.8 in a million. Chosen below
+
 
 @lru_cache
 def _frequency():
     "wordfreq's `zipf_frequency`. `InputError` if it is not installed."
-    try: from wordfreq import zipf_frequency
-    except ImportError: raise InputError('no word list: the package wordfreq is missing; pip install wordfreq, or give words=, a collection of lower-case words') from None
+    try:
+        from wordfreq import zipf_frequency
+    except ImportError:
+        raise InputError(
+            "no word list: the package wordfreq is missing; pip install wordfreq, or give words=, a collection of lower-case words"
+        ) from None
     return zipf_frequency
 
+
 @lru_cache(maxsize=1 << 16)
-def _common(word:str, zipf:float)->bool: return _frequency()(word, "en") >= zipf
+def _common(word: str, zipf: float) -> bool:
+    return _frequency()(word, "en") >= zipf
 
 # %% ../nbs/12_readability.ipynb #6eaf4801
 _LETTERS = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 
-def _letters_of(text:str)->str|None:
+
+def _letters_of(text: str) -> str | None:
     "The word as frequency lists spell it; None for what is not Latin letters alone."
     word = unicodedata.normalize("NFC", text.strip()).casefold().replace("\u2019", "'")
     latin = all("LATIN" in unicodedata.name(c, "") for c in word if c != "'")
     return word if _LETTERS.fullmatch(word) and latin else None
 
+
 def is_word(
-    text:str,        # a string; white space around it does not count
-    words=None,      # a collection of lower-case words; None: wordfreq's English list
-    zipf:float=ZIPF, # least frequency, log10 of occurrences in 1e9 words; for wordfreq only
-)->bool:
+    text: str,  # a string; white space around it does not count
+    words=None,  # a collection of lower-case words; None: wordfreq's English list
+    zipf: float = ZIPF,  # least frequency, log10 of occurrences in 1e9 words; for wordfreq only
+) -> bool:
     "Is it one real English word? `InputError` where the list is wordfreq's and that is not installed."
     word = _letters_of(text)
-    if word is None: return False
-    if len(word) == 1: return word in ("a", "i")
+    if word is None:
+        return False
+    if len(word) == 1:
+        return word in ("a", "i")
     return word in words if words is not None else _common(word, zipf)
 
 # %% ../nbs/12_readability.ipynb #e5a12002
 def word_zipf(
-    text:str,   # a string; white space around it does not count
-)->float|None:  # log10 of its occurrences in 1e9 words of English; 0: not in wordfreq's list; None: not Latin letters alone
+    text: str,  # a string; white space around it does not count
+) -> (
+    float | None
+):  # log10 of its occurrences in 1e9 words of English; 0: not in wordfreq's list; None: not Latin letters alone
     "How common a word is, on Zipf's scale: ` the` 7.7, ` film` 5.2, ` zzzq` 0. `InputError` where wordfreq is not installed."
     word = _letters_of(text)
     return None if word is None else _frequency()(word, "en")
 
 # %% ../nbs/12_readability.ipynb #292d69b6
 PARTS = ("word", "piece", "sign", "special", "unknown")
-UNKNOWN = "{unknown}"   # how broken bytes are shown, as in the paper's Table 3
-_SPECIAL = re.compile(r"<\|[^|]+\|>|</?s>|[<\[](?:pad|unk|bos|eos|mask|cls|sep|unused\d+|(?:start|end)_of_(?:turn|text))[>\]]", re.I)   # names of special tokens in a stored prompt
+UNKNOWN = "{unknown}"  # how broken bytes are shown, as in the paper's Table 3
+_SPECIAL = re.compile(
+    r"<\|[^|]+\|>|</?s>|[<\[](?:pad|unk|bos|eos|mask|cls|sep|unused\d+|(?:start|end)_of_(?:turn|text))[>\]]", re.I
+)  # names of special tokens in a stored prompt
 
-def _text(token)->str|None:
+
+def _text(token) -> str | None:
     "A token's text; None where its bytes are not whole characters."
     if isinstance(token, (bytes, bytearray)):
-        try: return bytes(token).decode()
-        except UnicodeDecodeError: return None
+        try:
+            return bytes(token).decode()
+        except UnicodeDecodeError:
+            return None
     return None if token == UNKNOWN or "\ufffd" in token else token
+
 
 def _plain(token):
     "A token, or None if it is a special one's name."
     return None if isinstance(token, str) and _SPECIAL.fullmatch(token) else token
 
+
 def token_parts(
-    tokens,          # p tokens: bytes or str; None or its name for a special one
-    words=None,      # as in `is_word`
-    zipf:float=ZIPF,
-)->list:             # p names out of `PARTS`
+    tokens,  # p tokens: bytes or str; None or its name for a special one
+    words=None,  # as in `is_word`
+    zipf: float = ZIPF,
+) -> list:  # p names out of `PARTS`
     "What each token of a prompt is to a reader. `sign`: digits, punctuation and white space."
     kinds, starts = [], True
     for token in tokens:
         token = _plain(token)
         text = None if token is None else _text(token)
-        if text is None: kinds.append("special" if token is None else "unknown")
-        elif not any(c.isalpha() for c in text): kinds.append("sign")
-        else: kinds.append("word" if (starts or text[0].isspace()) and is_word(text, words, zipf) else "piece")
+        if text is None:
+            kinds.append("special" if token is None else "unknown")
+        elif not any(c.isalpha() for c in text):
+            kinds.append("sign")
+        else:
+            kinds.append("word" if (starts or text[0].isspace()) and is_word(text, words, zipf) else "piece")
         starts = bool(text) and text[-1].isspace()
     return kinds
 
 # %% ../nbs/12_readability.ipynb #b7ba2cc1
-def _read(tokens, words, zipf)->list:
+def _read(tokens, words, zipf) -> list:
     "For each token: has it letters, and do they all belong to whole words of the text?"
-    texts = [(None if t is None else _text(t)) or "\0" for t in map(_plain, tokens)]   # what is no text ends a word
+    texts = [(None if t is None else _text(t)) or "\0" for t in map(_plain, tokens)]  # what is no text ends a word
     joined, start = "".join(texts), 0
-    inside = np.zeros(len(joined), bool)   # which characters lie in a whole word
-    for m in _LETTERS.finditer(joined): inside[m.start():m.end()] = is_word(m[0], words, zipf)
+    inside = np.zeros(len(joined), bool)  # which characters lie in a whole word
+    for m in _LETTERS.finditer(joined):
+        inside[m.start() : m.end()] = is_word(m[0], words, zipf)
     out = []
     for t in texts:
         letters = [start + i for i, c in enumerate(t) if c.isalpha()]
@@ -99,94 +125,119 @@ def _read(tokens, words, zipf)->list:
         start += len(t)
     return out
 
+
 def describe(
-    tokens,          # p tokens: bytes or str; None or its name for a special one
-    words=None,      # as in `is_word`
-    zipf:float=ZIPF,
-)->dict:             # {"tokens": p, a share in 0..1 for each of `PARTS` (they sum to 1), "read": share of tokens that belong to whole words of the text}
+    tokens,  # p tokens: bytes or str; None or its name for a special one
+    words=None,  # as in `is_word`
+    zipf: float = ZIPF,
+) -> dict:  # {"tokens": p, a share in 0..1 for each of `PARTS` (they sum to 1), "read": share of tokens that belong to whole words of the text}
     "What a prompt reads like (the paper's Section 6). NaN shares for no tokens; `InputError` where a word list is missing."
     tokens = list(tokens)
     parts, p = token_parts(tokens, words, zipf), len(tokens)
-    share = lambda n: n/p if p else math.nan
+    share = lambda n: n / p if p else math.nan
     return dict(tokens=p, **{k: share(parts.count(k)) for k in PARTS}, read=share(sum(_read(tokens, words, zipf))))
 
 # %% ../nbs/12_readability.ipynb #3b226d06
-def _places(x)->np.ndarray:
+def _places(x) -> np.ndarray:
     "Of each value its place among the different ones, from 0. Drawn again, places rank as their values do; whole numbers need no sorting."
     x = np.asarray(x)
-    return x if x.dtype.kind == "i" and (not len(x) or x.min() >= 0) else np.unique(x, return_inverse=True)[1].astype(np.int64)
+    return (
+        x
+        if x.dtype.kind == "i" and (not len(x) or x.min() >= 0)
+        else np.unique(x, return_inverse=True)[1].astype(np.int64)
+    )
 
-def _ranks(x)->np.ndarray:
+
+def _ranks(x) -> np.ndarray:
     "Ranks, ties at their mean rank."
     at = _places(x)
     n = np.bincount(at)
-    return (np.cumsum(n) - (n - 1)/2)[at]
+    return (np.cumsum(n) - (n - 1) / 2)[at]
 
-def _spearman(x, y)->float:
+
+def _spearman(x, y) -> float:
     "NaN where one of the two does not vary."
     a, b = (r - r.mean() for r in (_ranks(x), _ranks(y)))
-    size = math.sqrt((a @ a)*(b @ b))
-    return float(a @ b/size) if size else math.nan
+    size = math.sqrt((a @ a) * (b @ b))
+    return float(a @ b / size) if size else math.nan
 
 # %% ../nbs/12_readability.ipynb #93338e26
 def rank_correlation(
-    x, y,               # n numbers each, one pair a prompt
-    groups=None,        # n labels: prompts that share something (a table's row); None: each prompt stands alone
-    level:float=.95,
-    repeats:int=2000,   # bootstrap draws
-    seed:int=0,
-)->tuple:               # (rho, low, high); NaNs if x or y does not vary
+    x,
+    y,  # n numbers each, one pair a prompt
+    groups=None,  # n labels: prompts that share something (a table's row); None: each prompt stands alone
+    level: float = 0.95,
+    repeats: int = 2000,  # bootstrap draws
+    seed: int = 0,
+) -> tuple:  # (rho, low, high); NaNs if x or y does not vary
     "Spearman's rank correlation with a percentile interval from a bootstrap over groups. `InputError` for fewer than 3 pairs or 2 groups, or what is no number."
     x, y = (np.asarray(v, float) for v in (x, y))
-    if x.shape != y.shape or x.ndim != 1: raise InputError(f"x of shape {x.shape} and y of shape {y.shape}; need as many numbers in each")
+    if x.shape != y.shape or x.ndim != 1:
+        raise InputError(f"x of shape {x.shape} and y of shape {y.shape}; need as many numbers in each")
     number("level", level, above=0, most=1), whole("repeats", repeats), whole("seed", seed, 0, SEEDS[1])
-    if len(x) < 3: raise InputError(f"{len(x)} pairs; a rank correlation needs at least 3")
-    if not (np.isfinite(x) & np.isfinite(y)).all(): raise InputError("x or y holds a missing or infinite number; leave such prompts out")
+    if len(x) < 3:
+        raise InputError(f"{len(x)} pairs; a rank correlation needs at least 3")
+    if not (np.isfinite(x) & np.isfinite(y)).all():
+        raise InputError("x or y holds a missing or infinite number; leave such prompts out")
     labels = list(range(len(x))) if groups is None else list(groups)
-    if len(labels) != len(x): raise InputError(f"{len(labels)} group labels for {len(x)} pairs; need one a pair")
+    if len(labels) != len(x):
+        raise InputError(f"{len(labels)} group labels for {len(x)} pairs; need one a pair")
     members = {}
-    for i, g in enumerate(labels): members.setdefault(g, []).append(i)
-    if len(members) < 2: raise InputError("all prompts are in one group; an interval over groups needs at least 2")
+    for i, g in enumerate(labels):
+        members.setdefault(g, []).append(i)
+    if len(members) < 2:
+        raise InputError("all prompts are in one group; an interval over groups needs at least 2")
     rho, rng = _spearman(x, y), np.random.default_rng(seed)
-    if math.isnan(rho): return (math.nan,)*3
+    if math.isnan(rho):
+        return (math.nan,) * 3
     blocks = [np.array(m) for m in members.values()]
     drawn = [np.concatenate([blocks[k] for k in rng.integers(len(blocks), size=len(blocks))]) for _ in range(repeats)]
     x, y = _places(x), _places(y)
     got = np.array([_spearman(x[d], y[d]) for d in drawn])
-    low, high = (np.quantile(np.where(np.isnan(got), end, got), q) for end, q in ((-1, (1-level)/2), (1, (1+level)/2)))
+    low, high = (
+        np.quantile(np.where(np.isnan(got), end, got), q) for end, q in ((-1, (1 - level) / 2), (1, (1 + level) / 2))
+    )
     return rho, float(low), float(high)
 
 # %% ../nbs/12_readability.ipynb #85b1ecb5
 def prompt_perplexity(
-    lm,           # `hpt_nb.models.LM`
-    ids,          # p ids of that model
-)->float:         # 1 or more; V for a model that knows nothing
+    lm,  # `hpt_nb.models.LM`
+    ids,  # p ids of that model
+) -> float:  # 1 or more; V for a model that knows nothing
     "Perplexity of a prompt under a model; the first token counts if the tokenizer puts a BOS before it. `InputError` if no token is left to judge."
     import torch
+
     ids, before = [int(i) for i in ids], list(lm.bos_ids)
     bad = next((i for i in ids if not 0 <= i < lm.n_rows), None)
-    if bad is not None: raise InputError(f"prompt id {bad} is outside {lm.name}'s {lm.n_rows} rows; give ids of that model")
-    if len(ids) < (1 if before else 2): raise InputError(f"{len(ids)} tokens; {lm.name} needs at least {1 if before else 2} to judge a prompt")
+    if bad is not None:
+        raise InputError(f"prompt id {bad} is outside {lm.name}'s {lm.n_rows} rows; give ids of that model")
+    if len(ids) < (1 if before else 2):
+        raise InputError(f"{len(ids)} tokens; {lm.name} needs at least {1 if before else 2} to judge a prompt")
     all_ids = torch.tensor([before + ids], device=lm.device)
     n = len(ids) if before else len(ids) - 1
-    with torch.no_grad(): logp = lm.model(input_ids=all_ids).logits[0, -n-1:-1].float().log_softmax(-1)
+    with torch.no_grad():
+        logp = lm.model(input_ids=all_ids).logits[0, -n - 1 : -1].float().log_softmax(-1)
     return math.exp(-logp.gather(1, all_ids[0, -n:, None].to(logp.device)).mean().item())
 
 # %% ../nbs/12_readability.ipynb #a17c0dea
 def prompt_perplexities(
-    lm,           # `hpt_nb.models.LM`
-    prompts,      # m lists of p ids each
-    rows:int=32,  # prompts in one pass
-)->list:          # m numbers
+    lm,  # `hpt_nb.models.LM`
+    prompts,  # m lists of p ids each
+    rows: int = 32,  # prompts in one pass
+) -> list:  # m numbers
     "`prompt_perplexity` of prompts of one length, several in a pass."
     import torch
+
     prompts, before = [[int(i) for i in ids] for ids in prompts], list(lm.bos_ids)
-    if len(prompts) < 2: return [prompt_perplexity(lm, ids) for ids in prompts]
-    if len({len(ids) for ids in prompts}) > 1: raise ValueError("prompts of several lengths; need one length in a call")
+    if len(prompts) < 2:
+        return [prompt_perplexity(lm, ids) for ids in prompts]
+    if len({len(ids) for ids in prompts}) > 1:
+        raise ValueError("prompts of several lengths; need one length in a call")
     n, out = len(prompts[0]) - (not before), []
     for at in range(0, len(prompts), rows):
-        ids_mp = torch.tensor([before + ids for ids in prompts[at:at+rows]], device=lm.device)
-        with torch.no_grad(): logp_mpv = lm.model(input_ids=ids_mp).logits[:, -n-1:-1].float().log_softmax(-1)
+        ids_mp = torch.tensor([before + ids for ids in prompts[at : at + rows]], device=lm.device)
+        with torch.no_grad():
+            logp_mpv = lm.model(input_ids=ids_mp).logits[:, -n - 1 : -1].float().log_softmax(-1)
         each = logp_mpv.gather(2, ids_mp[:, -n:, None].to(logp_mpv.device)).mean((1, 2))
         out += [math.exp(-x) for x in each.tolist()]
     return out

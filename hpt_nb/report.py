@@ -22,7 +22,9 @@ __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 'ALONE', 'STEPS', 'FEATURES'
            'compute_panels', 'soft_table', 'methods_section', 'write_report', 'levels_origins', 'study_section']
 
 # %% ../nbs/16_report.ipynb #9380702f
-import io, math, unicodedata
+import io
+import math
+import unicodedata
 from html import escape
 from pathlib import Path
 import numpy as np
@@ -34,232 +36,458 @@ from .beside import beside_note, beside_printed, beside_table, bold_again, bold_
 from .readability import PARTS, describe, rank_correlation
 
 # %% ../nbs/16_report.ipynb #bfcd80ea
-ROWS = {"Empty":"Empty", "Random":"Random", "Start":"Start", "PEZ":"Baseline (PEZ)", "PEZ-pruned":"Baseline_pruned", "CommonVocab-pruned":"CommonVocab_pruned", "Ours":"Ours"}
-ROW_COLORS = {"Empty":"#7F7F7F", "Random":"#CC79A7", "Start":"#009E73", "PEZ":"#0072B2", "PEZ-pruned":"#56B4E9", "CommonVocab-pruned":"#E69F00", "Ours":"#D55E00"}
-DASH = "-"   # the paper's sign for "no counterpart"
+ROWS = {
+    "Empty": "Empty",
+    "Random": "Random",
+    "Start": "Start",
+    "PEZ": "Baseline (PEZ)",
+    "PEZ-pruned": "Baseline_pruned",
+    "CommonVocab-pruned": "CommonVocab_pruned",
+    "Ours": "Ours",
+}
+ROW_COLORS = {
+    "Empty": "#7F7F7F",
+    "Random": "#CC79A7",
+    "Start": "#009E73",
+    "PEZ": "#0072B2",
+    "PEZ-pruned": "#56B4E9",
+    "CommonVocab-pruned": "#E69F00",
+    "Ours": "#D55E00",
+}
+DASH = "-"  # the paper's sign for "no counterpart"
 
-def row_order(row:str)->tuple:
+
+def row_order(row: str) -> tuple:
     "Sort key: the paper's rows in the paper's order, others after them by name."
     return (list(ROWS).index(row), "") if row in ROWS else (len(ROWS), row)
 
 # %% ../nbs/16_report.ipynb #56e71bb3
-def _fields(cell:dict, part:str, names)->dict:
+def _fields(cell: dict, part: str, names) -> dict:
     "Fields of a cell's `part` (config, result); `InputError` names the cell and what it lacks."
     lacks = [n for n in names if n not in cell[part]]
-    if lacks: raise InputError(f"{cell['kind']}-{cell['hash']}: no {', '.join(lacks)} in its {part}; another version wrote it: delete it and run again")
-    return {n:cell[part][n] for n in names}
+    if lacks:
+        raise InputError(
+            f"{cell['kind']}-{cell['hash']}: no {', '.join(lacks)} in its {part}; another version wrote it: delete it and run again"
+        )
+    return {n: cell[part][n] for n in names}
 
-_RUN = ("task", "task_hash", "source", "counterpart", "row", "seed", "steps", "method")   # what a tuned prompt and its scores share
 
-def _tidy(rows:list, columns)->pd.DataFrame:
+_RUN = (
+    "task",
+    "task_hash",
+    "source",
+    "counterpart",
+    "row",
+    "seed",
+    "steps",
+    "method",
+)  # what a tuned prompt and its scores share
+
+
+def _tidy(rows: list, columns) -> pd.DataFrame:
     "A frame of cells: no counterpart is a dash, as in the paper; seeds are whole numbers or missing."
     frame = pd.DataFrame(rows, columns=list(columns))
-    return frame.assign(counterpart=frame.counterpart.fillna(DASH).astype(object), seed=frame.seed.astype("Int64"), steps=frame.steps.astype("Int64"))
+    return frame.assign(
+        counterpart=frame.counterpart.fillna(DASH).astype(object),
+        seed=frame.seed.astype("Int64"),
+        steps=frame.steps.astype("Int64"),
+    )
 
 # %% ../nbs/16_report.ipynb #b29852f3
 _TUNE = ("n_tokens", "eval_every", "holdout_n")
-_OWN = ("batch", "lr")   # settings that not every method has
-_APART = {*_RUN, *_TUNE, *_OWN, "vocab", "dtype", "compiled", "second_id"}   # of a tuning run's configuration: what has a column of its own, or may differ within a table
+_OWN = ("batch", "lr")  # settings that not every method has
+_APART = {
+    *_RUN,
+    *_TUNE,
+    *_OWN,
+    "vocab",
+    "dtype",
+    "compiled",
+    "second_id",
+}  # of a tuning run's configuration: what has a column of its own, or may differ within a table
 _TUNED = ("prompt_text", "tokens", "best_step", "curve", "runs_in_pass", "forward_tokens")
 
-def _chosen_on(cell:dict)->str:
+
+def _chosen_on(cell: dict) -> str:
     "How many holdout texts a run was judged on: as its cell says; of an older one, the number that was asked for if its accuracies can be of so many, else less than that."
     asked, said = cell["config"]["holdout_n"], (cell["meta"].get("ran") or {}).get("chosen_on")
-    if said is not None: return str(said)
-    counts = [asked*x for x in cell["result"]["curve"].get("holdout", []) if x is not None]
-    return str(asked) if all(abs(x - round(x)) < .01 for x in counts) else f"fewer than {asked}"
+    if said is not None:
+        return str(said)
+    counts = [asked * x for x in cell["result"]["curve"].get("holdout", []) if x is not None]
+    return str(asked) if all(abs(x - round(x)) < 0.01 for x in counts) else f"fewer than {asked}"
 
-def _used(cell:dict)->dict:
+
+def _used(cell: dict) -> dict:
     "What a run really used, where that may differ from what was asked for."
     steps = cell["result"].get("pass_steps", cell["config"]["steps"])
-    return dict(chosen_on=_chosen_on(cell), judged_every=min(cell["config"]["eval_every"], steps), dropped=(cell["meta"].get("ran") or {}).get("dropped"))
+    return dict(
+        chosen_on=_chosen_on(cell),
+        judged_every=min(cell["config"]["eval_every"], steps),
+        dropped=(cell["meta"].get("ran") or {}).get("dropped"),
+    )
+
 
 def tunes_frame(
-    store:Store,    # a results folder
-)->pd.DataFrame:    # a row for each tuning run: its configuration, its prompt, `tune_wall_s` of its pass in seconds
+    store: Store,  # a results folder
+) -> pd.DataFrame:  # a row for each tuning run: its configuration, its prompt, `tune_wall_s` of its pass in seconds
     "All tuning runs of a store. `InputError` for a damaged or foreign file."
     rows = []
     for cell in store.cells("tune"):
-        cfg, res = _fields(cell, "config", (*_RUN, *_TUNE, "vocab", "dtype")), _fields(cell, "result", (*_TUNED, "prompt_ids", "wall_s"))
-        vocab = {f"vocab_{k}":cfg["vocab"].get(k) for k in ("kind", "s", "hash")}
-        if vocab["vocab_kind"] == "whole": vocab["vocab_s"] = None   # nothing was restricted: its size is the model's, not a setting
-        more = {"tune_dtype":cfg["dtype"] + ", compiled"*bool(cell["config"].get("compiled")), "tuned_ids":res["prompt_ids"], "tune_wall_s":res["wall_s"], "tune_device":cell["meta"].get("device"), "pass_steps":cell["result"].get("pass_steps", cfg["steps"]),
-                "second":cfg["counterpart"] if "second_id" in cell["config"] else None, **{k:cell["config"].get(k) for k in _OWN},
-                **{k:cell["result"].get(k) for k in ("backward_tokens", "reading_holdout", "cosines")}, "rest":{k:v for k, v in cell["config"].items() if k not in _APART}, **_used(cell)}
+        cfg, res = (
+            _fields(cell, "config", (*_RUN, *_TUNE, "vocab", "dtype")),
+            _fields(cell, "result", (*_TUNED, "prompt_ids", "wall_s")),
+        )
+        vocab = {f"vocab_{k}": cfg["vocab"].get(k) for k in ("kind", "s", "hash")}
+        if vocab["vocab_kind"] == "whole":
+            vocab["vocab_s"] = None  # nothing was restricted: its size is the model's, not a setting
+        more = {
+            "tune_dtype": cfg["dtype"] + ", compiled" * bool(cell["config"].get("compiled")),
+            "tuned_ids": res["prompt_ids"],
+            "tune_wall_s": res["wall_s"],
+            "tune_device": cell["meta"].get("device"),
+            "pass_steps": cell["result"].get("pass_steps", cfg["steps"]),
+            "second": cfg["counterpart"] if "second_id" in cell["config"] else None,
+            **{k: cell["config"].get(k) for k in _OWN},
+            **{k: cell["result"].get(k) for k in ("backward_tokens", "reading_holdout", "cosines")},
+            "rest": {k: v for k, v in cell["config"].items() if k not in _APART},
+            **_used(cell),
+        }
         rows.append({**cfg, **res, **vocab, **more})
-    return _tidy(rows, (*_RUN, *_TUNE, *_OWN, *_TUNED, "pass_steps", "backward_tokens", "reading_holdout", "cosines", "second", "vocab_kind", "vocab_s", "vocab_hash", "tune_dtype", "tuned_ids", "tune_wall_s", "tune_device", "rest", "chosen_on", "judged_every", "dropped"))
+    return _tidy(
+        rows,
+        (
+            *_RUN,
+            *_TUNE,
+            *_OWN,
+            *_TUNED,
+            "pass_steps",
+            "backward_tokens",
+            "reading_holdout",
+            "cosines",
+            "second",
+            "vocab_kind",
+            "vocab_s",
+            "vocab_hash",
+            "tune_dtype",
+            "tuned_ids",
+            "tune_wall_s",
+            "tune_device",
+            "rest",
+            "chosen_on",
+            "judged_every",
+            "dropped",
+        ),
+    )
 
 # %% ../nbs/16_report.ipynb #9217c0ba
 def _one_value(labels):
     "The labels of many texts as one value that can be compared: the digits they were kept in, or a tuple of numbers where there were more classes than digits."
     return labels if isinstance(labels, str) else tuple(labels)
 
-def _hits(cell:dict)->np.ndarray:
+
+def _hits(cell: dict) -> np.ndarray:
     "(n,) 0 or 1 for each text: was its label found? `InputError` if digits and counts disagree."
     res = _fields(cell, "result", ("correct", "n", "predictions", "labels"))
-    hits = np.array([int(p==y) for p, y in zip(res["predictions"], res["labels"])])
+    hits = np.array([int(p == y) for p, y in zip(res["predictions"], res["labels"])])
     if hits.sum() != res["correct"] or not 0 < len(res["predictions"]) == len(res["labels"]) == res["n"]:
-        raise InputError(f"{cell['kind']}-{cell['hash']}: {hits.sum()} of {len(hits)} labels found, but it says correct={res['correct']}, n={res['n']}; delete it and run again")
+        raise InputError(
+            f"{cell['kind']}-{cell['hash']}: {hits.sum()} of {len(hits)} labels found, but it says correct={res['correct']}, n={res['n']}; delete it and run again"
+        )
     return hits
 
 # %% ../nbs/16_report.ipynb #1157d951
-_EVAL = ("split", "target", "role", "mode", "prompt_ids", "dtype")   # and target_id, where it is known
-_META = ("commit", "dirty", "device", "cpu", "gpu", "simd", "cpus", "python", "torch", "transformers", "platform", "date")
+_EVAL = ("split", "target", "role", "mode", "prompt_ids", "dtype")  # and target_id, where it is known
+_META = (
+    "commit",
+    "dirty",
+    "device",
+    "cpu",
+    "gpu",
+    "simd",
+    "cpus",
+    "python",
+    "torch",
+    "transformers",
+    "platform",
+    "date",
+)
 
-def _evals_frame(store:Store)->pd.DataFrame:
+
+def _evals_frame(store: Store) -> pd.DataFrame:
     "A row for each eval cell, without what its tune cell knows."
     rows = []
     for cell in store.cells("eval"):
         hits = _hits(cell)
-        rows.append({**_fields(cell, "config", (*_RUN, *_EVAL)), "target_id":cell["config"].get("target_id"), "n":len(hits), "correct":int(hits.sum()), "accuracy":hits.mean(), "hits":hits, "labels":_one_value(cell["result"]["labels"]), **{k:(cell["meta"].get("ran") or {}).get(k) for k in ("cut", "max_text_tokens")},
-                     "wall_s":cell["result"].get("wall_s"), **{k:cell["meta"].get(k) for k in _META}})
-    return _tidy(rows, (*_RUN, *_EVAL, "target_id", "n", "correct", "accuracy", "hits", "labels", "cut", "max_text_tokens", "wall_s", *_META))
+        rows.append(
+            {
+                **_fields(cell, "config", (*_RUN, *_EVAL)),
+                "target_id": cell["config"].get("target_id"),
+                "n": len(hits),
+                "correct": int(hits.sum()),
+                "accuracy": hits.mean(),
+                "hits": hits,
+                "labels": _one_value(cell["result"]["labels"]),
+                **{k: (cell["meta"].get("ran") or {}).get(k) for k in ("cut", "max_text_tokens")},
+                "wall_s": cell["result"].get("wall_s"),
+                **{k: cell["meta"].get(k) for k in _META},
+            }
+        )
+    return _tidy(
+        rows,
+        (
+            *_RUN,
+            *_EVAL,
+            "target_id",
+            "n",
+            "correct",
+            "accuracy",
+            "hits",
+            "labels",
+            "cut",
+            "max_text_tokens",
+            "wall_s",
+            *_META,
+        ),
+    )
 
 # %% ../nbs/16_report.ipynb #03c627be
 def results_frame(
-    store:Store,    # a results folder
-)->pd.DataFrame:    # a row for each scored prompt; accuracy as a fraction, times in seconds
+    store: Store,  # a results folder
+) -> pd.DataFrame:  # a row for each scored prompt; accuracy as a fraction, times in seconds
     "Scores joined with the tuning runs they belong to. `InputError` if a score is of another prompt than the one tuned, or belongs to two runs."
     evals, tunes = _evals_frame(store), tunes_frame(store)
-    if not len(evals): raise InputError(f"{store.path}: no scored prompts in it; need the folder of a finished run: hpt run offline --out {store.path}")
+    if not len(evals):
+        raise InputError(
+            f"{store.path}: no scored prompts in it; need the folder of a finished run: hpt run offline --out {store.path}"
+        )
     double = tunes[tunes.duplicated(list(_RUN), keep=False)]
-    if len(double): raise InputError(f"{_where(double.iloc[0])}: {_differing(double)}; one run is needed: {_apart(double)}")
-    for (task, source, _), g in tunes.groupby(["task", "source", "method"]):   # several budgets are results of one pass on its way
-        if g.pass_steps.nunique() > 1: raise InputError(f"{task} from {source} mixes configurations: steps is {_values(g.pass_steps)}; keep each configuration in a folder of its own")
+    if len(double):
+        raise InputError(f"{_where(double.iloc[0])}: {_differing(double)}; one run is needed: {_apart(double)}")
+    for (task, source, _), g in tunes.groupby(
+        ["task", "source", "method"]
+    ):  # several budgets are results of one pass on its way
+        if g.pass_steps.nunique() > 1:
+            raise InputError(
+                f"{task} from {source} mixes configurations: steps is {_values(g.pass_steps)}; keep each configuration in a folder of its own"
+            )
     for target, g in evals.groupby("target"):
-        if g.target_id.nunique() > 1: raise InputError(f"{store.path} holds scores of {g.target_id.nunique()} models that are both called {target} ({_values(g.target_id)}); keep each in a folder of its own")
+        if g.target_id.nunique() > 1:
+            raise InputError(
+                f"{store.path} holds scores of {g.target_id.nunique()} models that are both called {target} ({_values(g.target_id)}); keep each in a folder of its own"
+            )
     df = evals.merge(tunes, on=list(_RUN), how="left", validate="many_to_one")
-    stale = df[[m=="ids" and r=="original" and isinstance(t, list) and t!=p for m, r, t, p in zip(df["mode"], df.role, df.tuned_ids, df.prompt_ids)]]
-    if len(stale): raise InputError(f"{_where(stale.iloc[0])}: scored as ids {stale.iloc[0].prompt_ids}, but tuned to {stale.iloc[0].tuned_ids}; delete that eval cell and run again")
+    stale = df[
+        [
+            m == "ids" and r == "original" and isinstance(t, list) and t != p
+            for m, r, t, p in zip(df["mode"], df.role, df.tuned_ids, df.prompt_ids)
+        ]
+    ]
+    if len(stale):
+        raise InputError(
+            f"{_where(stale.iloc[0])}: scored as ids {stale.iloc[0].prompt_ids}, but tuned to {stale.iloc[0].tuned_ids}; delete that eval cell and run again"
+        )
     return df
 
 # %% ../nbs/16_report.ipynb #719cba86
-def _where(r)->str:
+def _where(r) -> str:
     "A result in words."
     seed = "" if pd.isna(r.seed) else f", seed {r.seed}"
-    return f"{r.task} from {r.source}, {ROWS.get(r.row, r.row)}{'' if r.counterpart==DASH else f' with {r.counterpart}'}{seed}"
+    return f"{r.task} from {r.source}, {ROWS.get(r.row, r.row)}{'' if r.counterpart == DASH else f' with {r.counterpart}'}{seed}"
 
-_SETTINGS = ("task_hash", "split", "n", "steps", "dtype", "method", "batch", "lr", "n_tokens", "tune_dtype", "eval_every", "holdout_n", "vocab_s", "rest")
 
-_SHOWN = {"tune_dtype":"the number format of tuning"}
+_SETTINGS = (
+    "task_hash",
+    "split",
+    "n",
+    "steps",
+    "dtype",
+    "method",
+    "batch",
+    "lr",
+    "n_tokens",
+    "tune_dtype",
+    "eval_every",
+    "holdout_n",
+    "vocab_s",
+    "rest",
+)
 
-def _apart(df:pd.DataFrame)->str:
+_SHOWN = {"tune_dtype": "the number format of tuning"}
+
+
+def _apart(df: pd.DataFrame) -> str:
     "What to do about results of two configurations."
-    auto = "; a run whose tuning dtype is auto takes what the processor has, so name one in [tuning] where a run goes on elsewhere" if df.tune_dtype.nunique() > 1 else ""
+    auto = (
+        "; a run whose tuning dtype is auto takes what the processor has, so name one in [tuning] where a run goes on elsewhere"
+        if df.tune_dtype.nunique() > 1
+        else ""
+    )
     return f"keep each configuration in a folder of its own{auto}"
 
-def _differing(df:pd.DataFrame, names=_SETTINGS)->str:
+
+def _differing(df: pd.DataFrame, names=_SETTINGS) -> str:
     "The settings that are not the same in all of `df`, with their values; '' if all agree. A missing value is no value."
-    values = {n:df[n].dropna().value_counts() for n in names if n in df and n!="rest"}
+    values = {n: df[n].dropna().value_counts() for n in names if n in df and n != "rest"}
     if "rest" in names and "rest" in df:
         rests = [r for r in df.rest if isinstance(r, dict)]
-        for n in dict.fromkeys(k for r in rests for k in r): values[n] = pd.Series([str(r[n]) for r in rests if n in r], dtype=object).value_counts()
-    show = lambda v: f"{v:g}" if isinstance(v, float) else v      # a join turns whole numbers into floats
-    return "; ".join(f"{_SHOWN.get(n, n)} is " + " and ".join(f"{show(v)} ({k} results)" for v, k in c.items()) for n, c in values.items() if len(c) > 1)
+        for n in dict.fromkeys(k for r in rests for k in r):
+            values[n] = pd.Series([str(r[n]) for r in rests if n in r], dtype=object).value_counts()
+    show = lambda v: f"{v:g}" if isinstance(v, float) else v  # a join turns whole numbers into floats
+    return "; ".join(
+        f"{_SHOWN.get(n, n)} is " + " and ".join(f"{show(v)} ({k} results)" for v, k in c.items())
+        for n, c in values.items()
+        if len(c) > 1
+    )
 
 # %% ../nbs/16_report.ipynb #99ff6ed6
-def _table(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
+def _table(df: pd.DataFrame, task: str, source: str) -> pd.DataFrame:
     "The results of one table. `InputError` if there are none, if their settings differ, or if something is missing."
-    part = df[(df.task==task) & (df.source==source)]
-    if not len(part): raise InputError(f"no results for task {task!r} from {source!r}; there are: {', '.join(f'{t} from {s}' for t, s in tables(df))}")
+    part = df[(df.task == task) & (df.source == source)]
+    if not len(part):
+        raise InputError(
+            f"no results for task {task!r} from {source!r}; there are: {', '.join(f'{t} from {s}' for t, s in tables(df))}"
+        )
     where, apart = f"{task} from {source}", _apart(part)
-    if mixed := _differing(part): raise InputError(f"{where} mixes configurations: {mixed}; {apart}")
-    if part["labels"].nunique() > 1: raise InputError(f"{where} was scored on different texts, or in different orders; compute it again in a new folder")
-    for (row, other), g in part[part.vocab_kind=="stable"].groupby(["row", "counterpart"]):
-        if mixed := _differing(g, ["vocab_hash"]): raise InputError(f"{where}, {ROWS.get(row, row)} with {other} mixes vocabularies: {mixed}; {apart}")
+    if mixed := _differing(part):
+        raise InputError(f"{where} mixes configurations: {mixed}; {apart}")
+    if part["labels"].nunique() > 1:
+        raise InputError(
+            f"{where} was scored on different texts, or in different orders; compute it again in a new folder"
+        )
+    for (row, other), g in part[part.vocab_kind == "stable"].groupby(["row", "counterpart"]):
+        if mixed := _differing(g, ["vocab_hash"]):
+            raise InputError(f"{where}, {ROWS.get(row, row)} with {other} mixes vocabularies: {mixed}; {apart}")
     twice = part[part.duplicated(["row", "counterpart", "seed", "target", "mode"])]
-    if len(twice): raise InputError(f"{_where(twice.iloc[0])}: two prompts scored on {twice.iloc[0].target} as {twice.iloc[0]['mode']}; one is stale: delete its eval cell and run again")
-    if lacks := missing(part): raise InputError(f"{where} is unfinished: {lacks[0]}" + (f" (and {len(lacks)-1} more)" if len(lacks) > 1 else "") + "; run it again to finish")
+    if len(twice):
+        raise InputError(
+            f"{_where(twice.iloc[0])}: two prompts scored on {twice.iloc[0].target} as {twice.iloc[0]['mode']}; one is stale: delete its eval cell and run again"
+        )
+    if lacks := missing(part):
+        raise InputError(
+            f"{where} is unfinished: {lacks[0]}"
+            + (f" (and {len(lacks) - 1} more)" if len(lacks) > 1 else "")
+            + "; run it again to finish"
+        )
     return part
 
-def tables(df:pd.DataFrame)->list:
+
+def tables(df: pd.DataFrame) -> list:
     "The (task, source) pairs of a results frame, sorted: one table each, or one for each of its `variants`."
     return sorted(set(zip(df.task, df.source)))
 
-UNTUNED = ("Empty", "Random")            # what a tuned prompt is held against
-ALONE = ("Empty", "Start")               # rows of one prompt, whatever the seed (a start that is drawn has one for each)
 
-def is_fixed(row:str)->bool:
+UNTUNED = ("Empty", "Random")  # what a tuned prompt is held against
+ALONE = ("Empty", "Start")  # rows of one prompt, whatever the seed (a start that is drawn has one for each)
+
+
+def is_fixed(row: str) -> bool:
     "Is a row's prompt not tuned: none, random, the start, or written by hand?"
     return row in UNTUNED or row in ALONE or row.startswith("Manual ")
 
-def fixed_rows(rows:pd.Series)->pd.Series:
+
+def fixed_rows(rows: pd.Series) -> pd.Series:
     "For each row's name: is it not tuned?"
     return rows.map(is_fixed).astype(bool)
 
 
-def variants(df:pd.DataFrame, task:str, source:str)->list:
+def variants(df: pd.DataFrame, task: str, source: str) -> list:
     "(name, results) of each method and number of steps with which this task was tuned on this source; the rows without tuning stand in each. One variant has no name."
-    part = df[(df.task==task) & (df.source==source)]
+    part = df[(df.task == task) & (df.source == source)]
     fixed = fixed_rows(part.row)
     keys = sorted(set(zip(part[~fixed].method, part[~fixed].steps)))
-    if len(keys) < 2: return [("", part)]
-    return [(f"{m}, {b} steps", part[fixed | (part.method==m) & (part.steps==b)]) for m, b in keys]
+    if len(keys) < 2:
+        return [("", part)]
+    return [(f"{m}, {b} steps", part[fixed | (part.method == m) & (part.steps == b)]) for m, b in keys]
 
-def each_variant(df:pd.DataFrame)->list:
+
+def each_variant(df: pd.DataFrame) -> list:
     "(task, source, variant's name, its results), all of them."
     return [(task, source, name, part) for task, source in tables(df) for name, part in variants(df, task, source)]
 
 # %% ../nbs/16_report.ipynb #4dbbafbf
-def missing(part:pd.DataFrame)->list:
+def missing(part: pd.DataFrame) -> list:
     "What one table's results lack, a line each."
-    seeds, targets = set(part.seed.dropna()), sorted(set(part[part.role=="transfer"].target))
+    seeds, targets = set(part.seed.dropna()), sorted(set(part[part.role == "transfer"].target))
     source = part.source.iloc[0]
     want = [(source, "ids"), (source, "text"), *((t, "text") for t in targets)]
-    have = {}   # (row, counterpart) -> (target, mode) -> seeds; this is asked for each table anew, so no frame is filtered here
-    for row, other, target, mode, seed in zip(*(part[c] for c in ("row", "counterpart", "target", "mode", "seed"))): have.setdefault((row, other), {}).setdefault((target, mode), set()).add(seed)
-    empty = {t for (row, _), there in have.items() if row=="Empty" for t, _ in there}
+    have = {}  # (row, counterpart) -> (target, mode) -> seeds; this is asked for each table anew, so no frame is filtered here
+    for row, other, target, mode, seed in zip(*(part[c] for c in ("row", "counterpart", "target", "mode", "seed"))):
+        have.setdefault((row, other), {}).setdefault((target, mode), set()).add(seed)
+    empty = {t for (row, _), there in have.items() if row == "Empty" for t, _ in there}
     lacks = [f"Empty on {t}" for t in (source, *targets) if t not in empty]
     for (row, other), there in sorted(have.items()):
-        if row=="Empty": continue
-        drawn = any(not pd.isna(x) for found in there.values() for x in found)   # a start of label words and a written prompt have no seeds
+        if row == "Empty":
+            continue
+        drawn = any(
+            not pd.isna(x) for found in there.values() for x in found
+        )  # a start of label words and a written prompt have no seeds
         for target, mode in want:
-            gone = sorted(seeds - there.get((target, mode), set())) if drawn else ["none"]*((target, mode) not in there)
-            if gone: lacks.append(f"{ROWS.get(row, row)}{'' if other==DASH else f' with {other}'} on {target} as {mode}, seed {', '.join(map(str, gone))}")
+            gone = (
+                sorted(seeds - there.get((target, mode), set())) if drawn else ["none"] * ((target, mode) not in there)
+            )
+            if gone:
+                lacks.append(
+                    f"{ROWS.get(row, row)}{'' if other == DASH else f' with {other}'} on {target} as {mode}, seed {', '.join(map(str, gone))}"
+                )
     return lacks
 
 # %% ../nbs/16_report.ipynb #035cf09a
 def scores(
-    df:pd.DataFrame,      # from `results_frame`
-    task:str,             # which table: task
-    source:str,           # and source model
-    original:str="ids",   # how the prompt goes into the source: "ids" or "text"
-)->pd.DataFrame:          # a row for each (row, counterpart, seed, place)
+    df: pd.DataFrame,  # from `results_frame`
+    task: str,  # which table: task
+    source: str,  # and source model
+    original: str = "ids",  # how the prompt goes into the source: "ids" or "text"
+) -> pd.DataFrame:  # a row for each (row, counterpart, seed, place)
     "The results behind one accuracy table; `place` is Original or a target's name."
     part = _table(df, task, source)
-    part = part.assign(place=part.target.where(part.role=="transfer", "Original"), other=part["mode"] != part.role.map({"original":original, "transfer":"text"}))
+    part = part.assign(
+        place=part.target.where(part.role == "transfer", "Original"),
+        other=part["mode"] != part.role.map({"original": original, "transfer": "text"}),
+    )
     # Empty has no prompt, so one way is as good as the other
-    part = part[~part.other | (part.row=="Empty")].sort_values("other", kind="stable").drop_duplicates(["row", "counterpart", "seed", "place"])
-    order = part.assign(a=part.row.map(row_order), b=part.place!="Original").sort_values(["a", "counterpart", "b", "place", "seed"])
+    part = (
+        part[~part.other | (part.row == "Empty")]
+        .sort_values("other", kind="stable")
+        .drop_duplicates(["row", "counterpart", "seed", "place"])
+    )
+    order = part.assign(a=part.row.map(row_order), b=part.place != "Original").sort_values(
+        ["a", "counterpart", "b", "place", "seed"]
+    )
     return order.drop(columns=["other", "a", "b"]).reset_index(drop=True)
 
 # %% ../nbs/16_report.ipynb #e0875584
-def _stats(sc:pd.DataFrame)->pd.DataFrame:
+def _stats(sc: pd.DataFrame) -> pd.DataFrame:
     "`accuracy_stats` of a table's `scores`."
     g = sc.groupby(["row", "counterpart", "place"], sort=False).accuracy
-    return pd.DataFrame({"mean":100*g.mean(), "sd":100*g.std(ddof=1), "seeds":g.size()}).reset_index()
+    return pd.DataFrame({"mean": 100 * g.mean(), "sd": 100 * g.std(ddof=1), "seeds": g.size()}).reset_index()
 
-def accuracy_stats(df:pd.DataFrame, task:str, source:str, original:str="ids")->pd.DataFrame:
+
+def accuracy_stats(df: pd.DataFrame, task: str, source: str, original: str = "ids") -> pd.DataFrame:
     "Mean and sample standard deviation (ddof=1) over seeds, in percent, and the number of seeds, for each row, counterpart and place."
     return _stats(scores(df, task, source, original))
 
-def _stats_table(st:pd.DataFrame)->pd.DataFrame:
+
+def _stats_table(st: pd.DataFrame) -> pd.DataFrame:
     "`accuracy_stats` as text, a column for each place."
     st = st.assign(text=[f"{m:.2f}" if pd.isna(d) else f"{m:.2f} ± {d:.2f}" for m, d in zip(st["mean"], st.sd)])
-    wide = st.pivot(index=["row", "counterpart"], columns="place", values="text").loc[list(dict.fromkeys(zip(st.row, st.counterpart))), list(dict.fromkeys(st.place))]
-    wide = wide.reset_index().rename(columns={"row":"Method", "counterpart":"Counterpart"}).rename_axis(columns=None)
+    wide = st.pivot(index=["row", "counterpart"], columns="place", values="text").loc[
+        list(dict.fromkeys(zip(st.row, st.counterpart))), list(dict.fromkeys(st.place))
+    ]
+    wide = wide.reset_index().rename(columns={"row": "Method", "counterpart": "Counterpart"}).rename_axis(columns=None)
     return wide.assign(Method=wide.Method.map(lambda r: ROWS.get(r, r)))
 
-def accuracy_table(df:pd.DataFrame, task:str, source:str, original:str="ids")->pd.DataFrame:
+
+def accuracy_table(df: pd.DataFrame, task: str, source: str, original: str = "ids") -> pd.DataFrame:
     "Tables 1, 2, 4 and 5 of the paper: mean ± sd in percent over seeds, as text; Original first, then each target."
     return _stats_table(accuracy_stats(df, task, source, original))
 
 # %% ../nbs/16_report.ipynb #825bb1d4
-def beside_paper(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
+def beside_paper(df: pd.DataFrame, task: str, source: str) -> pd.DataFrame:
     "Ours and the paper's mean ± sd, their difference and its interval, a line for each cell that both have; empty for models that the paper did not run."
     return beside_table(beside_printed(accuracy_stats(df, task, source), task, source), ROWS)
 
-def paper_said(df:pd.DataFrame)->list:
+
+def paper_said(df: pd.DataFrame) -> list:
     "How many of the paper's bold cells are bold again, a sentence for each way of tuning; none where the paper ran no such models."
     ways = {}
     for task, source, name, part in each_variant(df):
@@ -268,833 +496,1532 @@ def paper_said(df:pd.DataFrame)->list:
     return [f"{name}: {s}" if name else s for name, s in said.items() if s]
 
 # %% ../nbs/16_report.ipynb #3a730d27
-def _bold(st:pd.DataFrame)->pd.DataFrame:
+def _bold(st: pd.DataFrame) -> pd.DataFrame:
     "`beats_baseline` of a table's `accuracy_stats`."
     table = _stats_table(st)
-    base = st[st.row=="PEZ"].set_index("place")["mean"]
+    base = st[st.row == "PEZ"].set_index("place")["mean"]
     bold = pd.DataFrame(False, index=table.index, columns=table.columns)
-    for r in st[(st.row=="Ours") & st.place.isin(base.index)].itertuples():
-        bold.loc[(table.Method==ROWS["Ours"]) & (table.Counterpart==r.counterpart), r.place] = r.mean > base[r.place]
+    for r in st[(st.row == "Ours") & st.place.isin(base.index)].itertuples():
+        bold.loc[(table.Method == ROWS["Ours"]) & (table.Counterpart == r.counterpart), r.place] = (
+            r.mean > base[r.place]
+        )
     return bold
 
-def beats_baseline(df:pd.DataFrame, task:str, source:str, original:str="ids")->pd.DataFrame:
+
+def beats_baseline(df: pd.DataFrame, task: str, source: str, original: str = "ids") -> pd.DataFrame:
     "Same shape as `accuracy_table`: True where Ours has a higher mean than the Baseline (PEZ) in that column."
     return _bold(accuracy_stats(df, task, source, original))
 
 # %% ../nbs/16_report.ipynb #a860183f
-def reencoding_table(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
+def reencoding_table(df: pd.DataFrame, task: str, source: str) -> pd.DataFrame:
     "The source's accuracy by the tuned ids and by the prompt's text, and how many of the prompts keep their ids when their text is encoded again."
     part = _table(df, task, source)
-    part = part[(part.role=="original") & (part.row!="Empty")]
+    part = part[(part.role == "original") & (part.row != "Empty")]
     out = []
     for (row, other), g in sorted(part.groupby(["row", "counterpart"]), key=lambda kv: (row_order(kv[0][0]), kv[0][1])):
-        by = {m:g[g["mode"]==m].set_index("seed").sort_index() for m in ("ids", "text")}
-        kept = sum(a==b for a, b in zip(by["ids"].prompt_ids, by["text"].prompt_ids))
-        out.append({"Method":ROWS.get(row, row), "Counterpart":other, "By ids (%)":f"{100*by['ids'].accuracy.mean():.2f}", "As text (%)":f"{100*by['text'].accuracy.mean():.2f}",
-                    "Change (points)":f"{100*(by['text'].accuracy.mean()-by['ids'].accuracy.mean()):+.2f}", "Same ids again":f"{kept} of {len(by['ids'])}"})
+        by = {m: g[g["mode"] == m].set_index("seed").sort_index() for m in ("ids", "text")}
+        kept = sum(a == b for a, b in zip(by["ids"].prompt_ids, by["text"].prompt_ids))
+        out.append(
+            {
+                "Method": ROWS.get(row, row),
+                "Counterpart": other,
+                "By ids (%)": f"{100 * by['ids'].accuracy.mean():.2f}",
+                "As text (%)": f"{100 * by['text'].accuracy.mean():.2f}",
+                "Change (points)": f"{100 * (by['text'].accuracy.mean() - by['ids'].accuracy.mean()):+.2f}",
+                "Same ids again": f"{kept} of {len(by['ids'])}",
+            }
+        )
     return pd.DataFrame(out)
 
 # %% ../nbs/16_report.ipynb #f2db532a
 def t_quantile(
-    nu:int,            # degrees of freedom, at least 1
-    level:float=.95,   # probability between -t and t
-)->float:
+    nu: int,  # degrees of freedom, at least 1
+    level: float = 0.95,  # probability between -t and t
+) -> float:
     "The t with probability `level` of |T| < t for Student's T with `nu` degrees of freedom (Abramowitz & Stegun 26.7.3-4, by bisection)."
-    if nu < 1: raise ValueError(f"nu={nu}: a t interval needs at least 1 degree of freedom, so at least 2 values")
-    odd, lo, hi = nu % 2, 0., math.pi/2
+    if nu < 1:
+        raise ValueError(f"nu={nu}: a t interval needs at least 1 degree of freedom, so at least 2 values")
+    odd, lo, hi = nu % 2, 0.0, math.pi / 2
     for _ in range(60):
-        theta = (lo + hi)/2
+        theta = (lo + hi) / 2
         c = math.cos(theta)
-        term = total = (c if odd else 1.) * (nu > 1)
-        for j in range(2 + odd, nu - 1, 2): term *= c*c*(j - 1)/j; total += term
-        inside = (theta + math.sin(theta)*total)*2/math.pi if odd else math.sin(theta)*total
+        term = total = (c if odd else 1.0) * (nu > 1)
+        for j in range(2 + odd, nu - 1, 2):
+            term *= c * c * (j - 1) / j
+            total += term
+        inside = (theta + math.sin(theta) * total) * 2 / math.pi if odd else math.sin(theta) * total
         lo, hi = (theta, hi) if inside < level else (lo, theta)
-    return math.sqrt(nu)*math.tan(lo)
+    return math.sqrt(nu) * math.tan(lo)
 
 # %% ../nbs/16_report.ipynb #0909761b
-def seed_interval(d)->tuple:
+def seed_interval(d) -> tuple:
     "95 % t interval (low, high) for the mean of `d`, one value a seed; (nan, nan) for a single seed, and for equal values."
     d = np.asarray(d, dtype=float)
-    if len(d) < 2 or np.ptp(d)==0: return math.nan, math.nan   # a few equal counts are a coincidence, not an interval without width
-    half = t_quantile(len(d) - 1)*d.std(ddof=1)/math.sqrt(len(d))
+    if len(d) < 2 or np.ptp(d) == 0:
+        return math.nan, math.nan  # a few equal counts are a coincidence, not an interval without width
+    half = t_quantile(len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
     return d.mean() - half, d.mean() + half
 
-def text_interval(d)->tuple:
+
+def text_interval(d) -> tuple:
     "95 % normal interval (low, high) for the mean of `d`, one value a text; (nan, nan) for a single text, and for equal values."
     d = np.asarray(d, dtype=float)
-    if len(d) < 2 or np.ptp(d)==0: return math.nan, math.nan
-    half = 1.959964*d.std(ddof=1)/math.sqrt(len(d))
+    if len(d) < 2 or np.ptp(d) == 0:
+        return math.nan, math.nan
+    half = 1.959964 * d.std(ddof=1) / math.sqrt(len(d))
     return d.mean() - half, d.mean() + half
 
 # %% ../nbs/16_report.ipynb #4f08e53d
-def _stack(g:pd.DataFrame)->np.ndarray: return np.stack(g.sort_values("seed").hits.to_list()).astype(float)   # (seeds, n)
+def _stack(g: pd.DataFrame) -> np.ndarray:
+    return np.stack(g.sort_values("seed").hits.to_list()).astype(float)  # (seeds, n)
 
-def _differences(sc:pd.DataFrame)->pd.DataFrame:
+
+def _differences(sc: pd.DataFrame) -> pd.DataFrame:
     "`differences` of a table's `scores`."
     groups, out = dict(list(sc.groupby(["row", "counterpart", "place"], sort=False))), []
     for (row, other, place), ours in groups.items():
-        for (versus, c, p), base in groups.items() if row=="Ours" else ():
-            if versus=="Ours" or p!=place or c not in (DASH, other): continue
-            d = 100*(_stack(ours) - _stack(base))   # Empty has one line of hits; it stands against every seed
+        for (versus, c, p), base in groups.items() if row == "Ours" else ():
+            if versus == "Ours" or p != place or c not in (DASH, other):
+                continue
+            d = 100 * (_stack(ours) - _stack(base))  # Empty has one line of hits; it stands against every seed
             (a, b), (x, y) = seed_interval(d.mean(axis=1)), text_interval(d.mean(axis=0))
-            out.append(dict(counterpart=other, versus=versus, place=place, points=d.mean(), seeds_low=a, seeds_high=b, texts_low=x, texts_high=y, seeds=len(d)))
-    return pd.DataFrame(out, columns=["counterpart", "versus", "place", "points", "seeds_low", "seeds_high", "texts_low", "texts_high", "seeds"])
+            out.append(
+                dict(
+                    counterpart=other,
+                    versus=versus,
+                    place=place,
+                    points=d.mean(),
+                    seeds_low=a,
+                    seeds_high=b,
+                    texts_low=x,
+                    texts_high=y,
+                    seeds=len(d),
+                )
+            )
+    return pd.DataFrame(
+        out,
+        columns=[
+            "counterpart",
+            "versus",
+            "place",
+            "points",
+            "seeds_low",
+            "seeds_high",
+            "texts_low",
+            "texts_high",
+            "seeds",
+        ],
+    )
+
 
 def differences(
-    df:pd.DataFrame,      # from `results_frame`
-    task:str,             # which table: task
-    source:str,           # and source model
-    original:str="ids",   # how the prompt goes into the source
-)->pd.DataFrame:          # counterpart, versus, place; points; seeds_low/high, texts_low/high (points); seeds
+    df: pd.DataFrame,  # from `results_frame`
+    task: str,  # which table: task
+    source: str,  # and source model
+    original: str = "ids",  # how the prompt goes into the source
+) -> pd.DataFrame:  # counterpart, versus, place; points; seeds_low/high, texts_low/high (points); seeds
     "Ours less each other row, in percentage points, with 95 % intervals over seeds and over texts. A row with a counterpart is compared with Ours of the same."
     return _differences(scores(df, task, source, original))
 
 # %% ../nbs/16_report.ipynb #561c9fdd
-def spans_zero(low:float, high:float)->bool|None:
+def spans_zero(low: float, high: float) -> bool | None:
     "Does an interval leave the sign open? None where there is no interval."
     return None if math.isnan(low) else bool(low <= 0 <= high)
 
-def _undecided(r)->list:
+
+def _undecided(r) -> list:
     "Of one row of `differences`: which intervals leave the sign open, and how."
     both = (("seeds", r.seeds_low, r.seeds_high), ("texts", r.texts_low, r.texts_high))
-    return [f"{n} (no interval)" if math.isnan(low) else n for n, low, high in both if spans_zero(low, high) is not False]
+    return [
+        f"{n} (no interval)" if math.isnan(low) else n for n, low, high in both if spans_zero(low, high) is not False
+    ]
 
-def _interval(low:float, high:float)->str: return "no interval" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}"
 
-def _differences_table(diffs:pd.DataFrame)->pd.DataFrame:
+def _interval(low: float, high: float) -> str:
+    return "no interval" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}"
+
+
+def _differences_table(diffs: pd.DataFrame) -> pd.DataFrame:
     "`differences` as text."
     out = []
     for r in diffs.itertuples():
-        out.append({"Counterpart":r.counterpart, "Ours less":ROWS.get(r.versus, r.versus), "On":r.place, "Difference (points)":f"{r.points:+.1f}", "95 % over seeds":_interval(r.seeds_low, r.seeds_high),
-                    "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"})
-    return pd.DataFrame(out, columns=["Counterpart", "Ours less", "On", "Difference (points)", "95 % over seeds", "95 % over texts", "Interval spans zero"])
+        out.append(
+            {
+                "Counterpart": r.counterpart,
+                "Ours less": ROWS.get(r.versus, r.versus),
+                "On": r.place,
+                "Difference (points)": f"{r.points:+.1f}",
+                "95 % over seeds": _interval(r.seeds_low, r.seeds_high),
+                "95 % over texts": _interval(r.texts_low, r.texts_high),
+                "Interval spans zero": " and ".join(_undecided(r)) or "neither",
+            }
+        )
+    return pd.DataFrame(
+        out,
+        columns=[
+            "Counterpart",
+            "Ours less",
+            "On",
+            "Difference (points)",
+            "95 % over seeds",
+            "95 % over texts",
+            "Interval spans zero",
+        ],
+    )
 
-def differences_table(df:pd.DataFrame, task:str, source:str, original:str="ids")->pd.DataFrame:
+
+def differences_table(df: pd.DataFrame, task: str, source: str, original: str = "ids") -> pd.DataFrame:
     "`differences` as text, with a column that says which intervals span zero."
     return _differences_table(differences(df, task, source, original))
 
 # %% ../nbs/16_report.ipynb #e83a27f7
-def verdict(r)->str:
+def verdict(r) -> str:
     "One row of `differences` as a sentence."
-    on, side = "the source" if r.place=="Original" else r.place, "above" if r.points > 0 else "below" if r.points < 0 else "away from"
+    on, side = (
+        "the source" if r.place == "Original" else r.place,
+        "above" if r.points > 0 else "below" if r.points < 0 else "away from",
+    )
     said = f"On {on}, Ours with {r.counterpart} is {abs(r.points):.1f} points {side} {ROWS.get(r.versus, r.versus)}"
     said += f"; 95 % interval over seeds: {_interval(r.seeds_low, r.seeds_high)}, over texts: {_interval(r.texts_low, r.texts_high)}"
-    if not _undecided(r): return said + ". Neither spans zero."
-    few = f" (With two seeds the first is wide by nature: t = {t_quantile(1):.1f}.)" if r.seeds==2 else ""
-    return said + f". Zero is not excluded over {' and over '.join(_undecided(r))}: this run does not settle the sign." + few
+    if not _undecided(r):
+        return said + ". Neither spans zero."
+    few = f" (With two seeds the first is wide by nature: t = {t_quantile(1):.1f}.)" if r.seeds == 2 else ""
+    return (
+        said
+        + f". Zero is not excluded over {' and over '.join(_undecided(r))}: this run does not settle the sign."
+        + few
+    )
 
 # %% ../nbs/16_report.ipynb #de04e1e0
 STEPS = ("re-tokenisation", "the rest", "both")
 
-def losses(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
+
+def losses(df: pd.DataFrame, task: str, source: str) -> pd.DataFrame:
     "What each row's prompts lose on their way to each target, in points: row, counterpart, target, step (one of `STEPS`), points, seeds_low/high, texts_low/high, seeds."
     part, out = _table(df, task, source), []
-    part = part[part.row!="Empty"]
+    part = part[part.row != "Empty"]
     for (row, other), g in sorted(part.groupby(["row", "counterpart"]), key=lambda kv: (row_order(kv[0][0]), kv[0][1])):
-        hits = {way:100*_stack(h) for way, h in g.groupby(["target", "mode"])}
-        for target in sorted(set(g[g.role=="transfer"].target)):
+        hits = {way: 100 * _stack(h) for way, h in g.groupby(["target", "mode"])}
+        for target in sorted(set(g[g.role == "transfer"].target)):
             ids, text, there = hits[source, "ids"], hits[source, "text"], hits[target, "text"]
             for step, d in zip(STEPS, (text - ids, there - text, there - ids)):
                 (a, b), (x, y) = seed_interval(d.mean(axis=1)), text_interval(d.mean(axis=0))
-                out.append(dict(row=row, counterpart=other, target=target, step=step, points=d.mean(), seeds_low=a, seeds_high=b, texts_low=x, texts_high=y, seeds=len(d)))
-    return pd.DataFrame(out, columns=["row", "counterpart", "target", "step", "points", "seeds_low", "seeds_high", "texts_low", "texts_high", "seeds"])
+                out.append(
+                    dict(
+                        row=row,
+                        counterpart=other,
+                        target=target,
+                        step=step,
+                        points=d.mean(),
+                        seeds_low=a,
+                        seeds_high=b,
+                        texts_low=x,
+                        texts_high=y,
+                        seeds=len(d),
+                    )
+                )
+    return pd.DataFrame(
+        out,
+        columns=[
+            "row",
+            "counterpart",
+            "target",
+            "step",
+            "points",
+            "seeds_low",
+            "seeds_high",
+            "texts_low",
+            "texts_high",
+            "seeds",
+        ],
+    )
 
-def _loss_table(lost:pd.DataFrame)->pd.DataFrame:
+
+def _loss_table(lost: pd.DataFrame) -> pd.DataFrame:
     "`losses` as text."
-    return pd.DataFrame([{"Method":ROWS.get(r.row, r.row), "Counterpart":r.counterpart, "To":r.target, "Step":r.step.capitalize(), "Points":f"{r.points:+.1f}", "95 % over seeds":_interval(r.seeds_low, r.seeds_high),
-                          "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"} for r in lost.itertuples()])
+    return pd.DataFrame(
+        [
+            {
+                "Method": ROWS.get(r.row, r.row),
+                "Counterpart": r.counterpart,
+                "To": r.target,
+                "Step": r.step.capitalize(),
+                "Points": f"{r.points:+.1f}",
+                "95 % over seeds": _interval(r.seeds_low, r.seeds_high),
+                "95 % over texts": _interval(r.texts_low, r.texts_high),
+                "Interval spans zero": " and ".join(_undecided(r)) or "neither",
+            }
+            for r in lost.itertuples()
+        ]
+    )
 
-def loss_table(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
+
+def loss_table(df: pd.DataFrame, task: str, source: str) -> pd.DataFrame:
     "`losses` as text."
     return _loss_table(losses(df, task, source))
 
-def _loss_verdict(lost:pd.DataFrame)->str:
+
+def _loss_verdict(lost: pd.DataFrame) -> str:
     "`losses` in one sentence."
     d = lost[~fixed_rows(lost.row)]
-    if not len(d): return "No tuned prompt was carried to a target."
+    if not len(d):
+        return "No tuned prompt was carried to a target."
     mean = d.groupby("step").points.mean()
-    sure = int(sum(not _undecided(r) for r in d[d.step=="re-tokenisation"].itertuples()))
-    return (f"From the source by ids to a target by text, tuned prompts change by {mean['both']:+.1f} points on average: {mean['re-tokenisation']:+.1f} in re-tokenisation and {mean['the rest']:+.1f} in the rest. "
-            f"Re-tokenisation moves {sure} of {(d.step=='re-tokenisation').sum()} rows by an amount whose intervals, over seeds and over texts, both exclude zero.")
+    sure = int(sum(not _undecided(r) for r in d[d.step == "re-tokenisation"].itertuples()))
+    return (
+        f"From the source by ids to a target by text, tuned prompts change by {mean['both']:+.1f} points on average: {mean['re-tokenisation']:+.1f} in re-tokenisation and {mean['the rest']:+.1f} in the rest. "
+        f"Re-tokenisation moves {sure} of {(d.step == 're-tokenisation').sum()} rows by an amount whose intervals, over seeds and over texts, both exclude zero."
+    )
 
-def loss_verdict(df:pd.DataFrame, task:str, source:str)->str:
+
+def loss_verdict(df: pd.DataFrame, task: str, source: str) -> str:
     "The split in one sentence, over the tuned rows."
     return _loss_verdict(losses(df, task, source))
 
 # %% ../nbs/16_report.ipynb #4ed26f70
 def wilson(
-    k:int,     # successes
-    n:int,     # trials, at least 1
-)->tuple:
+    k: int,  # successes
+    n: int,  # trials, at least 1
+) -> tuple:
     "95 % interval (low, high) for a share, 0..1 (Wilson 1927)."
-    z, p = 1.959964, k/n
-    mid, half = p + z*z/(2*n), z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))
-    return max(0., (mid - half)/(1 + z*z/n)), min(1., (mid + half)/(1 + z*z/n))
+    z, p = 1.959964, k / n
+    mid, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (mid - half) / (1 + z * z / n)), min(1.0, (mid + half) / (1 + z * z / n))
 
-def roundtrips(df:pd.DataFrame)->pd.DataFrame:
+
+def roundtrips(df: pd.DataFrame) -> pd.DataFrame:
     "row, prompts, changed (those whose text gives other ids on their own model), share, low, high: a line for each row, in which each different prompt of a model counts once."
     key = list(_RUN)
-    own = df[(df.role=="original") & (df.row!="Empty")]
-    ids, text = (own[own["mode"]==m][[*key, "prompt_ids"]] for m in ("ids", "text"))
+    own = df[(df.role == "original") & (df.row != "Empty")]
+    ids, text = (own[own["mode"] == m][[*key, "prompt_ids"]] for m in ("ids", "text"))
     both = ids.merge(text, on=key, suffixes=("", "_again"))
-    both = both[~both.assign(ids=both.prompt_ids.map(tuple)).duplicated(["row", "source", "ids"])]   # one prompt may stand in the tables of several tasks and budgets
+    both = both[
+        ~both.assign(ids=both.prompt_ids.map(tuple)).duplicated(["row", "source", "ids"])
+    ]  # one prompt may stand in the tables of several tasks and budgets
     out = []
     for row, g in sorted(both.groupby("row"), key=lambda kv: row_order(kv[0])):
-        k = sum(a!=b for a, b in zip(g.prompt_ids, g.prompt_ids_again))
+        k = sum(a != b for a, b in zip(g.prompt_ids, g.prompt_ids_again))
         low, high = wilson(k, len(g))
-        out.append(dict(row=row, prompts=len(g), changed=k, share=k/len(g), low=low, high=high))
+        out.append(dict(row=row, prompts=len(g), changed=k, share=k / len(g), low=low, high=high))
     return pd.DataFrame(out, columns=["row", "prompts", "changed", "share", "low", "high"])
 
-def roundtrip_table(df:pd.DataFrame)->pd.DataFrame:
+
+def roundtrip_table(df: pd.DataFrame) -> pd.DataFrame:
     "`roundtrips` as text, in percent."
-    return pd.DataFrame([{"Method":ROWS.get(r.row, r.row), "Prompts":str(r.prompts), "Other ids when encoded again":str(r.changed), "Share":f"{100*r.share:.0f} %", "95 % interval":f"{100*r.low:.0f} to {100*r.high:.0f} %"} for r in roundtrips(df).itertuples()])
+    return pd.DataFrame(
+        [
+            {
+                "Method": ROWS.get(r.row, r.row),
+                "Prompts": str(r.prompts),
+                "Other ids when encoded again": str(r.changed),
+                "Share": f"{100 * r.share:.0f} %",
+                "95 % interval": f"{100 * r.low:.0f} to {100 * r.high:.0f} %",
+            }
+            for r in roundtrips(df).itertuples()
+        ]
+    )
 
 # %% ../nbs/16_report.ipynb #5e976d51
-def visible(text:str)->str:
+def visible(text: str) -> str:
     "`text` with controls, line breaks, direction marks and unassigned characters written as escapes."
-    hidden = lambda c: unicodedata.category(c)[0]=="C" or unicodedata.category(c) in ("Zl", "Zp")
+    hidden = lambda c: unicodedata.category(c)[0] == "C" or unicodedata.category(c) in ("Zl", "Zp")
     return "".join(c.encode("unicode_escape", "surrogatepass").decode() if hidden(c) else c for c in text)
 
 # %% ../nbs/16_report.ipynb #b04be819
-def prompt_table(df:pd.DataFrame, task:str, source:str)->pd.DataFrame:
+def prompt_table(df: pd.DataFrame, task: str, source: str) -> pd.DataFrame:
     "Table 3: each seed's tuned prompt, a token that cannot be decoded as {unknown}, with its accuracy on the source by ids and as text, and on each target (percent)."
     part = _table(df, task, source)
-    part = part[part.tokens.notna() & (part["mode"]!="vectors")].assign(column=lambda d: np.where(d.role=="transfer", d.target, np.where(d["mode"]=="ids", "Source by ids", "Source as text")))
+    part = part[part.tokens.notna() & (part["mode"] != "vectors")].assign(
+        column=lambda d: np.where(
+            d.role == "transfer", d.target, np.where(d["mode"] == "ids", "Source by ids", "Source as text")
+        )
+    )
     out = []
-    for (row, other, seed), g in sorted(part.groupby(["row", "counterpart", "seed"]), key=lambda kv: (row_order(kv[0][0]), *kv[0][1:])):
-        g = g[(g.role=="original") | (g["mode"]=="text")]
-        acc = {c:f"{100*a:.1f}" for c, a in sorted(zip(g.column, g.accuracy), key=lambda ca: (ca[0]!="Source by ids", ca[0]!="Source as text", ca[0]))}
-        out.append({"Method":ROWS.get(row, row), "Counterpart":other, "Seed":str(seed), "Prompt":visible("".join(g.tokens.iloc[0])), **acc})
+    for (row, other, seed), g in sorted(
+        part.groupby(["row", "counterpart", "seed"]), key=lambda kv: (row_order(kv[0][0]), *kv[0][1:])
+    ):
+        g = g[(g.role == "original") | (g["mode"] == "text")]
+        acc = {
+            c: f"{100 * a:.1f}"
+            for c, a in sorted(
+                zip(g.column, g.accuracy), key=lambda ca: (ca[0] != "Source by ids", ca[0] != "Source as text", ca[0])
+            )
+        }
+        out.append(
+            {
+                "Method": ROWS.get(row, row),
+                "Counterpart": other,
+                "Seed": str(seed),
+                "Prompt": visible("".join(g.tokens.iloc[0])),
+                **acc,
+            }
+        )
     return pd.DataFrame(out)
 
 # %% ../nbs/16_report.ipynb #0b97d568
-def counterpart_note(df:pd.DataFrame, task:str, source:str)->str:
+def counterpart_note(df: pd.DataFrame, task: str, source: str) -> str:
     "A sentence that names the targets which are counterparts too; '' if there are none."
     part = _table(df, task, source)
-    both = sorted(set(part[part.role=="transfer"].target) & set(part.counterpart) - {DASH})
-    rows = sorted(set(part[part.counterpart.isin(both) & part.vocab_kind.isin(["common", "stable"])].row), key=row_order)
-    if not both: return ""
-    its, tuned = "its" if len(both)==1 else "their", part.second.isin(both).any()     # a second model of the tuning itself, as in mixed or joint
-    how = [f"the vocabulary of {' and '.join(ROWS.get(r, r) for r in rows)} was chosen with {its} help"]*bool(rows) + [f"every prompt was tuned with {its} help"]*bool(tuned)
-    return (f"{' and '.join(both)} {'is' if len(both)==1 else 'are'} target and counterpart at once: {', and '.join(how)}, so {'that column does' if len(both)==1 else 'those columns do'} not show transfer to a model that took no part.")
+    both = sorted(set(part[part.role == "transfer"].target) & set(part.counterpart) - {DASH})
+    rows = sorted(
+        set(part[part.counterpart.isin(both) & part.vocab_kind.isin(["common", "stable"])].row), key=row_order
+    )
+    if not both:
+        return ""
+    its, tuned = (
+        "its" if len(both) == 1 else "their",
+        part.second.isin(both).any(),
+    )  # a second model of the tuning itself, as in mixed or joint
+    how = [f"the vocabulary of {' and '.join(ROWS.get(r, r) for r in rows)} was chosen with {its} help"] * bool(
+        rows
+    ) + [f"every prompt was tuned with {its} help"] * bool(tuned)
+    return f"{' and '.join(both)} {'is' if len(both) == 1 else 'are'} target and counterpart at once: {', and '.join(how)}, so {'that column does' if len(both) == 1 else 'those columns do'} not show transfer to a model that took no part."
 
 # %% ../nbs/16_report.ipynb #fc7004c4
-_NAMES = {"Learning rate":"lr", "Training steps":"steps", "Train batch size":"batch", "Optimizer":"optimizer", "Prompt tokens":"n_tokens", "Seeds":"seeds",
-          "Sampled tokens h":"h", "Nearest neighbours K":"k", "Samples L":"repeats", "Vocabulary size s":"s"}
-_PAPER = {shown:str(setting(name)) for shown, name in _NAMES.items()}   # its Tables 6 and 7, and Section 5
+_NAMES = {
+    "Learning rate": "lr",
+    "Training steps": "steps",
+    "Train batch size": "batch",
+    "Optimizer": "optimizer",
+    "Prompt tokens": "n_tokens",
+    "Seeds": "seeds",
+    "Sampled tokens h": "h",
+    "Nearest neighbours K": "k",
+    "Samples L": "repeats",
+    "Vocabulary size s": "s",
+}
+_PAPER = {shown: str(setting(name)) for shown, name in _NAMES.items()}  # its Tables 6 and 7, and Section 5
 
-def _values(column)->str:
+
+def _values(column) -> str:
     "The different values of a column, in order, as text."
     values = sorted(set(pd.Series(column).dropna()))
     return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values) or DASH
 
-_OPTIMIZERS = {m:("Adafactor", "lr") for m in ("pez", "pez-reprojected", "soft", "joint", "joint-choice")} | {"optiprompt":("Adam", "adam_lr"), "rlprompt":("Adam", "lr")}   # method -> optimizer, the setting that holds its rate; swaps have neither
 
-def _rate(method:str, g:pd.DataFrame)->str:
+_OPTIMIZERS = dict.fromkeys(("pez", "pez-reprojected", "soft", "joint", "joint-choice"), ("Adafactor", "lr")) | {
+    "optiprompt": ("Adam", "adam_lr"),
+    "rlprompt": ("Adam", "lr"),
+}  # method -> optimizer, the setting that holds its rate; swaps have neither
+
+
+def _rate(method: str, g: pd.DataFrame) -> str:
     "A method's learning rate, from the setting that it reads."
     name = _OPTIMIZERS.get(method, (None, None))[1]
     return _values(g[name] if name in g else [r[name] for r in g.rest if isinstance(r, dict) and name in r])
 
-def _of_methods(df:pd.DataFrame, value)->list:
-    "`value` of each method's results: once if it is the same for all, else beside the methods' names."
-    each = {m:str(value(m, g)) for m, g in df.groupby("method")}
-    told = {v:[m for m in each if each[m]==v] for v in each.values() if v!=DASH}
-    return list(told) if len(each)<2 or len(set(each.values()))<2 else ["; ".join(f"{', '.join(ms)}: {v}" for v, ms in told.items())]
 
-def _of_tasks(df:pd.DataFrame, value)->list:
+def _of_methods(df: pd.DataFrame, value) -> list:
+    "`value` of each method's results: once if it is the same for all, else beside the methods' names."
+    each = {m: str(value(m, g)) for m, g in df.groupby("method")}
+    told = {v: [m for m in each if each[m] == v] for v in each.values() if v != DASH}
+    return (
+        list(told)
+        if len(each) < 2 or len(set(each.values())) < 2
+        else ["; ".join(f"{', '.join(ms)}: {v}" for v, ms in told.items())]
+    )
+
+
+def _of_tasks(df: pd.DataFrame, value) -> list:
     "`value` of each task's results: once if it is the same for all, else beside the tasks' names."
-    each = {t:str(value(g)) for t, g in df.groupby("task")}
-    return list(set(each.values())) if len(set(each.values())) < 2 else ["; ".join(f"{t}: {v}" for t, v in each.items())]
+    each = {t: str(value(g)) for t, g in df.groupby("task")}
+    return (
+        list(set(each.values())) if len(set(each.values())) < 2 else ["; ".join(f"{t}: {v}" for t, v in each.items())]
+    )
 
 # %% ../nbs/16_report.ipynb #7a0efb82
 def settings_table(
-    df:pd.DataFrame,       # from `results_frame`
-    vocabs:pd.DataFrame,   # from `vocab_frame`
-)->pd.DataFrame:           # Parameter, This run, The paper
+    df: pd.DataFrame,  # from `results_frame`
+    vocabs: pd.DataFrame,  # from `vocab_frame`
+) -> pd.DataFrame:  # Parameter, This run, The paper
     "Tables 6 and 7 from the configurations that ran; several values where tables differ."
-    ran = {"Learning rate":_of_methods(df, _rate), "Training steps":_of_tasks(df[df.tokens.notna()], lambda g: _values(g.steps)), "Train batch size":df.batch, "Optimizer":_of_methods(df, lambda m, g: _OPTIMIZERS.get(m, ("none",))[0]),
-           "Search":df.method, "Prompt tokens":[n if isinstance(ids, float) or ids is None else len(ids) for n, ids in zip(df.n_tokens, df.tuned_ids)], "Seeds":_of_tasks(df, lambda g: g.seed.nunique()), "Seed numbers":_of_tasks(df, lambda g: _values(g.seed)), "Vocabulary size s":df.vocab_s, "Tuned in":_of_tasks(df, lambda g: _values(g.tune_dtype)), "Scored in":df.dtype,
-           "Kept prompt chosen every (steps)":_of_tasks(df, lambda g: _values(g.judged_every)), "Texts it is chosen on":_of_tasks(df, lambda g: _values(g.chosen_on)), "Texts scored":[f"{t}: {_values(g.n)}" for t, g in df.groupby("task")],
-           "Nearest neighbours K":vocabs.k, "Sampled tokens h":vocabs.used_h, "Samples L":vocabs.used_repeats, "A token is its own neighbour":vocabs.include_self}
-    if "tokens" in vocabs and (vocabs.tokens != "any").any(): ran["Common vocabulary holds"] = vocabs.tokens
-    return pd.DataFrame([{"Parameter":k, "This run":_values(v), "The paper":_PAPER.get(k, "")} for k, v in ran.items()])
+    ran = {
+        "Learning rate": _of_methods(df, _rate),
+        "Training steps": _of_tasks(df[df.tokens.notna()], lambda g: _values(g.steps)),
+        "Train batch size": df.batch,
+        "Optimizer": _of_methods(df, lambda m, g: _OPTIMIZERS.get(m, ("none",))[0]),
+        "Search": df.method,
+        "Prompt tokens": [
+            n if isinstance(ids, float) or ids is None else len(ids) for n, ids in zip(df.n_tokens, df.tuned_ids)
+        ],
+        "Seeds": _of_tasks(df, lambda g: g.seed.nunique()),
+        "Seed numbers": _of_tasks(df, lambda g: _values(g.seed)),
+        "Vocabulary size s": df.vocab_s,
+        "Tuned in": _of_tasks(df, lambda g: _values(g.tune_dtype)),
+        "Scored in": df.dtype,
+        "Kept prompt chosen every (steps)": _of_tasks(df, lambda g: _values(g.judged_every)),
+        "Texts it is chosen on": _of_tasks(df, lambda g: _values(g.chosen_on)),
+        "Texts scored": [f"{t}: {_values(g.n)}" for t, g in df.groupby("task")],
+        "Nearest neighbours K": vocabs.k,
+        "Sampled tokens h": vocabs.used_h,
+        "Samples L": vocabs.used_repeats,
+        "A token is its own neighbour": vocabs.include_self,
+    }
+    if "tokens" in vocabs and (vocabs.tokens != "any").any():
+        ran["Common vocabulary holds"] = vocabs.tokens
+    return pd.DataFrame(
+        [{"Parameter": k, "This run": _values(v), "The paper": _PAPER.get(k, "")} for k, v in ran.items()]
+    )
 
-_TABLES = {"Table 6: tuning":["Learning rate", "Training steps", "Train batch size", "Optimizer", "Prompt tokens"], "Table 7: the stable vocabulary":["Sampled tokens h", "Nearest neighbours K", "Samples L", "Vocabulary size s"]}
 
-def settings_tables(df:pd.DataFrame, vocabs:pd.DataFrame)->dict:
+_TABLES = {
+    "Table 6: tuning": ["Learning rate", "Training steps", "Train batch size", "Optimizer", "Prompt tokens"],
+    "Table 7: the stable vocabulary": ["Sampled tokens h", "Nearest neighbours K", "Samples L", "Vocabulary size s"],
+}
+
+
+def settings_tables(df: pd.DataFrame, vocabs: pd.DataFrame) -> dict:
     "`settings_table` in parts: the paper's Table 6, its Table 7, and what it does not list."
     st = settings_table(df, vocabs).set_index("Parameter", drop=False)
     listed = [p for names in _TABLES.values() for p in names]
-    return {title:st.loc[names].reset_index(drop=True) for title, names in _TABLES.items()} | {"Not in the paper's tables":st.drop(index=listed).reset_index(drop=True)}
+    return {title: st.loc[names].reset_index(drop=True) for title, names in _TABLES.items()} | {
+        "Not in the paper's tables": st.drop(index=listed).reset_index(drop=True)
+    }
 
 # %% ../nbs/16_report.ipynb #d5e0cd11
 _VOCAB = ("models", "k", "h", "repeats", "seed", "include_self")
 
-def vocab_frame(store:Store)->pd.DataFrame:
-    "A row for each scored vocabulary: models, parameters, size `c`, artefact, seconds. `InputError` if one store holds the same models with different parameters."
-    exact = lambda cfg: {**cfg, "h":"all (exact)" if cfg["h"] is None else cfg["h"]}
-    rows = [{**exact(_fields(c, "config", _VOCAB)), **_fields(c, "result", ("c", "file", "J_quantiles")), "wall_s":c["meta"].get("wall_s"), "tokens":c["config"].get("tokens", "any")} for c in store.cells("vocab")]
-    frame = pd.DataFrame(rows, columns=[*_VOCAB, "c", "file", "J_quantiles", "wall_s", "tokens"])
-    if mixed := _differing(frame, _VOCAB[1:]): raise InputError(f"{store.path} mixes vocabularies: {mixed}; keep each configuration in a folder of its own")
-    all_ = pd.Series([h in ("exact", "all (exact)") or h>=c for h, c in zip(frame.h, frame.c)], dtype=bool)   # of no vocabulary too; a sample of as many as there are is no sample
-    return frame.assign(used_h=["all (exact)" if a else str(h) for a, h in zip(all_, frame.h)], used_repeats=frame.repeats.mask(all_, None))
 
-def stability_frame(store:Store, file:str)->pd.DataFrame:
+def vocab_frame(store: Store) -> pd.DataFrame:
+    "A row for each scored vocabulary: models, parameters, size `c`, artefact, seconds. `InputError` if one store holds the same models with different parameters."
+    exact = lambda cfg: {**cfg, "h": "all (exact)" if cfg["h"] is None else cfg["h"]}
+    rows = [
+        {
+            **exact(_fields(c, "config", _VOCAB)),
+            **_fields(c, "result", ("c", "file", "J_quantiles")),
+            "wall_s": c["meta"].get("wall_s"),
+            "tokens": c["config"].get("tokens", "any"),
+        }
+        for c in store.cells("vocab")
+    ]
+    frame = pd.DataFrame(rows, columns=[*_VOCAB, "c", "file", "J_quantiles", "wall_s", "tokens"])
+    if mixed := _differing(frame, _VOCAB[1:]):
+        raise InputError(f"{store.path} mixes vocabularies: {mixed}; keep each configuration in a folder of its own")
+    all_ = pd.Series(
+        [h in ("exact", "all (exact)") or h >= c for h, c in zip(frame.h, frame.c)], dtype=bool
+    )  # of no vocabulary too; a sample of as many as there are is no sample
+    return frame.assign(
+        used_h=["all (exact)" if a else str(h) for a, h in zip(all_, frame.h)],
+        used_repeats=frame.repeats.mask(all_, None),
+    )
+
+
+def stability_frame(store: Store, file: str) -> pd.DataFrame:
     "Token and J of one scored vocabulary, most stable first. `InputError` if its artefact is missing or damaged."
     path = store.file(file)
-    if not path.exists(): raise InputError(f"{path}: missing; delete the vocab cell that names it and run again")
-    try: return pd.read_parquet(path, columns=["rank", "token", "J"]).sort_values("rank", ignore_index=True)
-    except (OSError, ValueError, KeyError) as e: raise InputError(f"{path}: not a scored vocabulary ({type(e).__name__}); delete it and its vocab cell and run again") from None
+    if not path.exists():
+        raise InputError(f"{path}: missing; delete the vocab cell that names it and run again")
+    try:
+        return pd.read_parquet(path, columns=["rank", "token", "J"]).sort_values("rank", ignore_index=True)
+    except (OSError, ValueError, KeyError) as e:
+        raise InputError(
+            f"{path}: not a scored vocabulary ({type(e).__name__}); delete it and its vocab cell and run again"
+        ) from None
 
 # %% ../nbs/16_report.ipynb #0e415f90
-def extremes_table(J:pd.DataFrame, n:int=12)->pd.DataFrame:
+def extremes_table(J: pd.DataFrame, n: int = 12) -> pd.DataFrame:
     "The `n` most and the `n` least stable tokens, side by side, each with its J."
     top, low = J.head(n).reset_index(drop=True), J.tail(n)[::-1].reset_index(drop=True)
     show = lambda f: ([visible(t) for t in f.token], [f"{j:.3f}" for j in f.J])
     return pd.DataFrame(dict(zip(["Most stable", "J", "Least stable", "J "], [*show(top), *show(low)])))
 
 # %% ../nbs/16_report.ipynb #eb62a8fd
-def time_table(df:pd.DataFrame, tunes:pd.DataFrame, vocabs:pd.DataFrame)->pd.DataFrame:
+def time_table(df: pd.DataFrame, tunes: pd.DataFrame, vocabs: pd.DataFrame) -> pd.DataFrame:
     "Seconds of computing by kind of work, with the number of pieces and of tokens read; only what the store's cells record."
-    tunes = tunes[tunes.steps==tunes.pass_steps]   # a smaller budget cost nothing of its own
-    share = lambda what: (tunes[what]/tunes.runs_in_pass).sum()
-    passes, read = (1/tunes.runs_in_pass).sum(), round(share("forward_tokens"))
-    scored = df[~df.assign(ids=df.prompt_ids.map(tuple)).duplicated(["task", "target", "n", "ids", "wall_s"])]   # a prompt with the ids of another took its score, and wrote its time
-    rows = [("Stability of common tokens", len(vocabs), vocabs.wall_s.sum(), ""), (f"Tuning, in {passes:.0f} passes", len(tunes), share("tune_wall_s"), f"{read:,}"), ("Scoring prompts", len(df), scored.wall_s.sum(), "")]
+    tunes = tunes[tunes.steps == tunes.pass_steps]  # a smaller budget cost nothing of its own
+    share = lambda what: (tunes[what] / tunes.runs_in_pass).sum()
+    passes, read = (1 / tunes.runs_in_pass).sum(), round(share("forward_tokens"))
+    scored = df[
+        ~df.assign(ids=df.prompt_ids.map(tuple)).duplicated(["task", "target", "n", "ids", "wall_s"])
+    ]  # a prompt with the ids of another took its score, and wrote its time
+    rows = [
+        ("Stability of common tokens", len(vocabs), vocabs.wall_s.sum(), ""),
+        (f"Tuning, in {passes:.0f} passes", len(tunes), share("tune_wall_s"), f"{read:,}"),
+        ("Scoring prompts", len(df), scored.wall_s.sum(), ""),
+    ]
     rows.append(("All", sum(r[1] for r in rows), sum(r[2] for r in rows), ""))
-    return pd.DataFrame([{"Work":w, "Results":str(n), "Wall time (s)":f"{s:.1f}", "Forward tokens":t} for w, n, s, t in rows])
+    return pd.DataFrame(
+        [{"Work": w, "Results": str(n), "Wall time (s)": f"{s:.1f}", "Forward tokens": t} for w, n, s, t in rows]
+    )
 
 # %% ../nbs/16_report.ipynb #4228f4d0
-_KINDS = {"vocab":"Vocabularies", "tune":"Tuned prompts", "eval":"Scores"}
+_KINDS = {"vocab": "Vocabularies", "tune": "Tuned prompts", "eval": "Scores"}
 
-def origins_frame(store:Store)->pd.DataFrame:
+
+def origins_frame(store: Store) -> pd.DataFrame:
     "Of every vocabulary, tuned prompt and score of a store: its kind, and the code, libraries and machine that made it."
-    rows = [dict(kind=kind, **{k:c["meta"].get(k) for k in _META}) for kind in _KINDS for c in store.cells(kind)]
+    rows = [dict(kind=kind, **{k: c["meta"].get(k) for k in _META}) for kind in _KINDS for c in store.cells(kind)]
     return pd.DataFrame(rows, columns=["kind", *_META])
 
-def _commits(df:pd.DataFrame)->str:
+
+def _commits(df: pd.DataFrame) -> str:
     dirty = df.dirty.map(lambda d: " (with changes)" if d is True else "")
     return _values((df.commit.astype(str).str[:12] + dirty)[df.commit.notna()])
 
-def provenance_table(df:pd.DataFrame)->pd.DataFrame:
+
+def provenance_table(df: pd.DataFrame) -> pd.DataFrame:
     "Which code, libraries and machines made the results of an `origins_frame`: a line for each fact, a column for each kind of result; several values where they differ, and so said where some do not tell."
-    names = {"device":"Device", "cpu":"Processor", "gpu":"Graphics processor", "simd":"Vector instructions", "cpus":"Processor threads", "platform":"System", "python":"Python", "torch":"torch", "transformers":"transformers", "date":"Computed (UTC)"}
+    names = {
+        "device": "Device",
+        "cpu": "Processor",
+        "gpu": "Graphics processor",
+        "simd": "Vector instructions",
+        "cpus": "Processor threads",
+        "platform": "System",
+        "python": "Python",
+        "torch": "torch",
+        "transformers": "transformers",
+        "date": "Computed (UTC)",
+    }
+
     def told(g, n):
-        if n=="commit": return _commits(g)
-        if n=="date" and g[n].notna().all(): return " to ".join(dict.fromkeys([g[n].min(), g[n].max()]))
-        return _values(g[n]) + (f" (not recorded in {g[n].isna().sum()} of {len(g)})" if g[n].notna().any() and g[n].isna().any() else "")
-    parts = {label:df[df.kind==kind] for kind, label in _KINDS.items()}
-    return pd.DataFrame([{"What":label, **{k:told(g, n) for k, g in parts.items() if len(g)}} for n, label in ({"commit":"Commit"} | names).items() if n not in ("gpu", "simd") or df[n].notna().any()])
+        if n == "commit":
+            return _commits(g)
+        if n == "date" and g[n].notna().all():
+            return " to ".join(dict.fromkeys([g[n].min(), g[n].max()]))
+        return _values(g[n]) + (
+            f" (not recorded in {g[n].isna().sum()} of {len(g)})" if g[n].notna().any() and g[n].isna().any() else ""
+        )
+
+    parts = {label: df[df.kind == kind] for kind, label in _KINDS.items()}
+    return pd.DataFrame(
+        [
+            {"What": label, **{k: told(g, n) for k, g in parts.items() if len(g)}}
+            for n, label in ({"commit": "Commit"} | names).items()
+            if n not in ("gpu", "simd") or df[n].notna().any()
+        ]
+    )
 
 # %% ../nbs/16_report.ipynb #2f52a568
-def _listed(preset, task:str)->str|None:
+def _listed(preset, task: str) -> str | None:
     "The name under which a preset lists a task: its own, or that of a file."
     files = [t for t in preset.tasks if t.endswith(".toml")]
-    return next((t for t in preset.tasks if task in (t, Path(t).stem)), files[0] if len(files)==1 else None)
+    return next((t for t in preset.tasks if task in (t, Path(t).stem)), files[0] if len(files) == 1 else None)
 
-def _called(model:str)->set:
+
+def _called(model: str) -> set:
     "The names that a model of a preset may have in results: a hub id, a shipped model's name, a folder's or a file's."
     return {model, model.lower(), Path(model).name} | ({Path(model).stem} if model.endswith(".gguf") else set())
 
-def _was_absent(config, name:str)->bool:
-    "Does a setting stand at what cells were computed with before there was one? Then they do not name it."
-    absent = {f.name:f.metadata["absent"] for f in getattr(config, "__dataclass_fields__", {}).values() if "absent" in f.metadata}
-    return name in absent and getattr(config, name)==absent[name]
 
-def _wanted(preset, kind:str, c:dict)->dict:
+def _was_absent(config, name: str) -> bool:
+    "Does a setting stand at what cells were computed with before there was one? Then they do not name it."
+    absent = {
+        f.name: f.metadata["absent"]
+        for f in getattr(config, "__dataclass_fields__", {}).values()
+        if "absent" in f.metadata
+    }
+    return name in absent and getattr(config, name) == absent[name]
+
+
+def _wanted(preset, kind: str, c: dict) -> dict:
     "What a preset says now of the fields of one cell's configuration: field -> values it may have."
-    one = lambda d: {k:[v] for k, v in d.items()}
-    if kind=="vocab":
-        asked = [preset.vocab, *(preset.vocab_for(r) for r in preset.tuned_rows)]   # a row of the preset's own may have another
-        values = [dict(k=v.k, h=v.h, repeats=v.repeats if v.h!="exact" else None, seed=v.seed if v.h!="exact" else None, include_self=v.include_self) for v in asked]
-        return {k:[v[k] for v in values] for k in values[0]}
-    task, sources = _listed(preset, c["task"]), {c["source"]:s for s in preset.sources if c["source"] in _called(s.model)}
-    if task is None: return {"task":list(preset.tasks)}
-    if not sources: return {"source":[s.model for s in preset.sources]}
-    if sources[c["source"]].tasks and task not in sources[c["source"]].tasks: return {"task":list(sources[c["source"]].tasks)}
+    one = lambda d: {k: [v] for k, v in d.items()}
+    if kind == "vocab":
+        asked = [
+            preset.vocab,
+            *(preset.vocab_for(r) for r in preset.tuned_rows),
+        ]  # a row of the preset's own may have another
+        values = [
+            dict(
+                k=v.k,
+                h=v.h,
+                repeats=v.repeats if v.h != "exact" else None,
+                seed=v.seed if v.h != "exact" else None,
+                include_self=v.include_self,
+            )
+            for v in asked
+        ]
+        return {k: [v[k] for v in values] for k in values[0]}
+    task, sources = (
+        _listed(preset, c["task"]),
+        {c["source"]: s for s in preset.sources if c["source"] in _called(s.model)},
+    )
+    if task is None:
+        return {"task": list(preset.tasks)}
+    if not sources:
+        return {"source": [s.model for s in preset.sources]}
+    if sources[c["source"]].tasks and task not in sources[c["source"]].tasks:
+        return {"task": list(sources[c["source"]].tasks)}
     names = lambda ms: sorted({n for m in ms for n in _called(m)})
     own = sources[c["source"]]
-    want = {"counterpart":[None, *names(own.counterparts)], **({"target":names((own.model, *own.targets))} if kind=="eval" else {}), "row":preset.all_rows(task), "seed":[None, *preset.seeds_for(task)] if kind=="eval" else list(preset.seeds_for(task))}
-    if kind=="eval": return want | {"dtype":[preset.scoring_dtype]} | ({"n":[preset.n_for(task)]} if preset.n_for(task) else {})
+    want = {
+        "counterpart": [None, *names(own.counterparts)],
+        **({"target": names((own.model, *own.targets))} if kind == "eval" else {}),
+        "row": preset.all_rows(task),
+        "seed": [None, *preset.seeds_for(task)] if kind == "eval" else list(preset.seeds_for(task)),
+    }
+    if kind == "eval":
+        return want | {"dtype": [preset.scoring_dtype]} | ({"n": [preset.n_for(task)]} if preset.n_for(task) else {})
     methods = preset.methods_for(task)
-    if c["method"] not in methods: return {"method":list(methods)}
-    settings = {k:str(v) if v==float("inf") else v for k, v in vars(preset.config_for(c["method"], task, c["row"])).items() if k!="steps" and (k in c or not _was_absent(preset.config_for(c["method"], task, c["row"]), k))}
-    return want | one(settings) | {"steps":list(preset.budgets_for(task, c["method"], c["row"]))} | ({} if preset.tuning_dtype=="auto" else {"dtype":[preset.tuning_dtype]}) | {"compiled":[True] if preset.compiles(task, c["method"], c["row"]) else [None]}
+    if c["method"] not in methods:
+        return {"method": list(methods)}
+    settings = {
+        k: str(v) if v == float("inf") else v
+        for k, v in vars(preset.config_for(c["method"], task, c["row"])).items()
+        if k != "steps" and (k in c or not _was_absent(preset.config_for(c["method"], task, c["row"]), k))
+    }
+    return (
+        want
+        | one(settings)
+        | {"steps": list(preset.budgets_for(task, c["method"], c["row"]))}
+        | ({} if preset.tuning_dtype == "auto" else {"dtype": [preset.tuning_dtype]})
+        | {"compiled": [True] if preset.compiles(task, c["method"], c["row"]) else [None]}
+    )
+
 
 def changed(
-    store:Store,  # a results folder
-    preset,       # an experiment as it is now (`hpt_nb.experiments.Preset`)
-    but=(),       # fields of runs and scores that are not compared
-)->list:          # lines
+    store: Store,  # a results folder
+    preset,  # an experiment as it is now (`hpt_nb.experiments.Preset`)
+    but=(),  # fields of runs and scores that are not compared
+) -> list:  # lines
     "In what a store's results differ from a preset, each difference once; empty if in nothing."
-    lines, sizes = {}, {c["result"].get("c") for c in store.cells("vocab")} | {c["config"]["vocab"].get("s") for c in store.cells("tune") if c["config"]["vocab"].get("kind")=="whole"}
+    lines, sizes = (
+        {},
+        {c["result"].get("c") for c in store.cells("vocab")}
+        | {c["config"]["vocab"].get("s") for c in store.cells("tune") if c["config"]["vocab"].get("kind") == "whole"},
+    )
     for kind in ("vocab", "tune", "eval"):
         for cell in store.cells(kind):
             c = cell["config"]
             want, vocab = _wanted(preset, kind, c), c.get("vocab") or {}
-            if vocab.get("kind") in ("random", "common", "stable") and "arm" not in c: c, want = {**c, "vocabulary size s":vocab.get("s")}, want | {"vocabulary size s":[preset.vocab.s, *(n for n in sizes if n and n < preset.vocab.s)]}   # no more than there are
+            if vocab.get("kind") in ("random", "common", "stable") and "arm" not in c:
+                c, want = (
+                    {**c, "vocabulary size s": vocab.get("s")},
+                    want | {"vocabulary size s": [preset.vocab.s, *(n for n in sizes if n and n < preset.vocab.s)]},
+                )  # no more than there are
             for name, may in want.items():
                 got = list(c[name]) if isinstance(c.get(name), tuple) else c.get(name)
-                if got in [list(m) if isinstance(m, tuple) else m for m in may] or kind!="vocab" and name in but: continue
-                what = f"{c['task']} from {c['source']}" if kind!="vocab" else "vocabulary of " + " and ".join(c["models"])
-                lines[f"{kind}, {what}: {name} is {got!r} in the results, {' or '.join(map(repr, may))} in the preset"] = None
+                if got in [list(m) if isinstance(m, tuple) else m for m in may] or kind != "vocab" and name in but:
+                    continue
+                what = (
+                    f"{c['task']} from {c['source']}"
+                    if kind != "vocab"
+                    else "vocabulary of " + " and ".join(c["models"])
+                )
+                lines[
+                    f"{kind}, {what}: {name} is {got!r} in the results, {' or '.join(map(repr, may))} in the preset"
+                ] = None
     return list(lines)
+
 
 def check_varied(folder, preset):
     "`check_preset` of each level of a varied experiment. `InputError` for a level that is not there, too."
     from hpt_nb.experiments import variations
-    for name, level in variations(preset).items():
-        if not Store(Path(folder)/name)._paths("cells"): raise InputError(f"{folder}: no results of {name or preset.name}; run hpt run {preset.name} --out {folder} to finish, or report without --preset")
-        check_preset(Store(Path(folder)/name), level)
 
-def check_preset(store:Store, preset):
+    for name, level in variations(preset).items():
+        if not Store(Path(folder) / name)._paths("cells"):
+            raise InputError(
+                f"{folder}: no results of {name or preset.name}; run hpt run {preset.name} --out {folder} to finish, or report without --preset"
+            )
+        check_preset(Store(Path(folder) / name), level)
+
+
+def check_preset(store: Store, preset):
     "`InputError` where a store's results were not made by this preset as it is now; it says what to run again."
     if lines := changed(store, preset):
-        raise InputError(f"{store.path} was made with other settings than {preset.name} has now: {lines[0]}" + (f" (and {len(lines)-1} more)" if len(lines) > 1 else "")
-                         + f"; run hpt run {preset.name} --out with a new folder, or report without --preset")
+        raise InputError(
+            f"{store.path} was made with other settings than {preset.name} has now: {lines[0]}"
+            + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")
+            + f"; run hpt run {preset.name} --out with a new folder, or report without --preset"
+        )
 
 # %% ../nbs/16_report.ipynb #16be0002
-_MAY_GROW = ("task", "source", "row", "seed", "counterpart", "target", "method", "n")   # what a folder may hold more of, or what is looked at here by itself
-_OTHERS = {"tune":"hpt tune", "Untuned":"hpt transferable"}   # rows that other commands write
+_MAY_GROW = (
+    "task",
+    "source",
+    "row",
+    "seed",
+    "counterpart",
+    "target",
+    "method",
+    "n",
+)  # what a folder may hold more of, or what is looked at here by itself
+_OTHERS = {"tune": "hpt tune", "Untuned": "hpt transferable"}  # rows that other commands write
 
-def _not_beside(store:Store, preset, tasks:dict)->list:
+
+def _not_beside(store: Store, preset, tasks: dict) -> list:
     "Why a preset's results cannot stand beside those of a folder, a line each."
-    lines, known = [], {t.name:(name, t) for name, t in tasks.items()}
+    lines, known = [], {t.name: (name, t) for name, t in tasks.items()}
     for cell in [*store.cells("tune"), *store.cells("eval")]:
         c = cell["config"]
-        if c.get("row") in _OTHERS: lines.append(f"they are of {_OTHERS[c['row']]}")
+        if c.get("row") in _OTHERS:
+            lines.append(f"they are of {_OTHERS[c['row']]}")
         name, task = known.get(c.get("task"), (None, None))
-        if task and c["task_hash"]!=task.hash: lines.append(f"the texts, labels or template of {task.name} are others in the results")
-        elif task and cell["kind"]=="eval" and c["n"]!=(n := min(preset.n_for(name) or len(task.validation), len(task.validation))): lines.append(f"{task.name}: {c['n']} texts are scored in the results, {n} now")
-    lines += [f"the vocabulary is of {c['config'].get('tokens', 'any')!r} tokens in the results, {preset.vocab.tokens!r} now" for c in store.cells("vocab") if c["config"].get("tokens", "any")!=preset.vocab.tokens]
+        if task and c["task_hash"] != task.hash:
+            lines.append(f"the texts, labels or template of {task.name} are others in the results")
+        elif (
+            task
+            and cell["kind"] == "eval"
+            and c["n"] != (n := min(preset.n_for(name) or len(task.validation), len(task.validation)))
+        ):
+            lines.append(f"{task.name}: {c['n']} texts are scored in the results, {n} now")
+    lines += [
+        f"the vocabulary is of {c['config'].get('tokens', 'any')!r} tokens in the results, {preset.vocab.tokens!r} now"
+        for c in store.cells("vocab")
+        if c["config"].get("tokens", "any") != preset.vocab.tokens
+    ]
     return list(dict.fromkeys(lines + changed(store, preset, but=_MAY_GROW)))
 
+
 def check_beside(
-    store:Store,   # a results folder in which there is something
-    preset,        # an experiment (`hpt_nb.experiments.Preset`) that is to write into it
-    tasks:dict,    # its tasks, by their names in the preset
+    store: Store,  # a results folder in which there is something
+    preset,  # an experiment (`hpt_nb.experiments.Preset`) that is to write into it
+    tasks: dict,  # its tasks, by their names in the preset
 ):
     "`InputError` where no report could be made of the folder's results and the preset's together."
     if lines := _not_beside(store, preset, tasks):
-        raise InputError(f"{store.path} holds other results, and no report could be made of both: {lines[0]}" + (f" (and {len(lines)-1} more)" if len(lines) > 1 else "") + "; name another folder with --out")
+        raise InputError(
+            f"{store.path} holds other results, and no report could be made of both: {lines[0]}"
+            + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")
+            + "; name another folder with --out"
+        )
 
 # %% ../nbs/16_report.ipynb #04942221
-_MACHINE = {"device":"device of scoring", "tune_device":"device of tuning", "cpu":"processor", "simd":"set of vector instructions", "torch":"torch", "transformers":"transformers", "commit":"commit"}
+_MACHINE = {
+    "device": "device of scoring",
+    "tune_device": "device of tuning",
+    "cpu": "processor",
+    "simd": "set of vector instructions",
+    "torch": "torch",
+    "transformers": "transformers",
+    "commit": "commit",
+}
 
-def machines_note(part:pd.DataFrame)->str:
+
+def machines_note(part: pd.DataFrame) -> str:
     "Where one table's results were made on different machines or by different code, in words; '' if all agree."
-    said = [f"{label}: " + ", ".join(f"{str(v)[:12] if n=='commit' else v} ({k} scores)" for v, k in part[n].value_counts().items()) for n, label in _MACHINE.items() if part[n].nunique() > 1]
+    said = [
+        f"{label}: "
+        + ", ".join(f"{str(v)[:12] if n == 'commit' else v} ({k} scores)" for v, k in part[n].value_counts().items())
+        for n, label in _MACHINE.items()
+        if part[n].nunique() > 1
+    ]
     return "These scores come from more than one " + "; ".join(said) + "." if said else ""
 
 # %% ../nbs/16_report.ipynb #ef750c14
 def _axes(ax):
     "`ax`, or the current axes. The drawing library loads here, not on import."
-    if ax is not None: return ax
+    if ax is not None:
+        return ax
     import matplotlib.pyplot as plt
+
     return plt.gca()
 
-def _label(row:str, counterpart:str)->str: return ROWS.get(row, row) + ("" if counterpart==DASH else f"\nwith {counterpart}")
-def _color(row:str)->str: return ROW_COLORS.get(row, "#000000")
+
+def _label(row: str, counterpart: str) -> str:
+    return ROWS.get(row, row) + ("" if counterpart == DASH else f"\nwith {counterpart}")
+
+
+def _color(row: str) -> str:
+    return ROW_COLORS.get(row, "#000000")
+
 
 def plot_accuracy(
-    scores:pd.DataFrame,  # from `scores`, one place only
-    stats:pd.DataFrame,   # from `accuracy_stats`, the same place
+    scores: pd.DataFrame,  # from `scores`, one place only
+    stats: pd.DataFrame,  # from `accuracy_stats`, the same place
     ax=None,
 ):
     "Accuracy by row: a point for each seed, a bar at the mean."
     ax = _axes(ax)
     for y, r in enumerate(stats.itertuples()):
-        seeds = scores[(scores.row==r.row) & (scores.counterpart==r.counterpart)]
-        ax.plot(100*seeds.accuracy, [y]*len(seeds), "o", ms=6, alpha=.75, color=_color(r.row))
-        ax.plot([r.mean]*2, [y-.3, y+.3], lw=2.5, color=_color(r.row))
-    ax.set(xlabel="accuracy (%)", ylim=(len(stats)-.5, -.5))
+        seeds = scores[(scores.row == r.row) & (scores.counterpart == r.counterpart)]
+        ax.plot(100 * seeds.accuracy, [y] * len(seeds), "o", ms=6, alpha=0.75, color=_color(r.row))
+        ax.plot([r.mean] * 2, [y - 0.3, y + 0.3], lw=2.5, color=_color(r.row))
+    ax.set(xlabel="accuracy (%)", ylim=(len(stats) - 0.5, -0.5))
     ax.set_yticks(range(len(stats)), [_label(r.row, r.counterpart) for r in stats.itertuples()])
-    ax.grid(axis="x", alpha=.3)
+    ax.grid(axis="x", alpha=0.3)
     return ax
 
 # %% ../nbs/16_report.ipynb #eb949b93
-def curves_frame(tunes:pd.DataFrame, task:str, source:str)->pd.DataFrame:
+def curves_frame(tunes: pd.DataFrame, task: str, source: str) -> pd.DataFrame:
     "A row for each recorded step of each run: step, loss (nats), holdout (percent)."
-    part = tunes[(tunes.task==task) & (tunes.source==source)]
+    part = tunes[(tunes.task == task) & (tunes.source == source)]
     part = part.assign(order=part.row.map(row_order)).sort_values(["order", "counterpart", "seed"])
-    rows = [dict(row=r.row, counterpart=r.counterpart, seed=r.seed, step=step, loss=loss, holdout=None if acc is None else 100*acc)
-            for r in part.itertuples() for step, loss, acc in zip(*_same_length(r.curve))]
+    rows = [
+        dict(
+            row=r.row,
+            counterpart=r.counterpart,
+            seed=r.seed,
+            step=step,
+            loss=loss,
+            holdout=None if acc is None else 100 * acc,
+        )
+        for r in part.itertuples()
+        for step, loss, acc in zip(*_same_length(r.curve))
+    ]
     return pd.DataFrame(rows, columns=["row", "counterpart", "seed", "step", "loss", "holdout"])
 
-def _same_length(curve:dict)->tuple:
+
+def _same_length(curve: dict) -> tuple:
     "step, loss and holdout of a curve; `InputError` if one is longer."
     parts = tuple(curve.get(k, []) for k in ("step", "loss", "holdout"))
-    if len(set(map(len, parts))) > 1: raise InputError(f"a learning curve with {' / '.join(str(len(p)) for p in parts)} steps / losses / accuracies: need as many of each; delete the tune cell and run again")
+    if len(set(map(len, parts))) > 1:
+        raise InputError(
+            f"a learning curve with {' / '.join(str(len(p)) for p in parts)} steps / losses / accuracies: need as many of each; delete the tune cell and run again"
+        )
     return parts
 
-def plot_curves(curves:pd.DataFrame, y:str="holdout", ax=None):
+
+def plot_curves(curves: pd.DataFrame, y: str = "holdout", ax=None):
     "Learning curves: `y` (holdout or loss) by step, a line for each seed, a colour for each row."
     ax = _axes(ax)
     for (row, other, seed), g in curves.dropna(subset=[y]).groupby(["row", "counterpart", "seed"], sort=False):
-        ax.plot(g.step, g[y], marker=".", ms=4, lw=1.2, alpha=.85, color=_color(row), label=_label(row, other).replace("\n", " "))
-    ax.set(xlabel="step", ylabel={"holdout":"holdout accuracy (%)", "loss":"training loss (nats)"}[y])
-    ax.grid(alpha=.3)
+        ax.plot(
+            g.step,
+            g[y],
+            marker=".",
+            ms=4,
+            lw=1.2,
+            alpha=0.85,
+            color=_color(row),
+            label=_label(row, other).replace("\n", " "),
+        )
+    ax.set(xlabel="step", ylabel={"holdout": "holdout accuracy (%)", "loss": "training loss (nats)"}[y])
+    ax.grid(alpha=0.3)
     return ax
 
 # %% ../nbs/16_report.ipynb #2512da45
-def plot_stability(J:pd.DataFrame, bound:float|None=None, ax=None):
+def plot_stability(J: pd.DataFrame, bound: float | None = None, ax=None):
     "How J is distributed over the common tokens; `bound` marks the least stable token that the tuner may use."
     ax = _axes(ax)
     ax.hist(J.J, bins=60, range=(0, max(1e-9, J.J.max())), color="#56B4E9")
-    if bound is not None: ax.axvline(bound, color=_color("Ours"), lw=2, label="Ours uses the tokens from here to the right")
+    if bound is not None:
+        ax.axvline(bound, color=_color("Ours"), lw=2, label="Ours uses the tokens from here to the right")
     ax.set(xlabel="stability J (mean Jaccard of neighbour sets)", ylabel="common tokens")
-    ax.grid(axis="y", alpha=.3)
+    ax.grid(axis="y", alpha=0.3)
     return ax
 
 # %% ../nbs/16_report.ipynb #c6f120f7
-def neighbors_frame(store:Store)->pd.DataFrame:
+def neighbors_frame(store: Store) -> pd.DataFrame:
     "Neighbours of example tokens, a row each: models, what (stable, unstable), token, rank, J, k, model, place (1: the nearest), neighbor, cos, shared (also among the k nearest in each other model)."
     rows = []
     for cell in store.cells("neighbors"):
         cfg, res = _fields(cell, "config", ("models", "k")), _fields(cell, "result", ("examples",))
         for e in res["examples"]:
             both = set.intersection(*({t for t, _ in near} for near in e["near"].values()))
-            rows += [dict(models=tuple(cfg["models"]), what=e["what"], token=e["token"], rank=e["rank"], J=e["J"], k=cfg["k"], model=m, place=i+1, neighbor=t, cos=cos, shared=t in both)
-                     for m, near in e["near"].items() for i, (t, cos) in enumerate(near)]
-    return pd.DataFrame(rows, columns=["models", "what", "token", "rank", "J", "k", "model", "place", "neighbor", "cos", "shared"])
+            rows += [
+                dict(
+                    models=tuple(cfg["models"]),
+                    what=e["what"],
+                    token=e["token"],
+                    rank=e["rank"],
+                    J=e["J"],
+                    k=cfg["k"],
+                    model=m,
+                    place=i + 1,
+                    neighbor=t,
+                    cos=cos,
+                    shared=t in both,
+                )
+                for m, near in e["near"].items()
+                for i, (t, cos) in enumerate(near)
+            ]
+    return pd.DataFrame(
+        rows, columns=["models", "what", "token", "rank", "J", "k", "model", "place", "neighbor", "cos", "shared"]
+    )
 
-def _token(text:str)->str:
+
+def _token(text: str) -> str:
     "A token for a figure: its leading space is shown as a mark."
-    return "\u2423" + visible(text[1:]) if text[:1]==" " else visible(text)
+    return "\u2423" + visible(text[1:]) if text[:1] == " " else visible(text)
+
 
 def plot_neighbors(
-    one:pd.DataFrame,   # from `neighbors_frame`: one token, its two models
+    one: pd.DataFrame,  # from `neighbors_frame`: one token, its two models
     ax=None,
-    most:int=16,        # neighbours shown on each side
+    most: int = 16,  # neighbours shown on each side
 ):
     "A token's nearest common tokens in two models, the nearest on top; coloured where they are neighbours in both, joined where both sides show them."
     ax, (left, right) = _axes(ax), one.models.iloc[0]
-    at = {m:g[g.place<=most].set_index("neighbor").place for m, g in one.groupby("model")}
-    for r in one[one.place<=most].itertuples():
-        ax.text(-.03 if r.model==left else 1.03, r.place, _token(r.neighbor), ha="right" if r.model==left else "left", va="center", fontsize=9, color=_color("Ours") if r.shared else "#666666")
-        if r.model==left and r.neighbor in at[right]: ax.plot([0, 1], [r.place, at[right][r.neighbor]], lw=1.4, color=_color("Ours"), alpha=.7)
+    at = {m: g[g.place <= most].set_index("neighbor").place for m, g in one.groupby("model")}
+    for r in one[one.place <= most].itertuples():
+        ax.text(
+            -0.03 if r.model == left else 1.03,
+            r.place,
+            _token(r.neighbor),
+            ha="right" if r.model == left else "left",
+            va="center",
+            fontsize=9,
+            color=_color("Ours") if r.shared else "#666666",
+        )
+        if r.model == left and r.neighbor in at[right]:
+            ax.plot([0, 1], [r.place, at[right][r.neighbor]], lw=1.4, color=_color("Ours"), alpha=0.7)
     first = one.iloc[0]
-    ax.set_title(f"{first.what}: {_token(first.token)}, J = {first.J:.2f}\n{one[one.model==left].shared.sum()} of {first.k} nearest are shared", fontsize=10)
-    for x, m, side in ((0, left, "right"), (1, right, "left")): ax.text(x, 0, m, ha=side, va="center", fontsize=8, style="italic")
-    ax.set(xlim=(-.9, 1.9), ylim=(most + .7, -.7))
+    ax.set_title(
+        f"{first.what}: {_token(first.token)}, J = {first.J:.2f}\n{one[one.model == left].shared.sum()} of {first.k} nearest are shared",
+        fontsize=10,
+    )
+    for x, m, side in ((0, left, "right"), (1, right, "left")):
+        ax.text(x, 0, m, ha=side, va="center", fontsize=8, style="italic")
+    ax.set(xlim=(-0.9, 1.9), ylim=(most + 0.7, -0.7))
     ax.axis("off")
     return ax
 
-def neighbors_said(one:pd.DataFrame)->str:
+
+def neighbors_said(one: pd.DataFrame) -> str:
     "One token's neighbourhoods in words, for those who cannot see the figure."
     first, names = one.iloc[0], one.models.iloc[0]
-    near = "; ".join(f"in {m}: " + ", ".join(_token(t) for t in one[one.model==m].sort_values("place").neighbor.head(6)) for m in names)
-    return f"{_token(first.token)} ({first.what}, J {first.J:.3f}, place {first['rank']:,} of the ranking) shares {one[one.model==names[0]].shared.sum()} of its {first.k} nearest common tokens; nearest {near}"
+    near = "; ".join(
+        f"in {m}: " + ", ".join(_token(t) for t in one[one.model == m].sort_values("place").neighbor.head(6))
+        for m in names
+    )
+    return f"{_token(first.token)} ({first.what}, J {first.J:.3f}, place {first['rank']:,} of the ranking) shares {one[one.model == names[0]].shared.sum()} of its {first.k} nearest common tokens; nearest {near}"
 
 # %% ../nbs/16_report.ipynb #b09dd33c
-def pairs_frame(scores:pd.DataFrame)->pd.DataFrame:
+def pairs_frame(scores: pd.DataFrame) -> pd.DataFrame:
     "A row for each prompt and target: its accuracy (percent) on the source and on the target."
     key = ["row", "counterpart", "seed"]
-    there, here = scores[scores.place!="Original"], scores[scores.place=="Original"]
+    there, here = scores[scores.place != "Original"], scores[scores.place == "Original"]
     both = there.merge(here[[*key, "accuracy"]], on=key, suffixes=("_target", "_source"))
-    return both.assign(target_pct=100*both.accuracy_target, source_pct=100*both.accuracy_source)[[*key, "place", "source_pct", "target_pct"]]
+    return both.assign(target_pct=100 * both.accuracy_target, source_pct=100 * both.accuracy_source)[
+        [*key, "place", "source_pct", "target_pct"]
+    ]
 
-def plot_transfer(pairs:pd.DataFrame, ax=None):
+
+def plot_transfer(pairs: pd.DataFrame, ax=None):
     "Accuracy on the target by accuracy on the source, a point for each prompt, with the line of equal accuracy."
     ax = _axes(ax)
     for (row, other), g in pairs.groupby(["row", "counterpart"], sort=False):
-        ax.plot(g.source_pct, g.target_pct, "o", ms=7, alpha=.8, color=_color(row), label=_label(row, other).replace("\n", " "))
-    ax.axline(2*(pairs.source_pct.median(),), slope=1, color="#AAAAAA", lw=1, ls="--", zorder=0)
+        ax.plot(
+            g.source_pct,
+            g.target_pct,
+            "o",
+            ms=7,
+            alpha=0.8,
+            color=_color(row),
+            label=_label(row, other).replace("\n", " "),
+        )
+    ax.axline(2 * (pairs.source_pct.median(),), slope=1, color="#AAAAAA", lw=1, ls="--", zorder=0)
     ax.set(xlabel="accuracy on the source (%)", ylabel="accuracy on the target (%)")
-    ax.grid(alpha=.3)
+    ax.grid(alpha=0.3)
     return ax
 
 # %% ../nbs/16_report.ipynb #e5c410cb
-def _cell(value)->str: return escape(visible(str(value)))
+def _cell(value) -> str:
+    return escape(visible(str(value)))
+
 
 def table_html(
-    table:pd.DataFrame,      # shown as it stands
-    title:str,               # its name, for those who hear the page
-    bold:pd.DataFrame=None,  # same shape; True is bold
-    over=(),                 # (text, columns) of each cell of a line above the head; none without
-)->str:
+    table: pd.DataFrame,  # shown as it stands
+    title: str,  # its name, for those who hear the page
+    bold: pd.DataFrame = None,  # same shape; True is bold
+    over=(),  # (text, columns) of each cell of a line above the head; none without
+) -> str:
     "A table in a box of its own that scrolls sideways. Everything in it is escaped."
     head = "".join(f'<th scope="col">{_cell(c)}</th>' for c in table.columns)
-    over = "".join(f'<th scope="colgroup" colspan="{n}">{_cell(t)}</th>' if t else f'<td colspan="{n}"></td>' for t, n in over if n)
-    mark = lambda i, j, v: f"<b>{_cell(v)}</b>" if bold is not None and bold.iat[i, j] else f'<bdi dir="ltr" class="prompt">{_cell(v)}</bdi>' if table.columns[j] in _VERBATIM else _cell(v)
-    rows = "".join("<tr>" + "".join(f"<td>{mark(i, j, v)}</td>" for j, v in enumerate(r)) + "</tr>\n" for i, r in enumerate(table.itertuples(index=False, name=None)))
+    over = "".join(
+        f'<th scope="colgroup" colspan="{n}">{_cell(t)}</th>' if t else f'<td colspan="{n}"></td>' for t, n in over if n
+    )
+    mark = lambda i, j, v: (
+        f"<b>{_cell(v)}</b>"
+        if bold is not None and bold.iat[i, j]
+        else f'<bdi dir="ltr" class="prompt">{_cell(v)}</bdi>'
+        if table.columns[j] in _VERBATIM
+        else _cell(v)
+    )
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{mark(i, j, v)}</td>" for j, v in enumerate(r)) + "</tr>\n"
+        for i, r in enumerate(table.itertuples(index=False, name=None))
+    )
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{_cell(title)}"><table><thead>{over and f"<tr>{over}</tr>"}<tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
 
-_VERBATIM = ("Prompt", "Most stable", "Least stable")   # columns of model text: spaces kept, direction kept apart
 
-def folded(title:str, *parts:str)->str:
+_VERBATIM = ("Prompt", "Most stable", "Least stable")  # columns of model text: spaces kept, direction kept apart
+
+
+def folded(title: str, *parts: str) -> str:
     "What is one touch away: its heading is seen, and the rest once it is asked for."
     return f"<details><summary>{_cell(title)}</summary>\n" + "\n".join(parts) + "\n</details>"
 
 # %% ../nbs/16_report.ipynb #b0efd880
-def _lacks_glyphs(fig)->bool:
+def _lacks_glyphs(fig) -> bool:
     "Does a text of the figure hold a character that its font does not draw?"
     from matplotlib.font_manager import findfont, get_font
     from matplotlib.text import Text
+
     for text in fig.findobj(Text):
         font = get_font(findfont(text.get_fontproperties())) if text.get_text() else None
-        if any(not font.get_char_index(ord(c)) for c in text.get_text() if c!="\n"): return True
+        if any(not font.get_char_index(ord(c)) for c in text.get_text() if c != "\n"):
+            return True
     return False
 
+
 def figure_html(
-    draws:list,        # functions that draw, one for each panel: each takes ax
-    alt:str,           # what the figure shows, in words
-    height:float=3.,   # inches
-    share=False,       # same axes in every panel
-)->str:
+    draws: list,  # functions that draw, one for each panel: each takes ax
+    alt: str,  # what the figure shows, in words
+    height: float = 3.0,  # inches
+    share=False,  # same axes in every panel
+) -> str:
     "Panels side by side as one picture inside the page (SVG, text as shapes: it looks the same everywhere), with one legend below for all. Where the drawing library's font lacks a character, text stays text, and the reader's own fonts show it."
-    import matplotlib, warnings
+    import matplotlib
+    import warnings
     from base64 import b64encode
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+
     n, out = len(draws), io.BytesIO()
-    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt":"hpt_nb", "svg.fonttype":"path", "text.parse_math":False}):   # a name with a dollar sign is a name
-        fig = Figure(figsize=(4.6*max(n, 1.3), height), layout="constrained")
-        for draw, ax in zip(draws, fig.subplots(1, n, squeeze=False, sharex=share, sharey=share)[0]): draw(ax)
-        entries = {label:line for ax in fig.axes for line, label in zip(*ax.get_legend_handles_labels())}   # one for each row, however many seeds it has
-        if entries: fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(3, len(entries)), fontsize=9)
-        if _lacks_glyphs(fig):   # each of them would be drawn as the same box
+    with (
+        warnings.catch_warnings(),
+        matplotlib.rc_context({"svg.hashsalt": "hpt_nb", "svg.fonttype": "path", "text.parse_math": False}),
+    ):  # a name with a dollar sign is a name
+        fig = Figure(figsize=(4.6 * max(n, 1.3), height), layout="constrained")
+        for draw, ax in zip(draws, fig.subplots(1, n, squeeze=False, sharex=share, sharey=share)[0]):
+            draw(ax)
+        entries = {
+            label: line for ax in fig.axes for line, label in zip(*ax.get_legend_handles_labels())
+        }  # one for each row, however many seeds it has
+        if entries:
+            fig.legend(
+                entries.values(), entries.keys(), loc="outside lower center", ncols=min(3, len(entries)), fontsize=9
+            )
+        if _lacks_glyphs(fig):  # each of them would be drawn as the same box
             matplotlib.rcParams["svg.fonttype"] = "none"
             warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        FigureCanvasSVG(fig).print_svg(out, metadata={"Date":None})   # no date: same store, same bytes; savefig would draw each figure twice
-    return (f'<div class="scroll"><img alt="{_cell(alt)}" style="min-width:{20*n}rem; max-width:{30*max(n, 1.3):g}rem" '
-            f'src="data:image/svg+xml;base64,{b64encode(out.getvalue()).decode()}"></div>')
+        FigureCanvasSVG(fig).print_svg(
+            out, metadata={"Date": None}
+        )  # no date: same store, same bytes; savefig would draw each figure twice
+    return (
+        f'<div class="scroll"><img alt="{_cell(alt)}" style="min-width:{20 * n}rem; max-width:{30 * max(n, 1.3):g}rem" '
+        f'src="data:image/svg+xml;base64,{b64encode(out.getvalue()).decode()}"></div>'
+    )
 
 # %% ../nbs/16_report.ipynb #21065539
-def _accuracy_figure(sc:pd.DataFrame, st:pd.DataFrame)->str:
+def _accuracy_figure(sc: pd.DataFrame, st: pd.DataFrame) -> str:
     "A panel for the source and one for each target."
+
     def panel(place):
-        def draw(ax): plot_accuracy(sc[sc.place==place], st[st.place==place], ax).set_title("Source" if place=="Original" else f"Target {place}")
+        def draw(ax):
+            plot_accuracy(sc[sc.place == place], st[st.place == place], ax).set_title(
+                "Source" if place == "Original" else f"Target {place}"
+            )
+
         return draw
-    means = "; ".join(f"{'source' if r.place=='Original' else r.place}, {_label(r.row, r.counterpart)}: {r.mean:.1f}" for r in st.itertuples()).replace("\n", " ")
-    return figure_html([panel(p) for p in st.place.unique()], f"Accuracy of each seed by row, in percent. Means: {means}", 1 + .45*st.groupby("place").size().max(), share=True)
 
-def _curves_figure(curves:pd.DataFrame)->str:
+    means = "; ".join(
+        f"{'source' if r.place == 'Original' else r.place}, {_label(r.row, r.counterpart)}: {r.mean:.1f}"
+        for r in st.itertuples()
+    ).replace("\n", " ")
+    return figure_html(
+        [panel(p) for p in st.place.unique()],
+        f"Accuracy of each seed by row, in percent. Means: {means}",
+        1 + 0.45 * st.groupby("place").size().max(),
+        share=True,
+    )
+
+
+def _curves_figure(curves: pd.DataFrame) -> str:
     "Holdout accuracy and training loss."
-    def draw(y): return lambda ax: plot_curves(curves, y, ax)
-    last = curves[curves.step==curves.step.max()].groupby(["row", "counterpart"], sort=False).holdout.mean()
-    said = "; ".join(f"{_label(*rc)} {v:.1f}" for rc, v in last.items()).replace("\n", " ")
-    return figure_html([draw("holdout"), draw("loss")], f"Learning curves. Mean holdout accuracy at the last step, percent: {said}", 3.8)
 
-def _transfer_figure(pairs:pd.DataFrame)->str:
+    def draw(y):
+        return lambda ax: plot_curves(curves, y, ax)
+
+    last = curves[curves.step == curves.step.max()].groupby(["row", "counterpart"], sort=False).holdout.mean()
+    said = "; ".join(f"{_label(*rc)} {v:.1f}" for rc, v in last.items()).replace("\n", " ")
+    return figure_html(
+        [draw("holdout"), draw("loss")],
+        f"Learning curves. Mean holdout accuracy at the last step, percent: {said}",
+        3.8,
+    )
+
+
+def _transfer_figure(pairs: pd.DataFrame) -> str:
     "A panel for each target."
-    def draw(place): return lambda ax: plot_transfer(pairs[pairs.place==place], ax).set_title(f"Target {place}")
-    return figure_html([draw(p) for p in pairs.place.unique()], f"Accuracy on the target by accuracy on the source for {len(pairs)} pairs of prompt and target", 4.2)
+
+    def draw(place):
+        return lambda ax: plot_transfer(pairs[pairs.place == place], ax).set_title(f"Target {place}")
+
+    return figure_html(
+        [draw(p) for p in pairs.place.unique()],
+        f"Accuracy on the target by accuracy on the source for {len(pairs)} pairs of prompt and target",
+        4.2,
+    )
 
 # %% ../nbs/16_report.ipynb #4f183b0e
-_DROPPED = {"conflicting labels":"with two labels", "in another split":"also in another split", "copies":"copies of others"}
+_DROPPED = {
+    "conflicting labels": "with two labels",
+    "in another split": "also in another split",
+    "copies": "copies of others",
+}
 
-def _texts_note(sc:pd.DataFrame)->str:
+
+def _texts_note(sc: pd.DataFrame) -> str:
     "Which texts were cut, and which were left out of the training, as far as the cells say."
-    cut = {m:g.cut.dropna().max() for m, g in sc.groupby("target") if g.cut.notna().any()}
+    cut = {m: g.cut.dropna().max() for m, g in sc.groupby("target") if g.cut.notna().any()}
     said = [f"{int(k)} on {m}" for m, k in cut.items() if k]
-    lines = [f" Of the texts scored, those of more than {_values(sc.max_text_tokens)} tokens were cut: {', '.join(said)}."] if said else []
+    lines = (
+        [f" Of the texts scored, those of more than {_values(sc.max_text_tokens)} tokens were cut: {', '.join(said)}."]
+        if said
+        else []
+    )
     dropped = next((d for d in sc.dropped if isinstance(d, dict)), {})
     left = [f"{n:,} {_DROPPED.get(k, k)}" for k, n in dropped.items() if n]
     return "".join(lines) + (f" Left out of the task's texts: {', '.join(left)}." if left else "")
 
-def _caption(sc:pd.DataFrame)->str:
+
+def _caption(sc: pd.DataFrame) -> str:
     "What the numbers of an accuracy table are."
     k = sc.seed.nunique()
-    return (f"Accuracy in percent on {_values(sc.n)} {_values(sc.split)} texts, tuned in {_values(sc.tune_dtype)}, scored in {_values(sc.dtype)}: mean ± sample standard deviation (ddof = 1) over {k} seed{'s' * (k > 1)} ({_values(sc.seed)}). "
-            "Original: the source model, by the tuned ids. Other columns: the prompt's text on that model. Bold: the mean of Ours is above that of Baseline (PEZ)." + _texts_note(sc))
+    return (
+        f"Accuracy in percent on {_values(sc.n)} {_values(sc.split)} texts, tuned in {_values(sc.tune_dtype)}, scored in {_values(sc.dtype)}: mean ± sample standard deviation (ddof = 1) over {k} seed{'s' * (k > 1)} ({_values(sc.seed)}). "
+        "Original: the source model, by the tuned ids. Other columns: the prompt's text on that model. Bold: the mean of Ours is above that of Baseline (PEZ)."
+        + _texts_note(sc)
+    )
 
-def _paper_part(st:pd.DataFrame, task:str, source:str, n:int)->list:
+
+def _paper_part(st: pd.DataFrame, task: str, source: str, n: int) -> list:
     "Ours | paper: heading, note and table of what both have; nothing where the paper ran no such models."
     both = beside_printed(st, task, source)
-    if not len(both): return []
-    return ["<h3>Ours and the paper's</h3>", f"<p>{_cell(beside_note(both, task, source, n))}</p>", table_html(beside_table(both, ROWS), "Ours and the paper's")]
+    if not len(both):
+        return []
+    return [
+        "<h3>Ours and the paper's</h3>",
+        f"<p>{_cell(beside_note(both, task, source, n))}</p>",
+        table_html(beside_table(both, ROWS), "Ours and the paper's"),
+    ]
 
-def _task_section(df:pd.DataFrame, tunes:pd.DataFrame, task:str, source:str)->str:
+
+def _task_section(df: pd.DataFrame, tunes: pd.DataFrame, task: str, source: str) -> str:
     "All of one (task, source): tables, intervals, prompts, figures."
     sc = scores(df, task, source)
     st, diffs, lost = _stats(sc), _differences(sc), losses(df, task, source)
     note, curves, pairs = counterpart_note(df, task, source), curves_frame(tunes, task, source), pairs_frame(sc)
-    said = "".join(f"<li>{_cell(verdict(r))}</li>" for r in diffs[diffs.versus=="PEZ"].itertuples())
+    said = "".join(f"<li>{_cell(verdict(r))}</li>" for r in diffs[diffs.versus == "PEZ"].itertuples())
     table = _stats_table(st)
-    over = [(f"Source model: {source}", 3), ("Transfer", len(table.columns) - 3)]     # the paper's head
+    over = [(f"Source model: {source}", 3), ("Transfer", len(table.columns) - 3)]  # the paper's head
     parts = [f"<p>{_cell(_caption(sc))}</p>", table_html(table, f"Accuracy, {task} from {source}", _bold(st), over)]
     parts += [f'<p class="note">{_cell(n)}</p>' for n in (note, machines_note(df)) if n]
     parts += _paper_part(st, task, source, int(sc.n.max()))
     aside = [f'<p class="note">{_cell(note)}</p>'] if note else []
     parts += [f"<ul>{said}</ul>", _accuracy_figure(sc, st)]
-    parts.append(folded("Ours less each other row", f"<p>{_cell(_INTERVALS)}</p>", table_html(_differences_table(diffs), "Differences"), *aside))
-    parts.append(folded("The source by ids and by text", f"<p>{_cell(_REENCODED)}</p>", table_html(reencoding_table(df, task, source), "By ids and by text")))
+    parts.append(
+        folded(
+            "Ours less each other row",
+            f"<p>{_cell(_INTERVALS)}</p>",
+            table_html(_differences_table(diffs), "Differences"),
+            *aside,
+        )
+    )
+    parts.append(
+        folded(
+            "The source by ids and by text",
+            f"<p>{_cell(_REENCODED)}</p>",
+            table_html(reencoding_table(df, task, source), "By ids and by text"),
+        )
+    )
     if len(pairs):
-        parts.append(folded("What is lost on the way", f"<p>{_cell(_loss_verdict(lost))} {_cell(_LOSS)}</p>", table_html(_loss_table(lost), "What is lost on the way")))
+        parts.append(
+            folded(
+                "What is lost on the way",
+                f"<p>{_cell(_loss_verdict(lost))} {_cell(_LOSS)}</p>",
+                table_html(_loss_table(lost), "What is lost on the way"),
+            )
+        )
     if len(curves):
-        parts += [folded("Prompts", table_html(prompt_table(df, task, source), "Prompts")), folded("Learning curves", _curves_figure(curves))]
-    if len(pairs): parts.append(folded("Source and target, prompt by prompt", _transfer_figure(pairs), *aside))
+        parts += [
+            folded("Prompts", table_html(prompt_table(df, task, source), "Prompts")),
+            folded("Learning curves", _curves_figure(curves)),
+        ]
+    if len(pairs):
+        parts.append(folded("Source and target, prompt by prompt", _transfer_figure(pairs), *aside))
     return "\n".join(parts)
 
 # %% ../nbs/16_report.ipynb #59c3a4b2
-_INTERVALS = ("Percentage points, with 95 % intervals. Over seeds: Student's t on the differences of paired seeds, for tuning again with other seeds. Over texts: normal interval on the differences text by text, hits averaged over seeds, "
-              "for scoring the same prompts on other texts. Neither contains the other's uncertainty, and no correction is made for the number of comparisons.")
-_LOSS = ("Re-tokenisation: the source by the prompt's text less by its ids. The rest: the target less the source, both by text; it holds what the prompt does not carry over, and how much better one model is at the task than the other. "
-         "Random is not tuned; it shows the second alone. Intervals as above.")
+_INTERVALS = (
+    "Percentage points, with 95 % intervals. Over seeds: Student's t on the differences of paired seeds, for tuning again with other seeds. Over texts: normal interval on the differences text by text, hits averaged over seeds, "
+    "for scoring the same prompts on other texts. Neither contains the other's uncertainty, and no correction is made for the number of comparisons."
+)
+_LOSS = (
+    "Re-tokenisation: the source by the prompt's text less by its ids. The rest: the target less the source, both by text; it holds what the prompt does not carry over, and how much better one model is at the task than the other. "
+    "Random is not tuned; it shows the second alone. Intervals as above."
+)
 _REENCODED = "A prompt is tuned as ids and used as text. Where its text does not give the same ids again, the source model reads another prompt than the one tuned."
 
 # %% ../nbs/16_report.ipynb #ab871dde
-def _bound(J:pd.DataFrame, tunes:pd.DataFrame, models:list)->float|None:
+def _bound(J: pd.DataFrame, tunes: pd.DataFrame, models: list) -> float | None:
     "J of the least stable token that Ours may use with these models; None if nothing was tuned over them or every token may be used."
-    sizes = set(tunes[(tunes.vocab_kind=="stable") & tunes.source.isin(models) & tunes.counterpart.isin(models)].vocab_s.dropna())
+    sizes = set(
+        tunes[
+            (tunes.vocab_kind == "stable") & tunes.source.isin(models) & tunes.counterpart.isin(models)
+        ].vocab_s.dropna()
+    )
     return float(J.J[int(max(sizes)) - 1]) if sizes and max(sizes) < len(J) else None
 
-def _neighbors_figure(one_pair:pd.DataFrame)->str:
+
+def _neighbors_figure(one_pair: pd.DataFrame) -> str:
     "A panel for each example token of two models."
     tokens = [g for _, g in one_pair.groupby("what")]
-    return f"<p>{_cell(_FIGURE1)}</p>" + figure_html([lambda ax, g=g: plot_neighbors(g, ax) for g in tokens], ". ".join(map(neighbors_said, tokens)), 5)
+    return f"<p>{_cell(_FIGURE1)}</p>" + figure_html(
+        [lambda ax, g=g: plot_neighbors(g, ax) for g in tokens], ". ".join(map(neighbors_said, tokens)), 5
+    )
 
-_FIGURE1 = ("The paper's Figure 1, drawn from data: the most and the least stable word (a space and at least four small letters), with the common tokens nearest to each in both models, the token itself left out. "
-            "Orange: among the K nearest in both. Joined: shown on both sides. \u2423 is a space.")
 
-def _stability_section(store:Store, tunes:pd.DataFrame, vocabs:pd.DataFrame)->str:
+_FIGURE1 = (
+    "The paper's Figure 1, drawn from data: the most and the least stable word (a space and at least four small letters), with the common tokens nearest to each in both models, the token itself left out. "
+    "Orange: among the K nearest in both. Joined: shown on both sides. \u2423 is a space."
+)
+
+
+def _stability_section(store: Store, tunes: pd.DataFrame, vocabs: pd.DataFrame) -> str:
     "Distribution of J, its extremes and examples, for each scored vocabulary."
     parts, near = [], neighbors_frame(store)
     for v in vocabs.itertuples():
         J, names = stability_frame(store, v.file), " and ".join(v.models)
         bound = _bound(J, tunes, v.models)
-        said = f"{names} share {v.c:,} tokens. Median J {J.J.median():.3f}, highest {J.J.max():.3f}, lowest {J.J.min():.3f}." + (f" Ours uses tokens of J {bound:.3f} and above." if bound is not None else "")
-        parts += [f"<h3>{_cell(names)}</h3>", f"<p>{_cell(said)}</p>", figure_html([lambda ax: plot_stability(J, bound, ax)], f"Histogram of stability. {said}", 3), table_html(extremes_table(J), f"Most and least stable tokens, {names}")]
-        mine = near[[set(m)==set(v.models) for m in near.models]]
-        if len(mine): parts.append(_neighbors_figure(mine))
+        said = (
+            f"{names} share {v.c:,} tokens. Median J {J.J.median():.3f}, highest {J.J.max():.3f}, lowest {J.J.min():.3f}."
+            + (f" Ours uses tokens of J {bound:.3f} and above." if bound is not None else "")
+        )
+        parts += [
+            f"<h3>{_cell(names)}</h3>",
+            f"<p>{_cell(said)}</p>",
+            figure_html([lambda ax: plot_stability(J, bound, ax)], f"Histogram of stability. {said}", 3),
+            table_html(extremes_table(J), f"Most and least stable tokens, {names}"),
+        ]
+        mine = near[[set(m) == set(v.models) for m in near.models]]
+        if len(mine):
+            parts.append(_neighbors_figure(mine))
     return "\n".join(parts)
 
 # %% ../nbs/16_report.ipynb #9402cc43
-def signs(points)->tuple:
+def signs(points) -> tuple:
     "How many differences are above zero, below it, and zero."
-    p = np.round(np.asarray(points, float), 9)   # equal counts are equal, whatever their means were rounded to
-    return int((p > 0).sum()), int((p < 0).sum()), int((p==0).sum())
+    p = np.round(np.asarray(points, float), 9)  # equal counts are equal, whatever their means were rounded to
+    return int((p > 0).sum()), int((p < 0).sum()), int((p == 0).sum())
 
-def headline(df:pd.DataFrame)->str:
+
+def headline(df: pd.DataFrame) -> str:
     "The whole run in one sentence: how often Ours is above the Baseline on a target, and how often that is settled."
-    d = pd.concat([differences(part, task, source).query("versus=='PEZ' and place!='Original'") for task, source, _, part in each_variant(df)])
-    if not len(d): return "There is no comparison of Ours with Baseline (PEZ) on a target here."
+    d = pd.concat(
+        [
+            differences(part, task, source).query("versus=='PEZ' and place!='Original'")
+            for task, source, _, part in each_variant(df)
+        ]
+    )
+    if not len(d):
+        return "There is no comparison of Ours with Baseline (PEZ) on a target here."
     many = "method, budget, " if len(each_variant(df)) > len(tables(df)) else ""
-    settled, near = sum(not _undecided(r) for r in d.itertuples()), (d.place==d.counterpart).sum()
+    settled, near = sum(not _undecided(r) for r in d.itertuples()), (d.place == d.counterpart).sum()
     up, down, level = signs(d.points)
-    return (f"Of {len(d)} comparisons on targets (one for each task, source, {many}counterpart and target), Ours is above Baseline (PEZ) in {up}, below it in {down} and level with it in {level}; the mean difference is {d.points.mean():+.1f} points. "
-            f"In {settled} of {len(d)} both 95 % intervals, over seeds and over texts, exclude zero. In {near} of {len(d)} the target is the counterpart itself.")
+    return (
+        f"Of {len(d)} comparisons on targets (one for each task, source, {many}counterpart and target), Ours is above Baseline (PEZ) in {up}, below it in {down} and level with it in {level}; the mean difference is {d.points.mean():+.1f} points. "
+        f"In {settled} of {len(d)} both 95 % intervals, over seeds and over texts, exclude zero. In {near} of {len(d)} the target is the counterpart itself."
+    )
 
-def _ran(df:pd.DataFrame)->str:
+
+def _ran(df: pd.DataFrame) -> str:
     "The size of the run in one line."
     steps, count = _values(df[df.tokens.notna()].steps), lambda c, one: f"{c.nunique()} {one}{'s' * (c.nunique() > 1)}"
-    return f"{count(df.task, 'task')}, {count(df.source, 'source model')}, {count(df[df.role=='transfer'].target, 'target')}, {count(df.seed, 'seed')}, {steps} tuning steps, scored in {_values(df.dtype)} on {_values(df.device)}."
+    return f"{count(df.task, 'task')}, {count(df.source, 'source model')}, {count(df[df.role == 'transfer'].target, 'target')}, {count(df.seed, 'seed')}, {steps} tuning steps, scored in {_values(df.dtype)} on {_values(df.device)}."
 
 # %% ../nbs/16_report.ipynb #0c34d26d
-def unfinished(df:pd.DataFrame, tunes:pd.DataFrame)->list:
+def unfinished(df: pd.DataFrame, tunes: pd.DataFrame) -> list:
     "What the store lacks to be a finished run, a line each."
-    lacks = [f"{task} from {source}{f' ({name})' if name else ''}: {line}" for task, source, name, part in each_variant(df) for line in missing(part)]
+    lacks = [
+        f"{task} from {source}{f' ({name})' if name else ''}: {line}"
+        for task, source, name, part in each_variant(df)
+        for line in missing(part)
+    ]
     for task, source in tables(df):
-        gone = set(df.row) - set(df[(df.task==task) & (df.source==source)].row)
+        gone = set(df.row) - set(df[(df.task == task) & (df.source == source)].row)
         lacks += [f"{task} from {source}: no results for {ROWS.get(r, r)}" for r in sorted(gone, key=row_order)]
     scored = set(zip(*(df[c].astype(str) for c in _RUN)))
-    lacks += [f"{_where(r)}: scored, but its tuning run is gone" for r in df[df.tuned_ids.isna() & ~fixed_rows(df.row)].drop_duplicates(list(_RUN)).itertuples()]
-    return lacks + [f"{_where(r)}: tuned by method {r.method} in {r.steps} steps, but never scored" for r in tunes.itertuples() if tuple(str(getattr(r, c)) for c in _RUN) not in scored]
+    lacks += [
+        f"{_where(r)}: scored, but its tuning run is gone"
+        for r in df[df.tuned_ids.isna() & ~fixed_rows(df.row)].drop_duplicates(list(_RUN)).itertuples()
+    ]
+    return lacks + [
+        f"{_where(r)}: tuned by method {r.method} in {r.steps} steps, but never scored"
+        for r in tunes.itertuples()
+        if tuple(str(getattr(r, c)) for c in _RUN) not in scored
+    ]
 
 # %% ../nbs/16_report.ipynb #b8ee498a
-def planned_left(store:Store)->list:
+def planned_left(store: Store) -> list:
     "What the run's own plan names and the store does not hold, a line each: a run stopped before a whole table began leaves no other trace. Empty where there is no plan."
-    if not store.planned(): return []
+    if not store.planned():
+        return []
     st = status(store)
-    gone = st[(st.planned==True) & ~st.state.isin(["done"])]   # noqa: E712 - missing values are not planned
-    return [f"{r.kind} {r.piece}: {r.state}" + (f" ({r.reason})" if r.state=="failed" else "") for r in gone.itertuples()]
+    gone = st[(st.planned == True) & ~st.state.isin(["done"])]  # noqa: E712 - missing values are not planned
+    return [
+        f"{r.kind} {r.piece}: {r.state}" + (f" ({r.reason})" if r.state == "failed" else "") for r in gone.itertuples()
+    ]
 
 # %% ../nbs/16_report.ipynb #16f752fd
-def _of_variant(tunes:pd.DataFrame, part:pd.DataFrame)->pd.DataFrame:
+def _of_variant(tunes: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame:
     "The tuning runs that belong to one variant's results."
     keys = set(zip(*(part[c].astype(str) for c in _RUN)))
     return tunes[[tuple(map(str, k)) in keys for k in zip(*(tunes[c] for c in _RUN))]] if len(tunes) else tunes
 
-def finished(df:pd.DataFrame, tunes:pd.DataFrame, path)->tuple:
+
+def finished(df: pd.DataFrame, tunes: pd.DataFrame, path) -> tuple:
     "Results and tuning runs of the variants that lack nothing. `InputError` if there is none."
-    rows = {m:set(g.row) for m, g in df[~fixed_rows(df.row)].groupby("method")}   # joint tuning has no whole vocabulary, so each method is held against its own rows
+    rows = {
+        m: set(g.row) for m, g in df[~fixed_rows(df.row)].groupby("method")
+    }  # joint tuning has no whole vocabulary, so each method is held against its own rows
     fixed, whole = set(filter(is_fixed, df.row)), []
     for _, _, _, part in each_variant(df):
         tuned = part[~fixed_rows(part.row)]
         want = fixed.union(*(rows[m] for m in set(tuned.method)))
-        if not missing(part) and set(part.row)==want and not tuned.tuned_ids.isna().any(): whole.append(part)
-    if not whole: raise InputError(f"{path}: no table is finished yet; call hpt run again with the same folder")
+        if not missing(part) and set(part.row) == want and not tuned.tuned_ids.isna().any():
+            whole.append(part)
+    if not whole:
+        raise InputError(f"{path}: no table is finished yet; call hpt run again with the same folder")
     kept = pd.concat(whole)
     kept = kept[~kept.index.duplicated()].sort_index()
     return kept, _of_variant(tunes, kept)
 
 # %% ../nbs/16_report.ipynb #c404869a
-def overview(df:pd.DataFrame)->pd.DataFrame:
+def overview(df: pd.DataFrame) -> pd.DataFrame:
     "Ours less Baseline (PEZ) in every table: task, source, variant, then as in `differences`, with both means in percent."
     out = []
     for task, source, name, part in each_variant(df):
         sc = scores(part, task, source)
-        mean = {(r.row, r.counterpart, r.place):r.mean for r in _stats(sc).itertuples()}
+        mean = {(r.row, r.counterpart, r.place): r.mean for r in _stats(sc).itertuples()}
         d = _differences(sc).query("versus=='PEZ'")
-        out.append(d.assign(task=task, source=source, variant=name, baseline=[mean.get(("PEZ", DASH, p), mean.get(("PEZ", c, p))) for c, p in zip(d.counterpart, d.place)], ours=[mean["Ours", c, p] for c, p in zip(d.counterpart, d.place)]))
+        out.append(
+            d.assign(
+                task=task,
+                source=source,
+                variant=name,
+                baseline=[mean.get(("PEZ", DASH, p), mean.get(("PEZ", c, p))) for c, p in zip(d.counterpart, d.place)],
+                ours=[mean["Ours", c, p] for c, p in zip(d.counterpart, d.place)],
+            )
+        )
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame()
 
-def _overview_table(d:pd.DataFrame)->pd.DataFrame:
+
+def _overview_table(d: pd.DataFrame) -> pd.DataFrame:
     "`overview` as text."
-    rows = [{"Task":r.task, "Source":r.source, "Tuned by":r.variant, "On":r.place, "Baseline":f"{r.baseline:.1f}", "Ours":f"{r.ours:.1f}", "Difference":f"{r.points:+.1f}",
-             "95 % over seeds":_interval(r.seeds_low, r.seeds_high), "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"} for r in d.itertuples()]
+    rows = [
+        {
+            "Task": r.task,
+            "Source": r.source,
+            "Tuned by": r.variant,
+            "On": r.place,
+            "Baseline": f"{r.baseline:.1f}",
+            "Ours": f"{r.ours:.1f}",
+            "Difference": f"{r.points:+.1f}",
+            "95 % over seeds": _interval(r.seeds_low, r.seeds_high),
+            "95 % over texts": _interval(r.texts_low, r.texts_high),
+            "Interval spans zero": " and ".join(_undecided(r)) or "neither",
+        }
+        for r in d.itertuples()
+    ]
     return pd.DataFrame(rows)
 
-def overview_table(df:pd.DataFrame)->pd.DataFrame:
+
+def overview_table(df: pd.DataFrame) -> pd.DataFrame:
     "`overview` as text."
     return _overview_table(overview(df))
 
-def _reach(d:pd.DataFrame)->float:
-    "Points to either side that a figure shows: all estimates, and most intervals whole; two seeds may give ones ten times as wide."
-    wide = (d.seeds_high - d.seeds_low).dropna()/2
-    return max(5., 1.3*float(d.points.abs().max()), 2*float(wide.median()) if len(wide) else 0.)
 
-def plot_overview(d:pd.DataFrame, ax=None):
+def _reach(d: pd.DataFrame) -> float:
+    "Points to either side that a figure shows: all estimates, and most intervals whole; two seeds may give ones ten times as wide."
+    wide = (d.seeds_high - d.seeds_low).dropna() / 2
+    return max(5.0, 1.3 * float(d.points.abs().max()), 2 * float(wide.median()) if len(wide) else 0.0)
+
+
+def plot_overview(d: pd.DataFrame, ax=None):
     "Ours less Baseline with its interval over seeds, a line for each comparison; filled where neither interval spans zero. An arrow marks an interval that goes on beyond the edge."
     ax, reach = _axes(ax), _reach(d)
     for y, r in enumerate(d.itertuples()):
-        color = _color("Ours") if r.place!="Original" else "#0072B2"
-        if not math.isnan(r.seeds_low): ax.plot([max(r.seeds_low, -reach), min(r.seeds_high, reach)], [y, y], lw=2, color=color, alpha=.6)
-        if r.seeds_low < -reach: ax.plot(-reach, y, "<", ms=7, color=color)
-        if r.seeds_high > reach: ax.plot(reach, y, ">", ms=7, color=color)
+        color = _color("Ours") if r.place != "Original" else "#0072B2"
+        if not math.isnan(r.seeds_low):
+            ax.plot([max(r.seeds_low, -reach), min(r.seeds_high, reach)], [y, y], lw=2, color=color, alpha=0.6)
+        if r.seeds_low < -reach:
+            ax.plot(-reach, y, "<", ms=7, color=color)
+        if r.seeds_high > reach:
+            ax.plot(reach, y, ">", ms=7, color=color)
         ax.plot(r.points, y, "o", ms=7, color=color, mfc=color if not _undecided(r) else "white")
-    ax.set_xlim(-1.05*reach, 1.05*reach)
+    ax.set_xlim(-1.05 * reach, 1.05 * reach)
     ax.axvline(0, color="#888888", lw=1)
-    ax.set(xlabel="Ours less Baseline (points)", ylim=(len(d)-.5, -.5))
-    ax.set_yticks(range(len(d)), [f"{r.task}, {r.source}" + (f", {r.variant}" if r.variant else "") + f" on {'the source' if r.place=='Original' else r.place}" for r in d.itertuples()], fontsize=8)
-    ax.grid(axis="x", alpha=.3)
+    ax.set(xlabel="Ours less Baseline (points)", ylim=(len(d) - 0.5, -0.5))
+    ax.set_yticks(
+        range(len(d)),
+        [
+            f"{r.task}, {r.source}"
+            + (f", {r.variant}" if r.variant else "")
+            + f" on {'the source' if r.place == 'Original' else r.place}"
+            for r in d.itertuples()
+        ],
+        fontsize=8,
+    )
+    ax.grid(axis="x", alpha=0.3)
     return ax
 
-def _overview_section(df:pd.DataFrame)->str:
+
+def _overview_section(df: pd.DataFrame) -> str:
     d = overview(df)
-    said = "; ".join(f"{r.task} from {r.source}{r.variant and ', '}{r.variant}, {r.place}: {r.points:+.1f}" for r in d.itertuples())
-    notes = dict.fromkeys(n for task, source, _, part in each_variant(df) if (n := counterpart_note(part, task, source)))
-    return "\n".join([f"<p>{_cell(_OVERVIEW)}</p>", *(f'<p class="note">{_cell(n)}</p>' for n in notes), figure_html([lambda ax: plot_overview(d, ax)], f"Ours less Baseline in points: {said}", 1 + .28*len(d)), table_html(_overview_table(d), "Ours less Baseline")])
+    said = "; ".join(
+        f"{r.task} from {r.source}{r.variant and ', '}{r.variant}, {r.place}: {r.points:+.1f}" for r in d.itertuples()
+    )
+    notes = dict.fromkeys(
+        n for task, source, _, part in each_variant(df) if (n := counterpart_note(part, task, source))
+    )
+    return "\n".join(
+        [
+            f"<p>{_cell(_OVERVIEW)}</p>",
+            *(f'<p class="note">{_cell(n)}</p>' for n in notes),
+            figure_html([lambda ax: plot_overview(d, ax)], f"Ours less Baseline in points: {said}", 1 + 0.28 * len(d)),
+            table_html(_overview_table(d), "Ours less Baseline"),
+        ]
+    )
+
 
 _OVERVIEW = "Each line compares Ours with the Baseline on the same seeds and texts; the bar is the 95 % interval over seeds. Orange: on a target. Blue: on the source. Filled: neither interval, over seeds or over texts, spans zero."
 
 # %% ../nbs/16_report.ipynb #5a7b0c02
-def kept_start(df:pd.DataFrame)->pd.DataFrame:
+def kept_start(df: pd.DataFrame) -> pd.DataFrame:
     "task, source, variant, row, tuned (prompts), different (of these), still (those of no more different tokens than label words, which PEZ begins with): Baseline and Ours of each table."
     out = []
     for task, source, name, part in each_variant(df):
         words = len(set(part["labels"].iloc[0]))
         for row in ("PEZ", "Ours"):
-            g = part[(part.row==row) & (part["mode"]=="ids")]
-            out.append(dict(task=task, source=source, variant=name, row=row, tuned=len(g), different=g.prompt_ids.map(tuple).nunique(), still=sum(len(set(ids)) <= words for ids in g.prompt_ids)))
+            g = part[(part.row == row) & (part["mode"] == "ids")]
+            out.append(
+                dict(
+                    task=task,
+                    source=source,
+                    variant=name,
+                    row=row,
+                    tuned=len(g),
+                    different=g.prompt_ids.map(tuple).nunique(),
+                    still=sum(len(set(ids)) <= words for ids in g.prompt_ids),
+                )
+            )
     return pd.DataFrame(out)
 
-def unmoved(df:pd.DataFrame)->set:
+
+def unmoved(df: pd.DataFrame) -> set:
     "(task, source, variant) of the tables in which no prompt of Baseline or Ours has left its start (`kept_start`)."
-    return {key for key, g in kept_start(df).groupby(["task", "source", "variant"]) if (g.still==g.tuned).all()}
+    return {key for key, g in kept_start(df).groupby(["task", "source", "variant"]) if (g.still == g.tuned).all()}
 
 # %% ../nbs/16_report.ipynb #d1251169
 _READING = ("prompt_ids", "tokens", "perplexity")
-FEATURES = {"word":"real words", "piece":"word pieces", "sign":"signs and digits", "special":"special tokens", "unknown":"broken bytes", "read":"read as whole words", "J":"mean J", "log_ppl_source":"log perplexity, source",
-            "log_ppl_target":"log perplexity, target"}
+FEATURES = {
+    "word": "real words",
+    "piece": "word pieces",
+    "sign": "signs and digits",
+    "special": "special tokens",
+    "unknown": "broken bytes",
+    "read": "read as whole words",
+    "J": "mean J",
+    "log_ppl_source": "log perplexity, source",
+    "log_ppl_target": "log perplexity, target",
+}
 
-def readings_frame(store:Store)->pd.DataFrame:
+
+def readings_frame(store: Store) -> pd.DataFrame:
     "A row for each prompt and model: its tokens there, and its perplexity."
-    rows = [{**_fields(c, "config", (*_RUN, "target", "role")), **_fields(c, "result", ("tokens", "perplexity"))} for c in store.cells("reading")]
+    rows = [
+        {**_fields(c, "config", (*_RUN, "target", "role")), **_fields(c, "result", ("tokens", "perplexity"))}
+        for c in store.cells("reading")
+    ]
     return _tidy(rows, (*_RUN, "target", "role", "tokens", "perplexity"))
 
-def stability_maps(store:Store, vocabs:pd.DataFrame)->dict:
+
+def stability_maps(store: Store, vocabs: pd.DataFrame) -> dict:
     "frozenset of two models -> {token: J}"
     out = {}
     for v in vocabs.itertuples():
@@ -1102,394 +2029,831 @@ def stability_maps(store:Store, vocabs:pd.DataFrame)->dict:
         out[frozenset(v.models)] = dict(zip(J.token, J.J))
     return out
 
-def maps_for(maps:dict, source:str, target:str)->list:
+
+def maps_for(maps: dict, source: str, target: str) -> list:
     "The scored vocabulary of source and target; where there is none, for the target took no part, all of the source's with its counterparts."
     own = maps.get(frozenset((source, target)))
     return [own] if own else [J for pair, J in maps.items() if source in pair]
 
-def unread(df:pd.DataFrame, readings:pd.DataFrame)->int:
+
+def unread(df: pd.DataFrame, readings: pd.DataFrame) -> int:
     "How many scores on a target have a prompt whose reading is not in the store; they take no part in what is said of readings."
     name = lambda f: {tuple(map(str, r)) for r in f[[*_RUN, "target"]].itertuples(index=False)}
-    moved = df[(df.role=="transfer") & (df.row!="Empty")]
-    here = {k[:-1] for k in name(readings[readings.role=="original"])}
-    return sum(k not in name(readings[readings.role=="transfer"]) or k[:-1] not in here for k in name(moved))
+    moved = df[(df.role == "transfer") & (df.row != "Empty")]
+    here = {k[:-1] for k in name(readings[readings.role == "original"])}
+    return sum(k not in name(readings[readings.role == "transfer"]) or k[:-1] not in here for k in name(moved))
 
-_WORDY = ("word", "piece", "read")   # features that need a word list
 
-def has_words(words=None)->bool:
+_WORDY = ("word", "piece", "read")  # features that need a word list
+
+
+def has_words(words=None) -> bool:
     "Is there a word list: `words`, or wordfreq's?"
-    try: describe([" film"], words)
-    except InputError: return False
+    try:
+        describe([" film"], words)
+    except InputError:
+        return False
     return True
 
+
 def features_frame(
-    df:pd.DataFrame,        # from `results_frame`
-    readings:pd.DataFrame,  # from `readings_frame`
-    maps:dict,              # from `stability_maps`
-    words=None,             # a word list in place of wordfreq's
-)->pd.DataFrame:            # a row for each prompt and target: FEATURES (shares 0..1), source and target accuracy (percent), their difference
+    df: pd.DataFrame,  # from `results_frame`
+    readings: pd.DataFrame,  # from `readings_frame`
+    maps: dict,  # from `stability_maps`
+    words=None,  # a word list in place of wordfreq's
+) -> (
+    pd.DataFrame
+):  # a row for each prompt and target: FEATURES (shares 0..1), source and target accuracy (percent), their difference
     "What each prompt reads like, beside how it scored. Without a word list, what needs one is missing."
     no_list = not has_words(words)
-    if no_list: words = ()
+    if no_list:
+        words = ()
     key, out = list(_RUN), []
-    acc = df[df["mode"]==df.role.map({"original":"ids", "transfer":"text"})].drop_duplicates([*key, "target"])
+    acc = df[df["mode"] == df.role.map({"original": "ids", "transfer": "text"})].drop_duplicates([*key, "target"])
     at = {tuple(map(str, r)): a for *r, a in acc[[*key, "target", "accuracy"]].itertuples(index=False)}
-    here = {tuple(str(getattr(r, k)) for k in key): r for r in readings[readings.role=="original"].itertuples()}
-    for r in readings[readings.role=="transfer"].itertuples():
+    here = {tuple(str(getattr(r, k)) for k in key): r for r in readings[readings.role == "original"].itertuples()}
+    for r in readings[readings.role == "transfer"].itertuples():
         k = tuple(str(getattr(r, c)) for c in key)
-        if k not in here or (*k, r.target) not in at or (*k, r.source) not in at: continue
+        if k not in here or (*k, r.target) not in at or (*k, r.source) not in at:
+            continue
         near = maps_for(maps, r.source, r.target)
-        row = {c: getattr(r, c) for c in (*key, "target")} | {f: v for f, v in describe(here[k].tokens, words).items() if f in FEATURES}
-        if no_list: row |= dict.fromkeys(_WORDY, math.nan)
-        row |= dict(J=float(np.mean([J.get(t, 0.) for t in here[k].tokens for J in near])) if near else math.nan, log_ppl_source=_log(here[k].perplexity), log_ppl_target=_log(r.perplexity),
-                    source_pct=100*at[*k, r.source], target_pct=100*at[*k, r.target])
+        row = {c: getattr(r, c) for c in (*key, "target")} | {
+            f: v for f, v in describe(here[k].tokens, words).items() if f in FEATURES
+        }
+        if no_list:
+            row |= dict.fromkeys(_WORDY, math.nan)
+        row |= dict(
+            J=float(np.mean([J.get(t, 0.0) for t in here[k].tokens for J in near])) if near else math.nan,
+            log_ppl_source=_log(here[k].perplexity),
+            log_ppl_target=_log(r.perplexity),
+            source_pct=100 * at[*k, r.source],
+            target_pct=100 * at[*k, r.target],
+        )
         out.append(row | dict(loss=row["target_pct"] - row["source_pct"]))
     return pd.DataFrame(out, columns=[*key, "target", *FEATURES, "source_pct", "target_pct", "loss"])
 
-def _log(x)->float: return math.nan if x is None or pd.isna(x) else math.log(x)
 
-def reading_table(features:pd.DataFrame)->pd.DataFrame:
+def _log(x) -> float:
+    return math.nan if x is None or pd.isna(x) else math.log(x)
+
+
+def reading_table(features: pd.DataFrame) -> pd.DataFrame:
     "Mean of each feature by row; shares in percent."
     once = features.drop_duplicates([*_RUN])
     out = []
     for row, g in sorted(once.groupby("row"), key=lambda kv: row_order(kv[0])):
-        out.append({"Method":ROWS.get(row, row), "Prompts":str(len(g)), **{FEATURES[f].capitalize():"" if g[f].isna().all() else f"{100*g[f].mean():.0f} %" if f in (*PARTS, "read") else f"{g[f].mean():.2f}" for f in FEATURES}})
+        out.append(
+            {
+                "Method": ROWS.get(row, row),
+                "Prompts": str(len(g)),
+                **{
+                    FEATURES[f].capitalize(): ""
+                    if g[f].isna().all()
+                    else f"{100 * g[f].mean():.0f} %"
+                    if f in (*PARTS, "read")
+                    else f"{g[f].mean():.2f}"
+                    for f in FEATURES
+                },
+            }
+        )
     return pd.DataFrame(out)
 
-def correlations(features:pd.DataFrame, outcome:str="target_pct", names=tuple(FEATURES))->pd.DataFrame:
+
+def correlations(features: pd.DataFrame, outcome: str = "target_pct", names=tuple(FEATURES)) -> pd.DataFrame:
     "Spearman's rho of each feature in `names` with `outcome`, for each task, source and target: rho, low, high (95 %, over rows), prompts."
     out = []
     for (task, source, target), g in features.groupby(["task", "source", "target"]):
         for f in names:
             p = g.dropna(subset=[f, outcome])
-            if len(p) < 3 or p.row.nunique() < 2: continue
-            rho, low, high = rank_correlation(p[f], p[outcome], groups=[f"{a} {b}" for a, b in zip(p.row, p.counterpart)])
-            out.append(dict(task=task, source=source, target=target, feature=f, rho=rho, low=low, high=high, prompts=len(p)))
+            if len(p) < 3 or p.row.nunique() < 2:
+                continue
+            rho, low, high = rank_correlation(
+                p[f], p[outcome], groups=[f"{a} {b}" for a, b in zip(p.row, p.counterpart)]
+            )
+            out.append(
+                dict(task=task, source=source, target=target, feature=f, rho=rho, low=low, high=high, prompts=len(p))
+            )
     return pd.DataFrame(out, columns=["task", "source", "target", "feature", "rho", "low", "high", "prompts"])
 
-def correlation_table(features:pd.DataFrame, known:pd.DataFrame=None)->pd.DataFrame:
+
+def correlation_table(features: pd.DataFrame, known: pd.DataFrame = None) -> pd.DataFrame:
     "`correlations` as text: with the accuracy on the target (`known`, where they are), and with what is lost on the way there."
     a, b = correlations(features) if known is None else known, correlations(features, "loss")
     say = lambda r: "does not vary" if math.isnan(r.rho) else f"{r.rho:+.2f} ({r.low:+.2f} to {r.high:+.2f})"
-    return pd.DataFrame([{"Task":r.task, "Source":r.source, "Target":r.target, "Feature":FEATURES[r.feature], "Prompts":str(r.prompts), "With accuracy on the target":say(r), "With target less source":say(q)}
-                         for r, q in zip(a.itertuples(), b.itertuples())])
+    return pd.DataFrame(
+        [
+            {
+                "Task": r.task,
+                "Source": r.source,
+                "Target": r.target,
+                "Feature": FEATURES[r.feature],
+                "Prompts": str(r.prompts),
+                "With accuracy on the target": say(r),
+                "With target less source": say(q),
+            }
+            for r, q in zip(a.itertuples(), b.itertuples())
+        ]
+    )
 
-def features_verdict(features:pd.DataFrame, known:pd.DataFrame=None)->str:
+
+def features_verdict(features: pd.DataFrame, known: pd.DataFrame = None) -> str:
     "Which features go with the accuracy on the target, by their intervals (`correlations`: `known`, where they are). One sentence."
     c = (correlations(features) if known is None else known).dropna(subset=["rho"])
-    said = [f"{FEATURES[f]} in {up + down} of {len(g)} ({up} upwards, {down} downwards)" for f, g in c.groupby("feature", sort=False) if (up := int((g.low > 0).sum())) + (down := int((g.high < 0).sum()))]
-    never = [FEATURES[f] for f in FEATURES if f in set(c.feature) and not any(s.startswith(FEATURES[f] + " in ") for s in said)]
-    return "The interval excludes zero for " + ("; ".join(said) if said else "no feature in any setting") + (f". In no setting for {', '.join(never)}." if never and said else ".")
+    said = [
+        f"{FEATURES[f]} in {up + down} of {len(g)} ({up} upwards, {down} downwards)"
+        for f, g in c.groupby("feature", sort=False)
+        if (up := int((g.low > 0).sum())) + (down := int((g.high < 0).sum()))
+    ]
+    never = [
+        FEATURES[f]
+        for f in FEATURES
+        if f in set(c.feature) and not any(s.startswith(FEATURES[f] + " in ") for s in said)
+    ]
+    return (
+        "The interval excludes zero for "
+        + ("; ".join(said) if said else "no feature in any setting")
+        + (f". In no setting for {', '.join(never)}." if never and said else ".")
+    )
 
-def words_verdict(features:pd.DataFrame)->str:
+
+def words_verdict(features: pd.DataFrame) -> str:
     "Does the paper's Section 6 hold here? One sentence."
     c = correlations(features, names=("word",)).dropna(subset=["rho"])
-    if features.word.isna().all(): return "Without a word list nothing can be said of real words."
-    if not len(c): return "The share of real words does not vary enough here to say anything of it."
+    if features.word.isna().all():
+        return "Without a word list nothing can be said of real words."
+    if not len(c):
+        return "The share of real words does not vary enough here to say anything of it."
     up, down = int((c.low > 0).sum()), int((c.high < 0).sum())
     said = f"More real words go with a higher accuracy on the target in {int((c.rho > 0).sum())} of {len(c)} settings (task, source, target); the 95 % interval excludes zero upwards in {up} and downwards in {down}. "
-    return said + ("The paper's claim is borne out in all of them." if up==len(c) else "The paper's claim is not borne out here." if not up else "The paper's claim is borne out in part.")
+    return said + (
+        "The paper's claim is borne out in all of them."
+        if up == len(c)
+        else "The paper's claim is not borne out here."
+        if not up
+        else "The paper's claim is borne out in part."
+    )
 
 # %% ../nbs/16_report.ipynb #87301d14
 def levels_frame(
-    folder,        # holds a results folder for each level
-)->pd.DataFrame:   # `results_frame` of each, with its `level` first
+    folder,  # holds a results folder for each level
+) -> pd.DataFrame:  # `results_frame` of each, with its `level` first
     "Results of all levels of a varied experiment. `InputError` if there are none, if one is unfinished, or if they differ in more than the vocabulary."
     found = level_folders(folder)
-    if not found: raise InputError(f"{folder}: no results folder in it; need the folder of a run with [vary]")
+    if not found:
+        raise InputError(f"{folder}: no results folder in it; need the folder of a run with [vary]")
     parts = [(p.name, Store(p), results_frame(Store(p))) for p in found]
     for name, store, df in parts:
-        if lacks := unfinished(df, tunes_frame(store)) or planned_left(store): raise InputError(f"{store.path} is unfinished, {len(lacks)} piece(s) missing, the first: {lacks[0]}; run it again to finish")
+        if lacks := unfinished(df, tunes_frame(store)) or planned_left(store):
+            raise InputError(
+                f"{store.path} is unfinished, {len(lacks)} piece(s) missing, the first: {lacks[0]}; run it again to finish"
+            )
     all_ = pd.concat([df.assign(level=name) for name, _, df in parts], ignore_index=True)
     for task, source, _, g in each_variant(all_):
-        if mixed := _differing(g, [s for s in _SETTINGS if s!="vocab_s"]): raise InputError(f"{folder}, {task} from {source}: the levels differ in more than the vocabulary: {mixed}; {_apart(g)}")
-    return all_[["level", *(c for c in all_ if c!="level")]]
+        if mixed := _differing(g, [s for s in _SETTINGS if s != "vocab_s"]):
+            raise InputError(
+                f"{folder}, {task} from {source}: the levels differ in more than the vocabulary: {mixed}; {_apart(g)}"
+            )
+    return all_[["level", *(c for c in all_ if c != "level")]]
 
-def level_differences(levels:pd.DataFrame, base:str="as-given", row:str="Ours")->pd.DataFrame:
+
+def level_differences(levels: pd.DataFrame, base: str = "as-given", row: str = "Ours") -> pd.DataFrame:
     "One row's accuracy at each level (percent), and less that of `base`, paired by seed: task, source, counterpart, method, steps, level, place, mean, sd, seeds, points, seeds_low/high, texts_low/high. `InputError` without `base`."
-    if base not in set(levels.level): raise InputError(f"no level {base!r}; there are: {', '.join(sorted(set(levels.level)))}")
-    out, one = [], levels[levels.row==row]
-    one = one[one["mode"]==one.role.map({"original":"ids", "transfer":"text"})]
-    for (task, source, other, method, steps, target), g in one.groupby(["task", "source", "counterpart", "method", "steps", "target"], dropna=False):
-        hits = {level:100*_stack(h) for level, h in g.groupby("level")}
-        if base not in hits: raise InputError(f"{task} from {source} on {target}: no results of level {base}; run it again to finish")
-        for level, h in sorted(hits.items(), key=lambda kv: kv[0]!=base):
-            if h.shape!=hits[base].shape: raise InputError(f"{task} from {source} on {target}: level {level} has {h.shape[0]} seeds, {base} {hits[base].shape[0]}; run both with the same")
+    if base not in set(levels.level):
+        raise InputError(f"no level {base!r}; there are: {', '.join(sorted(set(levels.level)))}")
+    out, one = [], levels[levels.row == row]
+    one = one[one["mode"] == one.role.map({"original": "ids", "transfer": "text"})]
+    for (task, source, other, method, steps, target), g in one.groupby(
+        ["task", "source", "counterpart", "method", "steps", "target"], dropna=False
+    ):
+        hits = {level: 100 * _stack(h) for level, h in g.groupby("level")}
+        if base not in hits:
+            raise InputError(f"{task} from {source} on {target}: no results of level {base}; run it again to finish")
+        for level, h in sorted(hits.items(), key=lambda kv: kv[0] != base):
+            if h.shape != hits[base].shape:
+                raise InputError(
+                    f"{task} from {source} on {target}: level {level} has {h.shape[0]} seeds, {base} {hits[base].shape[0]}; run both with the same"
+                )
             d = h - hits[base]
             (a, b), (x, y), by_seed = seed_interval(d.mean(axis=1)), text_interval(d.mean(axis=0)), h.mean(axis=1)
-            out.append(dict(task=task, source=source, counterpart=other, method=method, steps=steps, level=level, place="Original" if target==source else target, mean=h.mean(), sd=by_seed.std(ddof=1) if len(h) > 1 else math.nan, seeds=len(h), points=d.mean(), seeds_low=a, seeds_high=b, texts_low=x, texts_high=y))
+            out.append(
+                dict(
+                    task=task,
+                    source=source,
+                    counterpart=other,
+                    method=method,
+                    steps=steps,
+                    level=level,
+                    place="Original" if target == source else target,
+                    mean=h.mean(),
+                    sd=by_seed.std(ddof=1) if len(h) > 1 else math.nan,
+                    seeds=len(h),
+                    points=d.mean(),
+                    seeds_low=a,
+                    seeds_high=b,
+                    texts_low=x,
+                    texts_high=y,
+                )
+            )
     return pd.DataFrame(out)
 
-def levels_table(d:pd.DataFrame, base:str="as-given")->pd.DataFrame:
+
+def levels_table(d: pd.DataFrame, base: str = "as-given") -> pd.DataFrame:
     "`level_differences` from `base`, as text."
     less = f"Less {base.replace('as-given', 'as given')}"
-    more = {label:n for label, n in (("Counterpart", "counterpart"), ("Tuned by", "method"), ("Steps", "steps")) if d[n].nunique() > 1}   # where there are several
-    return pd.DataFrame([{"Task":r.task, "Source":r.source, **{label:getattr(r, n) for label, n in more.items()}, "Level":r.level, "On":r.place, "Accuracy":f"{r.mean:.1f}" + ("" if math.isnan(r.sd) else f" ± {r.sd:.1f}"), **({less:"", "95 % over seeds":"", "95 % over texts":"", "Interval spans zero":""} if r.level==base else
-        {less:f"{r.points:+.1f}", "95 % over seeds":_interval(r.seeds_low, r.seeds_high), "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"})} for r in d.itertuples()])
+    more = {
+        label: n
+        for label, n in (("Counterpart", "counterpart"), ("Tuned by", "method"), ("Steps", "steps"))
+        if d[n].nunique() > 1
+    }  # where there are several
+    return pd.DataFrame(
+        [
+            {
+                "Task": r.task,
+                "Source": r.source,
+                **{label: getattr(r, n) for label, n in more.items()},
+                "Level": r.level,
+                "On": r.place,
+                "Accuracy": f"{r.mean:.1f}" + ("" if math.isnan(r.sd) else f" ± {r.sd:.1f}"),
+                **(
+                    {less: "", "95 % over seeds": "", "95 % over texts": "", "Interval spans zero": ""}
+                    if r.level == base
+                    else {
+                        less: f"{r.points:+.1f}",
+                        "95 % over seeds": _interval(r.seeds_low, r.seeds_high),
+                        "95 % over texts": _interval(r.texts_low, r.texts_high),
+                        "Interval spans zero": " and ".join(_undecided(r)) or "neither",
+                    }
+                ),
+            }
+            for r in d.itertuples()
+        ]
+    )
 
 # %% ../nbs/16_report.ipynb #367e2114
-def _reading_section(features:pd.DataFrame, gone:int=0)->str:
-    lost = f'<p class="note">{gone} scores are left out here: the reading of their prompt is not in the store; run it again to add them.</p>' if gone else ""
+def _reading_section(features: pd.DataFrame, gone: int = 0) -> str:
+    lost = (
+        f'<p class="note">{gone} scores are left out here: the reading of their prompt is not in the store; run it again to add them.</p>'
+        if gone
+        else ""
+    )
     known = correlations(features)
-    return "\n".join([lost, f"<p>{_cell(words_verdict(features))} {_cell(features_verdict(features, known))} {_cell(_READ_NOTE)}</p>", table_html(reading_table(features), "What prompts read like"), "<h3>What goes with transfer</h3>", table_html(correlation_table(features, known), "Rank correlations")])
+    return "\n".join(
+        [
+            lost,
+            f"<p>{_cell(words_verdict(features))} {_cell(features_verdict(features, known))} {_cell(_READ_NOTE)}</p>",
+            table_html(reading_table(features), "What prompts read like"),
+            "<h3>What goes with transfer</h3>",
+            table_html(correlation_table(features, known), "Rank correlations"),
+        ]
+    )
 
-_READ_NOTE = ("Shares are of a prompt's tokens; a real word starts with a space (or the prompt) and stands in wordfreq's English list at Zipf 3.25 or more. Mean J counts a token that the two models do not share as 0; for a target that no vocabulary was made with, it is that of the source's own vocabularies. "
-              "Rank correlations are Spearman's, over all prompts of all rows; intervals draw whole rows again, and with so few rows they come out too narrow (chapter 12 counts how often they hold). Several are looked at, and none is corrected for that.")
+
+_READ_NOTE = (
+    "Shares are of a prompt's tokens; a real word starts with a space (or the prompt) and stands in wordfreq's English list at Zipf 3.25 or more. Mean J counts a token that the two models do not share as 0; for a target that no vocabulary was made with, it is that of the source's own vocabularies. "
+    "Rank correlations are Spearman's, over all prompts of all rows; intervals draw whole rows again, and with so few rows they come out too narrow (chapter 12 counts how often they hold). Several are looked at, and none is corrected for that."
+)
 
 # %% ../nbs/16_report.ipynb #bd7395b8
-METHOD_COLORS = {"pez":"#0072B2", "pez-reprojected":"#56B4E9", "autoprompt":"#E69F00", "mixed":"#B8860B", "gcg":"#D55E00", "rlprompt":"#CC79A7", "soft":"#009E73", "optiprompt":"#6B8E23", "joint":"#7B3294", "joint-choice":"#C2A5CF", "joint-swaps":"#4A1486"}
-VOCAB_MARKS = {"whole":"o", "random":"s", "common":"D", "stable":"^"}
+METHOD_COLORS = {
+    "pez": "#0072B2",
+    "pez-reprojected": "#56B4E9",
+    "autoprompt": "#E69F00",
+    "mixed": "#B8860B",
+    "gcg": "#D55E00",
+    "rlprompt": "#CC79A7",
+    "soft": "#009E73",
+    "optiprompt": "#6B8E23",
+    "joint": "#7B3294",
+    "joint-choice": "#C2A5CF",
+    "joint-swaps": "#4A1486",
+}
+VOCAB_MARKS = {"whole": "o", "random": "s", "common": "D", "stable": "^"}
 _WAY = ["method", "steps", "vocab", "counterpart", "read"]
 
+
 def method_scores(
-    df:pd.DataFrame,   # from `results_frame`
-    task:str, source:str,
-)->pd.DataFrame:       # method, steps, vocab, counterpart, read ("tokens" or "vectors"), seed, place, accuracy, hits, second, n
+    df: pd.DataFrame,  # from `results_frame`
+    task: str,
+    source: str,
+) -> (
+    pd.DataFrame
+):  # method, steps, vocab, counterpart, read ("tokens" or "vectors"), seed, place, accuracy, hits, second, n
     "The scores of every way of one task and source. Tokens: by the tuned ids on the source, as text on a target. `second` is the model that took part in the tuning. `InputError` if they cannot be compared."
-    part = df[(df.task==task) & (df.source==source)]
-    if not len(part): raise InputError(f"no results for task {task!r} from {source!r}; there are: {', '.join(f'{t} from {s}' for t, s in tables(df))}")
-    mixed = _differing(part, ["task_hash", "split", "n", "dtype"]) or ("its labels differ" if part["labels"].nunique() > 1 else "")
-    for way, g in part.groupby(["method", "steps"]): mixed = mixed or _differing(g)
-    if mixed: raise InputError(f"{task} from {source} mixes configurations: {mixed}; {_apart(part)}")
-    fixed, vectors = fixed_rows(part.row), part["mode"]=="vectors"
-    out = part.assign(method=part.method.where(~fixed, part.row), steps=part.steps.where(~fixed, 0), vocab=part.vocab_kind.where(~fixed, DASH), read=np.where(vectors, "vectors", "tokens"),
-                      second=part.second.where(part.second.notna(), DASH), place=part.target.where(part.role=="transfer", "Original"))
-    out = out[vectors | (part["mode"]==part.role.map({"original":"ids", "transfer":"text"}))]
-    order = out.assign(a=out.method.map(_method_order), b=out.vocab.map([DASH, *VOCAB_MARKS].index), c=out.place!="Original").sort_values(["a", "steps", "b", "counterpart", "read", "c", "place", "seed"])
+    part = df[(df.task == task) & (df.source == source)]
+    if not len(part):
+        raise InputError(
+            f"no results for task {task!r} from {source!r}; there are: {', '.join(f'{t} from {s}' for t, s in tables(df))}"
+        )
+    mixed = _differing(part, ["task_hash", "split", "n", "dtype"]) or (
+        "its labels differ" if part["labels"].nunique() > 1 else ""
+    )
+    for way, g in part.groupby(["method", "steps"]):
+        mixed = mixed or _differing(g)
+    if mixed:
+        raise InputError(f"{task} from {source} mixes configurations: {mixed}; {_apart(part)}")
+    fixed, vectors = fixed_rows(part.row), part["mode"] == "vectors"
+    out = part.assign(
+        method=part.method.where(~fixed, part.row),
+        steps=part.steps.where(~fixed, 0),
+        vocab=part.vocab_kind.where(~fixed, DASH),
+        read=np.where(vectors, "vectors", "tokens"),
+        second=part.second.where(part.second.notna(), DASH),
+        place=part.target.where(part.role == "transfer", "Original"),
+    )
+    out = out[vectors | (part["mode"] == part.role.map({"original": "ids", "transfer": "text"}))]
+    order = out.assign(
+        a=out.method.map(_method_order), b=out.vocab.map([DASH, *VOCAB_MARKS].index), c=out.place != "Original"
+    ).sort_values(["a", "steps", "b", "counterpart", "read", "c", "place", "seed"])
     return order[[*_WAY, "seed", "place", "accuracy", "hits", "second", "n", "task", "source"]].reset_index(drop=True)
 
-def _method_order(method:str)->int:
+
+def _method_order(method: str) -> int:
     "Empty and Random first, then in the order of the colours; unknown ones last."
     known = [*UNTUNED, "Start", *METHOD_COLORS]
     return known.index(method) if method in known else len(known)
 
 # %% ../nbs/16_report.ipynb #021b541e
-def _way(r)->str:
+def _way(r) -> str:
     "A way in words."
-    if is_fixed(r.method): return r.method
-    return f"{r.method}{' (vectors)' if r.read=='vectors' else ''}{'' if r.vocab==DASH else f', {r.vocab} vocabulary'}, {r.steps} steps"
+    if is_fixed(r.method):
+        return r.method
+    return f"{r.method}{' (vectors)' if r.read == 'vectors' else ''}{'' if r.vocab == DASH else f', {r.vocab} vocabulary'}, {r.steps} steps"
 
-def complete_ways(ms:pd.DataFrame)->tuple:
+
+def complete_ways(ms: pd.DataFrame) -> tuple:
     "The scores of the ways that have every seed on every place where others have been scored, and a line for each way that does not."
     seeds, lacks, whole = set(ms.seed.dropna()), [], []
-    places = {r:set(g.place) for r, g in ms.groupby("read")}
+    places = {r: set(g.place) for r, g in ms.groupby("read")}
     for way, g in ms.groupby(_WAY, sort=False, dropna=False):
-        have = {p:set(h.seed.dropna()) for p, h in g.groupby("place")}
-        gone = [f"{p if p!='Original' else 'the source'}{'' if p not in have else ', seed ' + ', '.join(map(str, sorted(seeds - have[p])))}"
-                for p in sorted(places[way[-1]], key=lambda p: (p!="Original", p)) if p not in have or g.seed.notna().any() and seeds - have[p]]
-        if gone: lacks.append(f"{_way(g.iloc[0])}: no score on {' and on '.join(gone)}")
-        else: whole.append(g)
+        have = {p: set(h.seed.dropna()) for p, h in g.groupby("place")}
+        gone = [
+            f"{p if p != 'Original' else 'the source'}{'' if p not in have else ', seed ' + ', '.join(map(str, sorted(seeds - have[p])))}"
+            for p in sorted(places[way[-1]], key=lambda p: (p != "Original", p))
+            if p not in have or g.seed.notna().any() and seeds - have[p]
+        ]
+        if gone:
+            lacks.append(f"{_way(g.iloc[0])}: no score on {' and on '.join(gone)}")
+        else:
+            whole.append(g)
     return (pd.concat(whole) if whole else ms[:0]), lacks
 
-def methods_left(store:Store)->list:
+
+def methods_left(store: Store) -> list:
     "What the plan names of each method and the store does not hold, a line each: tuned prompts and scores."
-    keys, want, have = (*(k for k in _RUN if k!="task_hash"), "target", "role", "mode"), {}, {kind:set() for kind in ("tune", "eval")}
-    def at(part): return tuple(str(part.get(k)) for k in keys)
-    for kind in have: have[kind] = {at(c["config"]) for c in store.cells(kind)}
+    keys, want, have = (
+        (*(k for k in _RUN if k != "task_hash"), "target", "role", "mode"),
+        {},
+        {kind: set() for kind in ("tune", "eval")},
+    )
+
+    def at(part):
+        return tuple(str(part.get(k)) for k in keys)
+
+    for kind in have:
+        have[kind] = {at(c["config"]) for c in store.cells(kind)}
     for kind, part in store.planned():
-        if kind in have: want.setdefault((part["task"], part["source"], part["method"] or part["row"]), []).append((kind, at(part) in have[kind]))
+        if kind in have:
+            want.setdefault((part["task"], part["source"], part["method"] or part["row"]), []).append(
+                (kind, at(part) in have[kind])
+            )
     out = []
     for (task, source, method), parts in want.items():
-        said = [f"{sum(not done for done in of)} of {len(of)} {what}" for kind, what in (("tune", "tuned prompts"), ("eval", "scores")) if not all(of := [d for k, d in parts if k==kind])]
-        if said: out.append(f"{task} from {source}, {method}: {' and '.join(said)} are missing")
+        said = [
+            f"{sum(not done for done in of)} of {len(of)} {what}"
+            for kind, what in (("tune", "tuned prompts"), ("eval", "scores"))
+            if not all(of := [d for k, d in parts if k == kind])
+        ]
+        if said:
+            out.append(f"{task} from {source}, {method}: {' and '.join(said)} are missing")
     return out
 
 # %% ../nbs/16_report.ipynb #c69c0c5a
-VOCAB_NAMES = {DASH:"", "whole":"whole", "random":"random s", "common":"random s of the common", "stable":"most stable s"}
+VOCAB_NAMES = {
+    DASH: "",
+    "whole": "whole",
+    "random": "random s",
+    "common": "random s of the common",
+    "stable": "most stable s",
+}
 
-def distinct(ms:pd.DataFrame)->pd.DataFrame:
+
+def distinct(ms: pd.DataFrame) -> pd.DataFrame:
     "The same without repetitions: no vocabulary takes part in the tuning of vectors, so those that were tuned beside each are one way, the first stands for all (`vectors_note` says how far they came apart)."
     out = []
     for (read, *_), g in ms.groupby(["read", "method", "steps"], sort=False, dropna=False):
-        out.append(g.drop_duplicates(["seed", "place"]).assign(vocab=DASH, counterpart=DASH) if read=="vectors" else g)
+        out.append(
+            g.drop_duplicates(["seed", "place"]).assign(vocab=DASH, counterpart=DASH) if read == "vectors" else g
+        )
     return pd.concat(out).sort_index() if out else ms
 
-def vectors_note(ms:pd.DataFrame)->str:
+
+def vectors_note(ms: pd.DataFrame) -> str:
     "How far the same vectors, tuned once beside each vocabulary, came apart; '' if they did not."
     said = []
-    for method, g in ms[ms["read"]=="vectors"].groupby("method", sort=False):
-        apart = 100*g.groupby(["steps", "seed", "place"]).accuracy.agg(np.ptp)
-        if apart.max() > 0: said.append(f"{method} by up to {apart.max():.1f} points")
-    return f"No vocabulary takes part in the tuning of vectors. Tuned beside each vocabulary with the same seed, they came apart all the same (a row's place in the batch may change how its sums are rounded): {' and '.join(said)}. The first stands for all." if said else ""
+    for method, g in ms[ms["read"] == "vectors"].groupby("method", sort=False):
+        apart = 100 * g.groupby(["steps", "seed", "place"]).accuracy.agg(np.ptp)
+        if apart.max() > 0:
+            said.append(f"{method} by up to {apart.max():.1f} points")
+    return (
+        f"No vocabulary takes part in the tuning of vectors. Tuned beside each vocabulary with the same seed, they came apart all the same (a row's place in the batch may change how its sums are rounded): {' and '.join(said)}. The first stands for all."
+        if said
+        else ""
+    )
 
-def method_stats(ms:pd.DataFrame)->pd.DataFrame:
-    "Mean and sample standard deviation (ddof=1) over seeds, percent, of each way and place; `part`: what the place had to do with the prompt (\"\", \"tuned\" or \"vocabulary\")."
+
+def method_stats(ms: pd.DataFrame) -> pd.DataFrame:
+    'Mean and sample standard deviation (ddof=1) over seeds, percent, of each way and place; `part`: what the place had to do with the prompt ("", "tuned" or "vocabulary").'
     g = ms.groupby([*_WAY, "place"], sort=False, dropna=False)
-    out = pd.DataFrame({"mean":100*g.accuracy.mean(), "sd":100*g.accuracy.std(ddof=1), "seeds":g.size(), "second":g.second.first()}).reset_index()
-    tuned, chosen = out.second==out.place, (out.counterpart==out.place) & out.vocab.isin(["common", "stable"])
+    out = pd.DataFrame(
+        {
+            "mean": 100 * g.accuracy.mean(),
+            "sd": 100 * g.accuracy.std(ddof=1),
+            "seeds": g.size(),
+            "second": g.second.first(),
+        }
+    ).reset_index()
+    tuned, chosen = out.second == out.place, (out.counterpart == out.place) & out.vocab.isin(["common", "stable"])
     return out.assign(part=np.select([tuned, chosen], ["tuned", "vocabulary"], ""))
 
-def method_table(ms:pd.DataFrame)->pd.DataFrame:
+
+def method_table(ms: pd.DataFrame) -> pd.DataFrame:
     "Method by vocabulary: mean ± sd in percent, Original first, then each target; † and ‡ mark a target that took part."
     st, rows = method_stats(distinct(ms)), []
-    places = list(dict.fromkeys(st.sort_values("place", key=lambda p: p!="Original", kind="stable").place))
+    places = list(dict.fromkeys(st.sort_values("place", key=lambda p: p != "Original", kind="stable").place))
     for way, g in st.groupby(_WAY, sort=False, dropna=False):
         r = g.iloc[0]
-        cells = {t.place:f"{t.mean:.1f}" + ("" if pd.isna(t.sd) else f" ± {t.sd:.1f}") + {"tuned":" †", "vocabulary":" ‡"}.get(t.part, "") for t in g.itertuples()}
-        rows.append({"Method":r.method + (" (vectors)" if r["read"]=="vectors" else ""), "Vocabulary":VOCAB_NAMES.get(r.vocab, r.vocab), "Steps":str(r.steps) if r.steps else "", **{p:cells.get(p, "") for p in places}})
+        cells = {
+            t.place: f"{t.mean:.1f}"
+            + ("" if pd.isna(t.sd) else f" ± {t.sd:.1f}")
+            + {"tuned": " †", "vocabulary": " ‡"}.get(t.part, "")
+            for t in g.itertuples()
+        }
+        rows.append(
+            {
+                "Method": r.method + (" (vectors)" if r["read"] == "vectors" else ""),
+                "Vocabulary": VOCAB_NAMES.get(r.vocab, r.vocab),
+                "Steps": str(r.steps) if r.steps else "",
+                **{p: cells.get(p, "") for p in places},
+            }
+        )
     return pd.DataFrame(rows)
 
-def part_note(ms:pd.DataFrame)->str:
+
+def part_note(ms: pd.DataFrame) -> str:
     "Which targets took part in what, in a sentence or two; '' if none did."
     st, said = method_stats(ms), []
-    for part, what in (("tuned", "† took part in the tuning itself"), ("vocabulary", "‡ took part by its embeddings, which chose the vocabulary")):
-        if len(g := st[st.part==part]): said.append(f"{what}: {'; '.join(f'{p} in {_values(h.method)}' for p, h in g.groupby('place'))}.")
-    free = [p for p in st.place.unique() if p!="Original" and not (st[st.place==p].part!="").any()]
-    if not said: return ""
-    return " ".join(said) + (f" {' and '.join(free)} took no part in anything." if free else " No model here stood apart from all of it: a third model would be needed to judge those.")
+    for part, what in (
+        ("tuned", "† took part in the tuning itself"),
+        ("vocabulary", "‡ took part by its embeddings, which chose the vocabulary"),
+    ):
+        if len(g := st[st.part == part]):
+            said.append(f"{what}: {'; '.join(f'{p} in {_values(h.method)}' for p, h in g.groupby('place'))}.")
+    free = [p for p in st.place.unique() if p != "Original" and not (st[st.place == p].part != "").any()]
+    if not said:
+        return ""
+    return " ".join(said) + (
+        f" {' and '.join(free)} took no part in anything."
+        if free
+        else " No model here stood apart from all of it: a third model would be needed to judge those."
+    )
 
 # %% ../nbs/16_report.ipynb #d14a992f
-def _versus(way:tuple, ways)->list:
+def _versus(way: tuple, ways) -> list:
     "(name, way) of what a way is compared with."
     method, steps, vocab, cp, read = way
-    if is_fixed(method): return []
+    if is_fixed(method):
+        return []
     out = [(w[0], w) for w in ways if is_fixed(w[0])]
-    if vocab=="stable": out += [(f"{w[2]} vocabulary", w) for w in ways if w[0]==method and w[1]==steps and w[4]==read and w[2] in ("whole", "random") and w[3] in (DASH, cp)]
-    return out + [(f"pez, {w[1]} steps", w) for w in ways if w[0]=="pez" and method in ("mixed", "joint", "joint-choice") and w[2]==vocab and w[3] in (DASH, cp)]
+    if vocab == "stable":
+        out += [
+            (f"{w[2]} vocabulary", w)
+            for w in ways
+            if w[0] == method and w[1] == steps and w[4] == read and w[2] in ("whole", "random") and w[3] in (DASH, cp)
+        ]
+    return out + [
+        (f"pez, {w[1]} steps", w)
+        for w in ways
+        if w[0] == "pez" and method in ("mixed", "joint", "joint-choice") and w[2] == vocab and w[3] in (DASH, cp)
+    ]
 
-def method_differences(ms:pd.DataFrame)->pd.DataFrame:
+
+def method_differences(ms: pd.DataFrame) -> pd.DataFrame:
     "Each way less others, in points: way, versus, place, points, sd (the way's own spread over seeds), seeds_low/high, texts_low/high (95 %), seeds."
-    groups = {k:g for k, g in distinct(ms).groupby([*_WAY, "place"], sort=False, dropna=False)}
+    groups = {k: g for k, g in distinct(ms).groupby([*_WAY, "place"], sort=False, dropna=False)}
     ways, out = list(dict.fromkeys(k[:-1] for k in groups)), []
     for (*way, place), g in groups.items():
         for name, other in _versus(tuple(way), ways):
-            if (base := groups.get((*other, place))) is None: continue
-            if base.seed.notna().any() and set(base.seed)!=set(g.seed): continue
-            d = 100*(_stack(g) - _stack(base))   # Empty has one line of hits; it stands against every seed
+            if (base := groups.get((*other, place))) is None:
+                continue
+            if base.seed.notna().any() and set(base.seed) != set(g.seed):
+                continue
+            d = 100 * (_stack(g) - _stack(base))  # Empty has one line of hits; it stands against every seed
             (a, b), (x, y) = seed_interval(d.mean(axis=1)), text_interval(d.mean(axis=0))
-            out.append(dict(zip(_WAY, way)) | dict(versus=name, place=place, points=d.mean(), sd=100*g.accuracy.std(ddof=1), seeds_low=a, seeds_high=b, texts_low=x, texts_high=y, seeds=len(d)))
-    return pd.DataFrame(out, columns=[*_WAY, "versus", "place", "points", "sd", "seeds_low", "seeds_high", "texts_low", "texts_high", "seeds"])
+            out.append(
+                dict(zip(_WAY, way))
+                | dict(
+                    versus=name,
+                    place=place,
+                    points=d.mean(),
+                    sd=100 * g.accuracy.std(ddof=1),
+                    seeds_low=a,
+                    seeds_high=b,
+                    texts_low=x,
+                    texts_high=y,
+                    seeds=len(d),
+                )
+            )
+    return pd.DataFrame(
+        out,
+        columns=[
+            *_WAY,
+            "versus",
+            "place",
+            "points",
+            "sd",
+            "seeds_low",
+            "seeds_high",
+            "texts_low",
+            "texts_high",
+            "seeds",
+        ],
+    )
 
-def method_differences_table(d:pd.DataFrame)->pd.DataFrame:
+
+def method_differences_table(d: pd.DataFrame) -> pd.DataFrame:
     "`method_differences` as text."
-    return pd.DataFrame([{"Method":r.method + (" (vectors)" if r.read=="vectors" else ""), "Vocabulary":VOCAB_NAMES.get(r.vocab, r.vocab), "Less":r.versus, "On":r.place, "Difference (points)":f"{r.points:+.1f}",
-        "95 % over seeds":_interval(r.seeds_low, r.seeds_high), "95 % over texts":_interval(r.texts_low, r.texts_high), "Interval spans zero":" and ".join(_undecided(r)) or "neither"} for r in d.itertuples()])
+    return pd.DataFrame(
+        [
+            {
+                "Method": r.method + (" (vectors)" if r.read == "vectors" else ""),
+                "Vocabulary": VOCAB_NAMES.get(r.vocab, r.vocab),
+                "Less": r.versus,
+                "On": r.place,
+                "Difference (points)": f"{r.points:+.1f}",
+                "95 % over seeds": _interval(r.seeds_low, r.seeds_high),
+                "95 % over texts": _interval(r.texts_low, r.texts_high),
+                "Interval spans zero": " and ".join(_undecided(r)) or "neither",
+            }
+            for r in d.itertuples()
+        ]
+    )
 
 # %% ../nbs/16_report.ipynb #bf80544b
-def method_verdicts(ms:pd.DataFrame, place:str="Original")->pd.DataFrame:
+def method_verdicts(ms: pd.DataFrame, place: str = "Original") -> pd.DataFrame:
     "Of each tuned way: mean, sd, points above Random and above Empty on `place`, `beats`: is the smaller of the two more than its own sd over seeds? None with one seed or without one of the two, and where every seed gave the same count, for then there is no spread to hold it against. `settled`: do both intervals exclude zero upwards, against both?"
     st = method_stats(distinct(ms)).query("place==@place")
-    base = {m:st[st.method==m]["mean"].mean() for m in UNTUNED}
-    out = st[~fixed_rows(st.method)].assign(**{f"above_{m}":st["mean"] - base[m] for m in UNTUNED})
+    base = {m: st[st.method == m]["mean"].mean() for m in UNTUNED}
+    out = st[~fixed_rows(st.method)].assign(**{f"above_{m}": st["mean"] - base[m] for m in UNTUNED})
     least = out[[f"above_{m}" for m in UNTUNED]].min(axis=1, skipna=False)
     d = method_differences(ms)
-    sure = {}   # way -> what it is surely above
-    for r in d[(d.place==place) & d.versus.isin(UNTUNED)].itertuples():
-        if r.points > 0 and not _undecided(r): sure.setdefault(tuple(getattr(r, k) for k in _WAY), set()).add(r.versus)
-    return out.assign(beats=[None if pd.isna(x) or pd.isna(s) or s < 1e-9 else bool(x > s) for x, s in zip(least, out.sd)], settled=[sure.get(tuple(w), set())=={*UNTUNED} for w in out[_WAY].itertuples(index=False)])
+    sure = {}  # way -> what it is surely above
+    for r in d[(d.place == place) & d.versus.isin(UNTUNED)].itertuples():
+        if r.points > 0 and not _undecided(r):
+            sure.setdefault(tuple(getattr(r, k) for k in _WAY), set()).add(r.versus)
+    return out.assign(
+        beats=[None if pd.isna(x) or pd.isna(s) or s < 1e-9 else bool(x > s) for x, s in zip(least, out.sd)],
+        settled=[sure.get(tuple(w), set()) == {*UNTUNED} for w in out[_WAY].itertuples(index=False)],
+    )
 
-def method_sentences(v:pd.DataFrame)->list:
+
+def method_sentences(v: pd.DataFrame) -> list:
     "`method_verdicts` in words, a sentence each."
-    said = {True:"above both by more than its own spread over seeds", False:"not above both by more than its own spread over seeds", None:"no spread over seeds, or no Empty or Random to compare with: no verdict"}
-    return [f"{_way(r)}: {r.mean:.1f}" + ("" if pd.isna(r.sd) else f" ± {r.sd:.1f}") + f" on {'the source' if r.place=='Original' else r.place}, {r.above_Random:+.1f} from Random and {r.above_Empty:+.1f} from Empty: {said[r.beats]}." for r in v.itertuples()]
+    said = {
+        True: "above both by more than its own spread over seeds",
+        False: "not above both by more than its own spread over seeds",
+        None: "no spread over seeds, or no Empty or Random to compare with: no verdict",
+    }
+    return [
+        f"{_way(r)}: {r.mean:.1f}"
+        + ("" if pd.isna(r.sd) else f" ± {r.sd:.1f}")
+        + f" on {'the source' if r.place == 'Original' else r.place}, {r.above_Random:+.1f} from Random and {r.above_Empty:+.1f} from Empty: {said[r.beats]}."
+        for r in v.itertuples()
+    ]
 
-def methods_headline(ms:pd.DataFrame)->str:
+
+def methods_headline(ms: pd.DataFrame) -> str:
     "All methods of one task and source in some sentences."
     v, d = method_verdicts(ms), method_differences(ms)
     judged = v[v.beats.notna()]
-    over = {m:g for m, g in judged.groupby("method", sort=False)}
+    over = {m: g for m, g in judged.groupby("method", sort=False)}
     yes, no = [m for m, g in over.items() if g.beats.all()], [m for m, g in over.items() if not g.beats.any()]
     some = [m for m in over if m not in yes and m not in no]
     still = len(v) - len(judged)
-    said = [f"On the source, {judged.beats.sum()} of {len(judged)} ways are above both Random and Empty by more than their own spread over seeds" + (f" ({still} more came out the same with every seed, or have nothing to be compared with)" if still else "") + f"; {v.settled.sum()} of {len(v)} are above both with both intervals, over seeds and over texts, clear of zero."]
-    said += [f"{what}: {', '.join(ms)}." for what, ms in (("Over every vocabulary that could be judged", yes), ("Over some", some), ("Over none", no)) if ms]
-    s = d[(d.versus=="whole vocabulary") & (d.place!="Original")]
+    said = [
+        f"On the source, {judged.beats.sum()} of {len(judged)} ways are above both Random and Empty by more than their own spread over seeds"
+        + (f" ({still} more came out the same with every seed, or have nothing to be compared with)" if still else "")
+        + f"; {v.settled.sum()} of {len(v)} are above both with both intervals, over seeds and over texts, clear of zero."
+    ]
+    said += [
+        f"{what}: {', '.join(ms)}."
+        for what, ms in (("Over every vocabulary that could be judged", yes), ("Over some", some), ("Over none", no))
+        if ms
+    ]
+    s = d[(d.versus == "whole vocabulary") & (d.place != "Original")]
     settled = [r for r in s.itertuples() if not _undecided(r)]
     if len(s):
         up, down, level = signs(s.points)
-        said.append(f"Of {len(s)} comparisons on targets within a method, the stable vocabulary is above the whole one in {up}, below it in {down} and level with it in {level}, by {s.points.mean():+.1f} points on average; both intervals exclude zero in {sum(r.points > 0 for r in settled)} upwards and in {sum(r.points < 0 for r in settled)} downwards.")
+        said.append(
+            f"Of {len(s)} comparisons on targets within a method, the stable vocabulary is above the whole one in {up}, below it in {down} and level with it in {level}, by {s.points.mean():+.1f} points on average; both intervals exclude zero in {sum(r.points > 0 for r in settled)} upwards and in {sum(r.points < 0 for r in settled)} downwards."
+        )
     return " ".join(said)
 
 # %% ../nbs/16_report.ipynb #d1cadc98
 def spent_frame(
-    tunes:pd.DataFrame,   # from `tunes_frame`
-    weights:dict=None,    # model -> weights that a token passes through; without them there are no multiplications
-)->pd.DataFrame:          # a row for each run: task, source, method, steps, vocab, seed; forward_tokens, backward_tokens, multiplications, wall_s, all for one run
+    tunes: pd.DataFrame,  # from `tunes_frame`
+    weights: dict = None,  # model -> weights that a token passes through; without them there are no multiplications
+) -> pd.DataFrame:  # a row for each run: task, source, method, steps, vocab, seed; forward_tokens, backward_tokens, multiplications, wall_s, all for one run
     "What each run cost: its equal share of its pass."
     t, weights = tunes, weights or {}
-    share = pd.DataFrame({k:t[of].astype(float)/t.runs_in_pass for k, of in dict(forward_tokens="forward_tokens", backward_tokens="backward_tokens", wall_s="tune_wall_s").items()})
-    each = pd.Series([np.mean([weights.get(m, math.nan) for m in (r.source, r.second) if m and not pd.isna(m)]) for r in t.itertuples()], index=t.index, dtype=float)
-    share["multiplications"] = (share.forward_tokens + share.backward_tokens.fillna(0))*each
+    share = pd.DataFrame(
+        {
+            k: t[of].astype(float) / t.runs_in_pass
+            for k, of in dict(
+                forward_tokens="forward_tokens", backward_tokens="backward_tokens", wall_s="tune_wall_s"
+            ).items()
+        }
+    )
+    each = pd.Series(
+        [
+            np.mean([weights.get(m, math.nan) for m in (r.source, r.second) if m and not pd.isna(m)])
+            for r in t.itertuples()
+        ],
+        index=t.index,
+        dtype=float,
+    )
+    share["multiplications"] = (share.forward_tokens + share.backward_tokens.fillna(0)) * each
     keys = t[["task", "source", "method", "steps", "counterpart", "seed", "runs_in_pass"]]
     return pd.concat([keys.assign(vocab=t.vocab_kind), share], axis=1)
 
-def spent_table(spent:pd.DataFrame, ms:pd.DataFrame=None)->pd.DataFrame:
+
+def spent_table(spent: pd.DataFrame, ms: pd.DataFrame = None) -> pd.DataFrame:
     "Mean cost of one run of each method, with the range of its mean accuracies over vocabularies where it has been scored (`method_scores`)."
     st, out = None if ms is None else method_stats(ms).query("read=='tokens'"), []
     order = spent.assign(a=spent.method.map(_method_order)).sort_values(["a", "steps"])
     for (method, steps), g in order.groupby(["method", "steps"], sort=False):
-        row = {"Method":method, "Steps":str(steps), "Runs":str(len(g)), "Side by side":_values(g.runs_in_pass), "Forward tokens":f"{g.forward_tokens.mean():,.0f}", "Backward tokens":"" if g.backward_tokens.isna().all() else f"{g.backward_tokens.mean():,.0f}",
-               "Multiplications (10¹²)":"" if g.multiplications.isna().all() else f"{g.multiplications.mean()/1e12:.3g}", "Wall time (s)":f"{g.wall_s.mean():.0f}"}
+        row = {
+            "Method": method,
+            "Steps": str(steps),
+            "Runs": str(len(g)),
+            "Side by side": _values(g.runs_in_pass),
+            "Forward tokens": f"{g.forward_tokens.mean():,.0f}",
+            "Backward tokens": "" if g.backward_tokens.isna().all() else f"{g.backward_tokens.mean():,.0f}",
+            "Multiplications (10¹²)": ""
+            if g.multiplications.isna().all()
+            else f"{g.multiplications.mean() / 1e12:.3g}",
+            "Wall time (s)": f"{g.wall_s.mean():.0f}",
+        }
         for p in [] if st is None else st.place.unique():
-            m = st[(st.method==method) & (st.steps==steps) & (st.place==p)]["mean"]
-            row[f"{p} (%)"] = "" if not len(m) else f"{m.min():.1f}" if len(m)==1 else f"{m.min():.1f} to {m.max():.1f}"
+            m = st[(st.method == method) & (st.steps == steps) & (st.place == p)]["mean"]
+            row[f"{p} (%)"] = (
+                "" if not len(m) else f"{m.min():.1f}" if len(m) == 1 else f"{m.min():.1f} to {m.max():.1f}"
+            )
         out.append(row)
     return pd.DataFrame(out)
 
 # %% ../nbs/16_report.ipynb #7eec9c9f
-def compute_frame(ms:pd.DataFrame, spent:pd.DataFrame)->pd.DataFrame:
+def compute_frame(ms: pd.DataFrame, spent: pd.DataFrame) -> pd.DataFrame:
     "`method_stats` of the tuned ways, each beside the mean cost of one of its runs."
-    cost = spent.groupby(["method", "steps", "vocab", "counterpart"])[["forward_tokens", "multiplications", "wall_s"]].mean().reset_index()
+    cost = (
+        spent.groupby(["method", "steps", "vocab", "counterpart"])[["forward_tokens", "multiplications", "wall_s"]]
+        .mean()
+        .reset_index()
+    )
     st = method_stats(ms)
-    again = (st["read"]=="vectors") & st.duplicated(["method", "steps", "read", "place"])     # no vocabulary takes part in vectors: one point for all
+    again = (st["read"] == "vectors") & st.duplicated(
+        ["method", "steps", "read", "place"]
+    )  # no vocabulary takes part in vectors: one point for all
     return st[~again].merge(cost, on=["method", "steps", "vocab", "counterpart"])
 
-def plot_compute(points:pd.DataFrame, x:str="multiplications", base:dict=None, ax=None):
+
+def plot_compute(points: pd.DataFrame, x: str = "multiplications", base: dict = None, ax=None):
     "Accuracy by the cost of one run, of one place: colour by method, mark by vocabulary, filled for tokens and open for vectors, a bar of one sd over seeds; `base`: name -> percent, drawn as lines."
     ax = _axes(ax)
-    aside = {"whole":.975, "stable":1.025}     # one method's vocabularies cost the same; side by side each can be seen
+    aside = {"whole": 0.975, "stable": 1.025}  # one method's vocabularies cost the same; side by side each can be seen
     for r in points.itertuples():
-        color, at = METHOD_COLORS.get(r.method, "#000000"), getattr(r, x)*(aside.get(r.vocab, 1.) if r.read=="tokens" else 1.)
-        if not pd.isna(r.sd): ax.plot([at]*2, [r.mean - r.sd, r.mean + r.sd], lw=1, color=color, alpha=.5)
-        ax.plot(at, r.mean, VOCAB_MARKS.get(r.vocab, "x") if r.read=="tokens" else "h", ms=7, color=color, mfc=color if r.read=="tokens" else "white")
-    for method in dict.fromkeys(points.method): ax.plot([], [], "s", ms=9, color=METHOD_COLORS.get(method, "#000000"), label=method)
-    for vocab in dict.fromkeys(points[points["read"]=="tokens"].vocab): ax.plot([], [], VOCAB_MARKS.get(vocab, "x"), ms=7, color="#777777", label=f"{vocab} vocabulary")
-    if (points["read"]=="vectors").any(): ax.plot([], [], "h", ms=7, color="#777777", mfc="white", label="vectors")
-    for (name, value), style in zip((base or {}).items(), ("--", ":")): ax.axhline(value, color=_color(name), lw=1.2, ls=style, label=name)
-    names = {"multiplications":"multiplications of one run", "forward_tokens":"forward tokens of one run", "wall_s":"wall time of one run (s)"}
-    ax.set(xlabel=names[x], ylabel="accuracy (%)", xscale="log" if points[x].max() > 10*points[x].min() else "linear")
-    ax.grid(alpha=.3)
+        color, at = (
+            METHOD_COLORS.get(r.method, "#000000"),
+            getattr(r, x) * (aside.get(r.vocab, 1.0) if r.read == "tokens" else 1.0),
+        )
+        if not pd.isna(r.sd):
+            ax.plot([at] * 2, [r.mean - r.sd, r.mean + r.sd], lw=1, color=color, alpha=0.5)
+        ax.plot(
+            at,
+            r.mean,
+            VOCAB_MARKS.get(r.vocab, "x") if r.read == "tokens" else "h",
+            ms=7,
+            color=color,
+            mfc=color if r.read == "tokens" else "white",
+        )
+    for method in dict.fromkeys(points.method):
+        ax.plot([], [], "s", ms=9, color=METHOD_COLORS.get(method, "#000000"), label=method)
+    for vocab in dict.fromkeys(points[points["read"] == "tokens"].vocab):
+        ax.plot([], [], VOCAB_MARKS.get(vocab, "x"), ms=7, color="#777777", label=f"{vocab} vocabulary")
+    if (points["read"] == "vectors").any():
+        ax.plot([], [], "h", ms=7, color="#777777", mfc="white", label="vectors")
+    for (name, value), style in zip((base or {}).items(), ("--", ":")):
+        ax.axhline(value, color=_color(name), lw=1.2, ls=style, label=name)
+    names = {
+        "multiplications": "multiplications of one run",
+        "forward_tokens": "forward tokens of one run",
+        "wall_s": "wall time of one run (s)",
+    }
+    ax.set(xlabel=names[x], ylabel="accuracy (%)", xscale="log" if points[x].max() > 10 * points[x].min() else "linear")
+    ax.grid(alpha=0.3)
     return ax
 
-def compute_panels(ms:pd.DataFrame, spent:pd.DataFrame)->list:
+
+def compute_panels(ms: pd.DataFrame, spent: pd.DataFrame) -> list:
     "(place, cost, function that draws it) of each panel of the figure of accuracy against compute: by multiplications (tokens where no weights are known) and by the clock."
     points, st = compute_frame(ms, spent), method_stats(ms)
     by = "forward_tokens" if points.multiplications.isna().any() else "multiplications"
+
     def panel(place, x):
-        base = {m:st[(st.method==m) & (st.place==place)]["mean"].iloc[0] for m in UNTUNED if ((st.method==m) & (st.place==place)).any()}
-        return lambda ax: plot_compute(points[points.place==place], x, base, ax).set_title("Source" if place=="Original" else f"Target {place}")
+        base = {
+            m: st[(st.method == m) & (st.place == place)]["mean"].iloc[0]
+            for m in UNTUNED
+            if ((st.method == m) & (st.place == place)).any()
+        }
+        return lambda ax: plot_compute(points[points.place == place], x, base, ax).set_title(
+            "Source" if place == "Original" else f"Target {place}"
+        )
+
     return [(place, x, panel(place, x)) for place in points.place.unique() for x in (by, "wall_s")]
 
 # %% ../nbs/16_report.ipynb #0728ce7d
-def soft_table(ms:pd.DataFrame, tunes:pd.DataFrame)->pd.DataFrame:
+def soft_table(ms: pd.DataFrame, tunes: pd.DataFrame) -> pd.DataFrame:
     "Of each soft way and place: the vectors' accuracy (carried over by Wu et al.'s transfer where it is not the source), the nearest tokens', what reading loses with its interval over seeds, and the mean cosine between the two. Empty where there is no soft prompt."
     out, key = [], ["method", "steps", "vocab", "counterpart"]
-    for way, g in ms[ms.method.isin(set(ms[ms["read"]=="vectors"].method))].groupby([*key, "place"], sort=False):
-        by = {r:h.set_index("seed").accuracy.sort_index() for r, h in g.groupby("read")}
-        if len(by) < 2 or set(by["vectors"].index)!=set(by["tokens"].index): continue
-        lost, near = 100*(by["vectors"] - by["tokens"]), tunes[(tunes.method==way[0]) & (tunes.steps==way[1]) & (tunes.vocab_kind==way[2]) & (tunes.source==g.source.iloc[0]) & (tunes.task==g.task.iloc[0])].cosines.dropna()
-        out.append({"Method":way[0], "Read in":VOCAB_NAMES.get(way[2], way[2]), "On":way[4], "Vectors (%)":f"{100*by['vectors'].mean():.1f}", "Nearest tokens (%)":f"{100*by['tokens'].mean():.1f}",
-                    "Lost by reading (points)":f"{lost.mean():+.1f}", "95 % over seeds":_interval(*seed_interval(lost)), "Mean cosine":"" if not len(near) else f"{np.mean([np.mean(c) for c in near]):.2f}"})
+    for way, g in ms[ms.method.isin(set(ms[ms["read"] == "vectors"].method))].groupby([*key, "place"], sort=False):
+        by = {r: h.set_index("seed").accuracy.sort_index() for r, h in g.groupby("read")}
+        if len(by) < 2 or set(by["vectors"].index) != set(by["tokens"].index):
+            continue
+        lost, near = (
+            100 * (by["vectors"] - by["tokens"]),
+            tunes[
+                (tunes.method == way[0])
+                & (tunes.steps == way[1])
+                & (tunes.vocab_kind == way[2])
+                & (tunes.source == g.source.iloc[0])
+                & (tunes.task == g.task.iloc[0])
+            ].cosines.dropna(),
+        )
+        out.append(
+            {
+                "Method": way[0],
+                "Read in": VOCAB_NAMES.get(way[2], way[2]),
+                "On": way[4],
+                "Vectors (%)": f"{100 * by['vectors'].mean():.1f}",
+                "Nearest tokens (%)": f"{100 * by['tokens'].mean():.1f}",
+                "Lost by reading (points)": f"{lost.mean():+.1f}",
+                "95 % over seeds": _interval(*seed_interval(lost)),
+                "Mean cosine": "" if not len(near) else f"{np.mean([np.mean(c) for c in near]):.2f}",
+            }
+        )
     return pd.DataFrame(out)
 
 # %% ../nbs/16_report.ipynb #156aa037
-def methods_section(df:pd.DataFrame, tunes:pd.DataFrame, weights:dict=None)->str:
+def methods_section(df: pd.DataFrame, tunes: pd.DataFrame, weights: dict = None) -> str:
     "HTML of the comparison of methods, for each task and source; '' where only PEZ was run."
     parts = []
     for task, source in tables(df):
         ms, lacks = complete_ways(method_scores(df, task, source))
-        if not {m for m in ms.method if not is_fixed(m)} - {"pez", "pez-reprojected"}: continue
-        here = tunes[(tunes.task==task) & (tunes.source==source)]
+        if not {m for m in ms.method if not is_fixed(m)} - {"pez", "pez-reprojected"}:
+            continue
+        here = tunes[(tunes.task == task) & (tunes.source == source)]
         spent, soft, note = spent_frame(here, weights), soft_table(ms, here), part_note(ms)
         v = method_verdicts(ms)
-        parts += [f"<h3>{_cell(f'{task}, tuned on {source}')}</h3>", f"<p>{_cell(methods_headline(ms))}</p>", table_html(method_table(ms), f"Methods, {task} from {source}"), f'<p class="note">{_cell(note)}</p>' if note else ""]
-        if lacks: parts.append(f'<p class="note">{_cell("Left out: " + "; ".join(lacks))}</p>')
-        if apart := vectors_note(ms): parts.append(f'<p class="note">{_cell(apart)}</p>')
-        parts += ["<ul>" + "".join(f"<li>{_cell(s)}</li>" for s in method_sentences(v)) + "</ul>", "<h3>What a run cost</h3>", table_html(spent_table(spent, ms), "Cost")]
+        parts += [
+            f"<h3>{_cell(f'{task}, tuned on {source}')}</h3>",
+            f"<p>{_cell(methods_headline(ms))}</p>",
+            table_html(method_table(ms), f"Methods, {task} from {source}"),
+            f'<p class="note">{_cell(note)}</p>' if note else "",
+        ]
+        if lacks:
+            parts.append(f'<p class="note">{_cell("Left out: " + "; ".join(lacks))}</p>')
+        if apart := vectors_note(ms):
+            parts.append(f'<p class="note">{_cell(apart)}</p>')
+        parts += [
+            "<ul>" + "".join(f"<li>{_cell(s)}</li>" for s in method_sentences(v)) + "</ul>",
+            "<h3>What a run cost</h3>",
+            table_html(spent_table(spent, ms), "Cost"),
+        ]
         panels = compute_panels(ms, spent)
-        for place in dict.fromkeys(p for p, _, _ in panels): parts.append(figure_html([draw for p, _, draw in panels if p==place], f"Accuracy on {place} by the cost of one run; the numbers stand in the tables", 4.2))
-        parts += ["<h3>Differences</h3>", f"<p>{_cell(_INTERVALS)}</p>", table_html(method_differences_table(method_differences(ms)), "Differences between methods")]
-        if len(soft): parts += ["<h3>Soft prompts, and what reading them loses</h3>", table_html(soft, "Soft prompts")]
+        for place in dict.fromkeys(p for p, _, _ in panels):
+            parts.append(
+                figure_html(
+                    [draw for p, _, draw in panels if p == place],
+                    f"Accuracy on {place} by the cost of one run; the numbers stand in the tables",
+                    4.2,
+                )
+            )
+        parts += [
+            "<h3>Differences</h3>",
+            f"<p>{_cell(_INTERVALS)}</p>",
+            table_html(method_differences_table(method_differences(ms)), "Differences between methods"),
+        ]
+        if len(soft):
+            parts += ["<h3>Soft prompts, and what reading them loses</h3>", table_html(soft, "Soft prompts")]
     return "\n".join(p for p in parts if p)
 
 # %% ../nbs/16_report.ipynb #d0d1a684
@@ -1504,76 +2868,132 @@ th, td { padding: .3rem .5rem; text-align: left; vertical-align: top; border-bot
 .prompt { font-family: ui-monospace, monospace; white-space: pre; background: #f4f4f4; } .note { border-left: 4px solid #E69F00; background: #fdf6e3; padding: .5rem .8rem; }
 """
 
-OPEN = 6      # sections of a page that are seen at once; the others are folded
+OPEN = 6  # sections of a page that are seen at once; the others are folded
 
-def _page(title:str, lead:str, sections:list)->str:
+
+def _page(title: str, lead: str, sections: list) -> str:
     "The whole page; `sections` holds (heading, html). The first stands before the contents, and those after `OPEN` are folded."
     toc = "".join(f'<li><a href="#s{i}">{_cell(h)}</a></li>' for i, (h, _) in enumerate(sections))
-    parts = [f'<section id="s{i}"><h2>{_cell(h)}</h2>\n{html if i < OPEN else folded("Show", html)}\n</section>' for i, (h, html) in enumerate(sections)]
+    parts = [
+        f'<section id="s{i}"><h2>{_cell(h)}</h2>\n{html if i < OPEN else folded("Show", html)}\n</section>'
+        for i, (h, html) in enumerate(sections)
+    ]
     parts.insert(1, f'<nav aria-label="Contents">{folded("On this page", f"<ol>{toc}</ol>")}</nav>')
     body = "\n".join(parts)
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{_cell(title)}</title>'
-            f'<style>{_CSS}</style></head>\n<body><h1>{_cell(title)}</h1>\n{lead}\n<main>{body}</main></body></html>\n')
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{_cell(title)}</title>'
+        f"<style>{_CSS}</style></head>\n<body><h1>{_cell(title)}</h1>\n{lead}\n<main>{body}</main></body></html>\n"
+    )
 
 # %% ../nbs/16_report.ipynb #5b1a91cb
 def write_report(
-    store_path,   # a results folder, finished, or its pack
-    out_dir,      # where `index.html` goes; made if missing, other files in it are left alone
-    partial=False,# leave out what is unfinished, and say so on the page
+    store_path,  # a results folder, finished, or its pack
+    out_dir,  # where `index.html` goes; made if missing, other files in it are left alone
+    partial=False,  # leave out what is unfinished, and say so on the page
     preset=None,  # an experiment as it is now: results that it would not make are refused
-)->Path:          # the page
+) -> Path:  # the page
     "Write the web page of a run, whole or not at all. `InputError` for a missing, unfinished, damaged or mixed store."
     store, out = Store(store_path), Path(out_dir)
-    if out.exists() and not out.is_dir(): raise InputError(f"{out_dir} is a file; a folder for the page is needed: name another")
-    check_writable(out/"index.html")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out_dir} is a file; a folder for the page is needed: name another")
+    check_writable(out / "index.html")
     varied = bool(level_folders(store.path))
-    if preset is not None: check_varied(store.path, preset) if varied else check_preset(store, preset)
-    if varied and partial: raise InputError(f"{store.path} holds a folder for each level of a setting; --partial is for one of them: name it")
-    if varied: return write_atomic(out/"index.html", _page("Settings varied", "", [("One setting at a time", _levels_section(store.path))]))
+    if preset is not None:
+        check_varied(store.path, preset) if varied else check_preset(store, preset)
+    if varied and partial:
+        raise InputError(
+            f"{store.path} holds a folder for each level of a setting; --partial is for one of them: name it"
+        )
+    if varied:
+        return write_atomic(
+            out / "index.html", _page("Settings varied", "", [("One setting at a time", _levels_section(store.path))])
+        )
     df, tunes, vocabs = results_frame(store), tunes_frame(store), vocab_frame(store)
     lacks = unfinished(df, tunes) or planned_left(store)
-    if lacks and not partial: raise InputError(f"{store.path} is unfinished, {len(lacks)} piece(s) missing, the first: {lacks[0]}; call hpt run again with the same folder to finish, or report with --partial")
-    if lacks: df, tunes = finished(df, tunes, store.path)
+    if lacks and not partial:
+        raise InputError(
+            f"{store.path} is unfinished, {len(lacks)} piece(s) missing, the first: {lacks[0]}; call hpt run again with the same folder to finish, or report with --partial"
+        )
+    if lacks:
+        df, tunes = finished(df, tunes, store.path)
     sections = [("Ours and the Baseline, all in one", _overview_section(df))] if len(each_variant(df)) > 1 else []
     sections.append(("What the study found", study_section()))
-    if methods := methods_section(df, tunes): sections.append(("Methods, side by side", methods))
-    sections += [(f"{task}, tuned on {source}{f': {name}' if name else ''}", _task_section(part, _of_variant(tunes, part), task, source)) for task, source, name, part in each_variant(df)]
-    sections.append(("Prompts that do not survive as text", f"<p>{_cell(_TRIPS)}</p>" + table_html(roundtrip_table(df), "Round trips")))
+    if methods := methods_section(df, tunes):
+        sections.append(("Methods, side by side", methods))
+    sections += [
+        (
+            f"{task}, tuned on {source}{f': {name}' if name else ''}",
+            _task_section(part, _of_variant(tunes, part), task, source),
+        )
+        for task, source, name, part in each_variant(df)
+    ]
+    sections.append(
+        (
+            "Prompts that do not survive as text",
+            f"<p>{_cell(_TRIPS)}</p>" + table_html(roundtrip_table(df), "Round trips"),
+        )
+    )
     readings = readings_frame(store)
-    if len(readings): sections.append(("What the prompts read like", _readings_html(df, readings, stability_maps(store, vocabs))))
-    if len(vocabs): sections.append(("Stability of the common tokens", _stability_section(store, tunes, vocabs)))
-    settings = "\n".join(f"<h3>{_cell(title)}</h3>" + table_html(t, title) for title, t in settings_tables(df, vocabs).items())
-    sections += [("Settings", settings), ("Time", table_html(time_table(df, tunes, vocabs), "Time")), ("Origin", table_html(provenance_table(origins_frame(store)), "Origin"))]
+    if len(readings):
+        sections.append(("What the prompts read like", _readings_html(df, readings, stability_maps(store, vocabs))))
+    if len(vocabs):
+        sections.append(("Stability of the common tokens", _stability_section(store, tunes, vocabs)))
+    settings = "\n".join(
+        f"<h3>{_cell(title)}</h3>" + table_html(t, title) for title, t in settings_tables(df, vocabs).items()
+    )
+    sections += [
+        ("Settings", settings),
+        ("Time", table_html(time_table(df, tunes, vocabs), "Time")),
+        ("Origin", table_html(provenance_table(origins_frame(store)), "Origin")),
+    ]
     lead = "".join(f"<p><b>{_cell(s)}</b></p>" for s in paper_said(df))
     lead += f"<p>{_cell(_ASKED)}</p><p><b>{_cell(headline(df))}</b></p><p>{_cell(_ran(df))} {_cell(_READ)}</p>"
-    if lacks: lead += f'<p class="note">{_cell(f"This run is not finished: {len(lacks)} pieces are missing, and what they belong to is left out. The first: {lacks[0]}.")}</p>'
-    return write_atomic(out/"index.html", _page("Hard prompts across models", lead, sections))
+    if lacks:
+        lead += f'<p class="note">{_cell(f"This run is not finished: {len(lacks)} pieces are missing, and what they belong to is left out. The first: {lacks[0]}.")}</p>'
+    return write_atomic(out / "index.html", _page("Hard prompts across models", lead, sections))
 
-def levels_origins(folder)->pd.DataFrame:
+
+def levels_origins(folder) -> pd.DataFrame:
     "`origins_frame` of all levels of a varied experiment."
     return pd.concat([origins_frame(Store(p)) for p in level_folders(folder)], ignore_index=True)
 
-def _levels_section(folder)->str:
+
+def _levels_section(folder) -> str:
     levels = levels_frame(folder)
-    return f"<p>{_cell(_LEVELS)}</p>" + table_html(levels_table(level_differences(levels)), "Levels") + table_html(provenance_table(levels_origins(folder)), "Origin")
+    return (
+        f"<p>{_cell(_LEVELS)}</p>"
+        + table_html(levels_table(level_differences(levels)), "Levels")
+        + table_html(provenance_table(levels_origins(folder)), "Origin")
+    )
+
 
 _LEVELS = "Ours with one vocabulary setting changed, and less Ours as given, in points on the same seeds and texts. Original: by the tuned ids; others: the prompt's text."
 
-def _readings_html(df, readings, maps)->str:
-    note = "" if has_words() else f'<p class="note">{_cell(_NO_WORDS)}</p>\n'   # the word list is an optional extra
+
+def _readings_html(df, readings, maps) -> str:
+    note = "" if has_words() else f'<p class="note">{_cell(_NO_WORDS)}</p>\n'  # the word list is an optional extra
     return note + _reading_section(features_frame(df, readings, maps), unread(df, readings))
+
 
 _NO_WORDS = "The package wordfreq is not installed, so nothing is said of words here: pip install wordfreq, and make the page again."
 
-def study_section()->str:
+
+def study_section() -> str:
     "The verdicts of the stored study, to be read beside what a run found."
     table, left = stored_verdicts()
-    note = f" {sum(n for _, _, n in left)} of its scores are still missing; a claim without a number waits for them." if left else ""
+    note = (
+        f" {sum(n for _, _, n in left)} of its scores are still missing; a claim without a number waits for them."
+        if left
+        else ""
+    )
     shown = table_html(verdict_table(table), "Claims and verdicts of the study")
     return f'<p>{_cell(_STUDY + note)}</p><div class="wrap">{shown}</div>'
 
-_STUDY = ("The run on this page is small. The stored study asked the same of three models (SmolLM2-135M, Gemma-3-270M, and Qwen2.5-Coder-0.5B, which took no part in tuning), with up to 32 seeds. "
-          "In brackets: the 95 % interval over seeds and texts at once. Its chapter is nbs/35_study.ipynb.")
+
+_STUDY = (
+    "The run on this page is small. The stored study asked the same of three models (SmolLM2-135M, Gemma-3-270M, and Qwen2.5-Coder-0.5B, which took no part in tuning), with up to 32 seeds. "
+    "In brackets: the 95 % interval over seeds and texts at once. Its chapter is nbs/35_study.ipynb."
+)
 
 _TRIPS = "Each different prompt once, over all tables: how many of a row's prompts have other ids when their text is encoded again on their own model, with Wilson's 95 % interval."
 _ASKED = "Asked: does a prompt do better on other models if it is tuned over the tokens whose neighbourhoods agree across models (Ours) than over the whole vocabulary (the Baseline)?"

@@ -15,137 +15,196 @@ from .store import InputError, check_fields, config_hash
 from .models import LM
 from .vocab import ids_by_text
 from .scoring import PrefixScorer, check_lengths, free_bytes, label_ids, text_ids
-from .pez import BOUNDS, SearchSpace, facts, lm_facts, read_state, run_pass, seeded, spec_facts, write_state, _finish
+from hpt_nb.pez import (
+    BOUNDS,
+    SearchSpace,
+    facts,
+    lm_facts,
+    read_state,
+    run_pass,
+    seeded,
+    spec_facts,
+    write_state,
+    _finish,
+)
 
 # %% ../nbs/08_rlprompt.ipynb #bac7e228
 @dataclass(frozen=True)
 class RLConfig:
     "All that changes an RLPrompt run's result, beside models, task, vocabulary and seed. Defaults: Deng et al. 2022 and their release."
-    n_tokens:int = 5          # prompt length, tokens
-    steps:int = 12000
-    prompts:int = 16          # prompts sampled a step
-    shots:int = 16            # training texts a class, drawn by the run's seed; all of them in every step
-    top_k:int = 256           # a token is sampled from so many of highest Q
-    lr:float = 5e-5           # Adam
-    clip:float = 5.0          # bound on a run's gradient norm
-    polyak:float = 1e-3       # share of the policy that its target network takes over each step
-    reverse:float = 0.        # share of the reversed loss (`soft_q_loss`); the release has none
-    hidden:int = 2048         # width of the MLP
-    right:float = 200.        # factor of the gap where the label is right
-    wrong:float = 180.        # and where it is not
-    zscore:str = "input"      # "input": over the prompts for each text, then the mean (the paper); "prompt": of the mean over the texts (the release)
-    scale:float = 5.          # factor of the z-scored reward
-    eval_every:int = 10       # steps between holdout evaluations of the greedy prompt
-    holdout_n:int = 5000      # holdout texts, stratified; all if there are fewer
-    scored_as:str = field(default="text", metadata=dict(absent="ids"))   # what is rewarded and judged: the prompt's "text", tokenised anew, or its "ids"
+
+    n_tokens: int = 5  # prompt length, tokens
+    steps: int = 12000
+    prompts: int = 16  # prompts sampled a step
+    shots: int = 16  # training texts a class, drawn by the run's seed; all of them in every step
+    top_k: int = 256  # a token is sampled from so many of highest Q
+    lr: float = 5e-5  # Adam
+    clip: float = 5.0  # bound on a run's gradient norm
+    polyak: float = 1e-3  # share of the policy that its target network takes over each step
+    reverse: float = 0.0  # share of the reversed loss (`soft_q_loss`); the release has none
+    hidden: int = 2048  # width of the MLP
+    right: float = 200.0  # factor of the gap where the label is right
+    wrong: float = 180.0  # and where it is not
+    zscore: str = "input"  # "input": over the prompts for each text, then the mean (the paper); "prompt": of the mean over the texts (the release)
+    scale: float = 5.0  # factor of the z-scored reward
+    eval_every: int = 10  # steps between holdout evaluations of the greedy prompt
+    holdout_n: int = 5000  # holdout texts, stratified; all if there are fewer
+    scored_as: str = field(
+        default="text", metadata=dict(absent="ids")
+    )  # what is rewarded and judged: the prompt's "text", tokenised anew, or its "ids"
 
     def __post_init__(self):
-        check_fields(self, **BOUNDS | dict(prompts=dict(most=10_000), hidden=dict(most=10**6), polyak=dict(above=0, most=1), reverse=dict(least=0, most=1)))
-        if self.prompts < 2: raise InputError("prompts=1; need at least 2, because rewards are z-scored over the prompts of a step")
-        if self.scored_as not in ("text", "ids"): raise InputError(f"scored_as={self.scored_as!r}; need 'text' or 'ids'")
-        if self.zscore not in ("input", "prompt"): raise InputError(f"zscore={self.zscore!r}; need 'input' or 'prompt'")
+        check_fields(
+            self,
+            **BOUNDS
+            | dict(
+                prompts=dict(most=10_000),
+                hidden=dict(most=10**6),
+                polyak=dict(above=0, most=1),
+                reverse=dict(least=0, most=1),
+            ),
+        )
+        if self.prompts < 2:
+            raise InputError("prompts=1; need at least 2, because rewards are z-scored over the prompts of a step")
+        if self.scored_as not in ("text", "ids"):
+            raise InputError(f"scored_as={self.scored_as!r}; need 'text' or 'ids'")
+        if self.zscore not in ("input", "prompt"):
+            raise InputError(f"zscore={self.zscore!r}; need 'input' or 'prompt'")
 
 # %% ../nbs/08_rlprompt.ipynb #59efe330
 def gap_rewards(
-    logits_nl:Tensor,  # (n, labels) label logits
-    labels_n:Tensor,   # (n,) int64, the right ones
-    right:float=200., wrong:float=180.,
-)->Tensor:             # (n,) float32
+    logits_nl: Tensor,  # (n, labels) label logits
+    labels_n: Tensor,  # (n,) int64, the right ones
+    right: float = 200.0,
+    wrong: float = 180.0,
+) -> Tensor:  # (n,) float32
     "Gap between the right label's probability and the best other, times `right` where it is above zero, else `wrong` (Deng et al. 2022, piecewise reward)."
-    probs, own = logits_nl.float().softmax(-1), labels_n[:,None].to(logits_nl.device)
-    gap = (probs.gather(1, own) - probs.scatter(1, own, -1.).amax(1, keepdim=True))[:,0]
-    return gap*torch.where(gap > 0, right, wrong)
+    probs, own = logits_nl.float().softmax(-1), labels_n[:, None].to(logits_nl.device)
+    gap = (probs.gather(1, own) - probs.scatter(1, own, -1.0).amax(1, keepdim=True))[:, 0]
+    return gap * torch.where(gap > 0, right, wrong)
 
 # %% ../nbs/08_rlprompt.ipynb #8fc44f50
 def z_scores(
-    rewards_bn:Tensor,   # (b, n): b prompts on n texts
-    per:str="input",     # "input": over the prompts for each text, then the mean over the texts; "prompt": the mean over the texts, then over the prompts
-    eps:float=1e-4,      # added to the deviation: equal rewards score 0
-)->Tensor:               # (b,)
+    rewards_bn: Tensor,  # (b, n): b prompts on n texts
+    per: str = "input",  # "input": over the prompts for each text, then the mean over the texts; "prompt": the mean over the texts, then over the prompts
+    eps: float = 1e-4,  # added to the deviation: equal rewards score 0
+) -> Tensor:  # (b,)
     "How much better each prompt is than the others of its step, in standard deviations (population)."
-    if per == "prompt": rewards_bn = rewards_bn.mean(1, keepdim=True)
-    return ((rewards_bn - rewards_bn.mean(0))/(rewards_bn.std(0, correction=0) + eps)).mean(1)
+    if per == "prompt":
+        rewards_bn = rewards_bn.mean(1, keepdim=True)
+    return ((rewards_bn - rewards_bn.mean(0)) / (rewards_bn.std(0, correction=0) + eps)).mean(1)
 
 # %% ../nbs/08_rlprompt.ipynb #849d4342
-def _inconsistency(q_btv, values_btv, chosen_bt, reward_b)->Tensor:
+def _inconsistency(q_btv, values_btv, chosen_bt, reward_b) -> Tensor:
     "(2, b) squared violation of path consistency over one step and over many, summed over the positions; A from `q_btv`, V from `values_btv`."
-    a_bt = q_btv.log_softmax(-1).gather(-1, chosen_bt[...,None])[...,0]
-    v_bt, r_b1 = values_btv.logsumexp(-1), reward_b[:,None]
-    one = a_bt - (torch.cat([v_bt[:,1:], r_b1], 1) - v_bt)
+    a_bt = q_btv.log_softmax(-1).gather(-1, chosen_bt[..., None])[..., 0]
+    v_bt, r_b1 = values_btv.logsumexp(-1), reward_b[:, None]
+    one = a_bt - (torch.cat([v_bt[:, 1:], r_b1], 1) - v_bt)
     many = a_bt.flip(1).cumsum(1).flip(1) - (r_b1 - v_bt)
     return torch.stack([(one**2).sum(1), (many**2).sum(1)])
 
+
 def soft_q_loss(
-    q_btv:Tensor,       # (b, t, v) Q-values of the policy on b prompts of t tokens, v actions
-    target_btv:Tensor,  # (b, t, v) of the target network; no gradient goes there
-    chosen_bt:Tensor,   # (b, t) int64, the action taken at each position
-    reward_b:Tensor,    # (b,) of each finished prompt
-    reverse:float=0.,   # share of the same loss with the two networks' roles exchanged, which teaches the policy its values
-)->Tensor:              # scalar
+    q_btv: Tensor,  # (b, t, v) Q-values of the policy on b prompts of t tokens, v actions
+    target_btv: Tensor,  # (b, t, v) of the target network; no gradient goes there
+    chosen_bt: Tensor,  # (b, t) int64, the action taken at each position
+    reward_b: Tensor,  # (b,) of each finished prompt
+    reverse: float = 0.0,  # share of the same loss with the two networks' roles exchanged, which teaches the policy its values
+) -> Tensor:  # scalar
     "Path consistency over one step and over all the steps that remain, half each (Guo et al. 2021; with `reverse` 0 the loss that RLPrompt's release minimises)."
     target_btv = target_btv.detach()
-    loss = (1 - reverse)*_inconsistency(q_btv, target_btv, chosen_bt, reward_b).mean()
-    return loss + reverse*_inconsistency(target_btv, q_btv, chosen_bt, reward_b).mean() if reverse else loss
+    loss = (1 - reverse) * _inconsistency(q_btv, target_btv, chosen_bt, reward_b).mean()
+    return loss + reverse * _inconsistency(target_btv, q_btv, chosen_bt, reward_b).mean() if reverse else loss
 
 # %% ../nbs/08_rlprompt.ipynb #162796b0
 def action_ids(
-    lm:LM,             # the source, whose ids the space holds
-    policy:LM,
-    space:SearchSpace,
-)->tuple:              # (v,) int64 ids in the source, (v,) int64 ids in the policy
+    lm: LM,  # the source, whose ids the space holds
+    policy: LM,
+    space: SearchSpace,
+) -> tuple:  # (v,) int64 ids in the source, (v,) int64 ids in the policy
     "Tokens of the space that the policy holds as one token, by their bytes, in the space's order. `InputError` if there are none."
     ids = space.ids.cpu()
-    if policy is lm: return ids, ids
+    if policy is lm:
+        return ids, ids
     own = {}
-    for i, b in sorted(policy.token_bytes.items()): own.setdefault(b, i)
-    own |= {text.encode(): i for text, i in ids_by_text(policy).items()}   # where several ids stand for a text, the one that its tokenizer uses
+    for i, b in sorted(policy.token_bytes.items()):
+        own.setdefault(b, i)
+    own |= {
+        text.encode(): i for text, i in ids_by_text(policy).items()
+    }  # where several ids stand for a text, the one that its tokenizer uses
     pairs = [(i, own[b]) for i in ids.tolist() if (b := lm.token_bytes.get(i)) in own]
-    if not pairs: raise InputError(f"{policy.name} holds none of the {len(ids)} allowed tokens of {lm.name} as one token; choose another policy or vocabulary")
+    if not pairs:
+        raise InputError(
+            f"{policy.name} holds none of the {len(ids)} allowed tokens of {lm.name} as one token; choose another policy or vocabulary"
+        )
     return tuple(torch.tensor(pairs).T)
 
 # %% ../nbs/08_rlprompt.ipynb #589bc828
 def output_rows(
-    lm:LM,
-    ids:Tensor,   # (v,) int64
-)->tuple:         # (v, d) float32 rows, (v,) float32 biases, on the model's device
+    lm: LM,
+    ids: Tensor,  # (v,) int64
+) -> tuple:  # (v, d) float32 rows, (v,) float32 biases, on the model's device
     "What the output layer holds for these tokens. A layer that is no plain matrix (a quantised one) is asked for its answer to each unit vector."
     head = lm.model.get_output_embeddings()
     if type(head) is nn.Linear and head.weight.is_floating_point() and not head.weight.is_meta:
         at = ids.to(head.weight.device)
         rows, bias = head.weight.detach()[at], None if head.bias is None else head.bias.detach()[at]
     else:
-        with torch.no_grad(): said = head(torch.cat([torch.zeros(1, head.in_features), torch.eye(head.in_features)]).to(lm.device, lm.dtype))[:, ids.to(lm.device)]
+        with torch.no_grad():
+            said = head(
+                torch.cat([torch.zeros(1, head.in_features), torch.eye(head.in_features)]).to(lm.device, lm.dtype)
+            )[:, ids.to(lm.device)]
         rows, bias = (said[1:] - said[0]).T, said[0]
-    return rows.float().to(lm.device), torch.zeros(len(ids), device=lm.device) if bias is None else bias.float().to(lm.device)
+    return rows.float().to(lm.device), torch.zeros(len(ids), device=lm.device) if bias is None else bias.float().to(
+        lm.device
+    )
+
 
 class FrozenPolicy:
     "The part of a policy that does not learn: hidden states before each prompt token, and the output rows of the tokens that may be written."
-    def __init__(self, lm:LM,           # the source
-                 policy:LM, space:SearchSpace):
+
+    def __init__(
+        self,
+        lm: LM,  # the source
+        policy: LM,
+        space: SearchSpace,
+    ):
         self.policy = policy
         self.source_ids, self.ids = (x.to(m.device) for x, m in zip(action_ids(lm, policy, space), (lm, policy)))
         self.rows_vd, self.bias_v = output_rows(policy, self.ids)
-        start = next((i for i in (*policy.bos_ids[:1], policy.tokenizer.bos_token_id, policy.tokenizer.eos_token_id) if i is not None), None)
-        if start is None: raise InputError(f"{policy.name} has neither a BOS nor an EOS token for a prompt to start from; name another policy")
+        start = next(
+            (
+                i
+                for i in (*policy.bos_ids[:1], policy.tokenizer.bos_token_id, policy.tokenizer.eos_token_id)
+                if i is not None
+            ),
+            None,
+        )
+        if start is None:
+            raise InputError(
+                f"{policy.name} has neither a BOS nor an EOS token for a prompt to start from; name another policy"
+            )
         self.start = start
 
     @torch.no_grad()
-    def states(self, chosen_bt:Tensor)->Tensor:
+    def states(self, chosen_bt: Tensor) -> Tensor:
         "(b, t) actions -> (b, t+1, d) float32: the last hidden state before each of them, and after the last."
         ids = torch.cat([torch.full((len(chosen_bt), 1), self.start, device=self.ids.device), self.ids[chosen_bt]], 1)
-        return self.policy.model.base_model(input_ids=ids, use_cache=False).last_hidden_state.float().to(self.ids.device)
+        return (
+            self.policy.model.base_model(input_ids=ids, use_cache=False).last_hidden_state.float().to(self.ids.device)
+        )
 
-    def q(self, mlp, states_btd:Tensor)->Tensor:
+    def q(self, mlp, states_btd: Tensor) -> Tensor:
         "(..., d) states -> (..., v) Q-values of the allowed tokens."
         return nn.functional.linear(mlp(states_btd), self.rows_vd, self.bias_v)
 
 # %% ../nbs/08_rlprompt.ipynb #270c4399
 def make_mlp(
-    d:int,          # width of the frozen model
-    hidden:int,
-    seed:int,
-    gain:float=1e-4,
-)->nn.Sequential:   # d -> hidden -> d, ReLU between
+    d: int,  # width of the frozen model
+    hidden: int,
+    seed: int,
+    gain: float = 1e-4,
+) -> nn.Sequential:  # d -> hidden -> d, ReLU between
     "The part of the policy that learns, at its start: an almost uniform policy, as in RLPrompt's release. Equal seeds give equal weights."
     mlp, gen = nn.Sequential(nn.Linear(d, hidden), nn.ReLU(), nn.Linear(hidden, d)), torch.Generator().manual_seed(seed)
     for layer in (mlp[0], mlp[2]):
@@ -153,116 +212,148 @@ def make_mlp(
         nn.init.constant_(layer.bias, -gain)
     return mlp
 
+
 @torch.no_grad()
 def follow(
-    target:nn.Module, online:nn.Module,
-    share:float,    # 0..1
+    target: nn.Module,
+    online: nn.Module,
+    share: float,  # 0..1
 ):
     "Move the target network's weights a share of the way to the policy's (Polyak averaging)."
-    for slow, new in zip(target.parameters(), online.parameters()): slow.lerp_(new, share)
+    for slow, new in zip(target.parameters(), online.parameters()):
+        slow.lerp_(new, share)
 
 # %% ../nbs/08_rlprompt.ipynb #5f579745
 def choose(
-    q_bv:Tensor,     # (b, v) Q-values
-    top_k:int=None,  # sampled among so many; None: the best token
-    gen=None,        # a CPU generator
-)->Tensor:           # (b,) int64 actions
+    q_bv: Tensor,  # (b, v) Q-values
+    top_k: int = None,  # sampled among so many; None: the best token
+    gen=None,  # a CPU generator
+) -> Tensor:  # (b,) int64 actions
     "One action for each row: greedy, or a sample of softmax(Q) over its `top_k` largest."
-    if top_k is None: return q_bv.argmax(-1)
+    if top_k is None:
+        return q_bv.argmax(-1)
     best, at = q_bv.topk(min(top_k, q_bv.shape[-1]), -1)
     race = best - torch.empty(best.shape).exponential_(generator=gen).log().to(best)
-    return at.gather(-1, race.argmax(-1, keepdim=True))[:,0]
+    return at.gather(-1, race.argmax(-1, keepdim=True))[:, 0]
+
 
 @torch.no_grad()
 def write_prompts(
-    frozen:FrozenPolicy, mlp:nn.Module,
-    n:int,           # prompts
-    n_tokens:int,
-    top_k:int=None,  # None: greedy
+    frozen: FrozenPolicy,
+    mlp: nn.Module,
+    n: int,  # prompts
+    n_tokens: int,
+    top_k: int = None,  # None: greedy
     gen=None,
-)->tuple:            # (n, t) int64 actions, (n, t, d) the states in which they were chosen
+) -> tuple:  # (n, t) int64 actions, (n, t, d) the states in which they were chosen
     "Prompts, token by token."
     chosen = torch.empty(n, 0, dtype=torch.long, device=frozen.ids.device)
-    for _ in range(n_tokens):   # no cache: five short passes cost about a fiftieth of the rewards'
+    for _ in range(n_tokens):  # no cache: five short passes cost about a fiftieth of the rewards'
         states = frozen.states(chosen)
-        chosen = torch.cat([chosen, choose(frozen.q(mlp, states[:,-1]), top_k, gen)[:,None]], 1)
+        chosen = torch.cat([chosen, choose(frozen.q(mlp, states[:, -1]), top_k, gen)[:, None]], 1)
     return chosen, states
 
 # %% ../nbs/08_rlprompt.ipynb #f19935ac
 def few_shot(
-    labels,        # n label numbers of the training texts
-    classes:int,
-    shots:int,     # texts a class; all of a class that has fewer
-    seed:int,
-)->list:           # text numbers, ascending
+    labels,  # n label numbers of the training texts
+    classes: int,
+    shots: int,  # texts a class; all of a class that has fewer
+    seed: int,
+) -> list:  # text numbers, ascending
     "The few training texts of a run. `InputError` for a class without any."
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
     picked = [[i for i in order if labels[i] == c][:shots] for c in range(classes)]
     empty = [c for c, of in enumerate(picked) if not of]
-    if empty: raise InputError(f"no training text has label {empty[0]}; rewards need at least one a class")
+    if empty:
+        raise InputError(f"no training text has label {empty[0]}; rewards need at least one a class")
     return sorted(i for of in picked for i in of)
 
 # %% ../nbs/08_rlprompt.ipynb #8149dd87
 class _Learner:
     "What one run owns."
-    def __init__(self, frozen:FrozenPolicy, seed:int, cfg:RLConfig, texts:list, labels:list):
+
+    def __init__(self, frozen: FrozenPolicy, seed: int, cfg: RLConfig, texts: list, labels: list):
         self.frozen, self.seed, self.texts, self.labels = frozen, seed, texts, torch.tensor(labels)
         self.mlp = make_mlp(frozen.rows_vd.shape[1], cfg.hidden, seed).to(frozen.ids.device)
         self.target = copy.deepcopy(self.mlp).requires_grad_(False)
         self.adam = torch.optim.Adam(self.mlp.parameters(), lr=cfg.lr)
-        self.losses, self.rewards, self.seen = [], [], {}      # since the last evaluation; prompt -> holdout accuracy
+        self.losses, self.rewards, self.seen = [], [], {}  # since the last evaluation; prompt -> holdout accuracy
 
-    def ids(self, chosen_bt:Tensor)->Tensor:
+    def ids(self, chosen_bt: Tensor) -> Tensor:
         "(b, t) actions -> (b, t) ids in the source."
         return self.frozen.source_ids[chosen_bt.to(self.frozen.source_ids.device)]
 
+
 class _Pass:
     "RLPrompt runs on one model and task."
+
     def __init__(self, lm, task, specs, cfg, policy=None):
         self.lm, self.task, self.specs, self.cfg, self.policy = lm, task, list(specs), cfg, policy or lm
         odd = [s.method for s in self.specs if s.method != "rlprompt"]
-        if odd: raise InputError(f"unknown method {odd[0]!r}; known here: rlprompt")
+        if odd:
+            raise InputError(f"unknown method {odd[0]!r}; known here: rlprompt")
         self.scorer = PrefixScorer(lm, label_ids(lm, task))
         held = task.subset("holdout", min(cfg.holdout_n, len(task.holdout)), seed=0)
         self.held, self.held_labels = text_ids(lm, task, held.texts), torch.tensor(held.labels)
         self.bos_pd = lm.embeddings[torch.tensor(lm.bos_ids, dtype=torch.long, device=lm.embeddings.device)].float()
-        check_lengths(lm, torch.empty(1, len(lm.bos_ids) + cfg.n_tokens, 0), self.held)     # before anything is written
+        check_lengths(lm, torch.empty(1, len(lm.bos_ids) + cfg.n_tokens, 0), self.held)  # before anything is written
         check_lengths(self.policy, torch.empty(1, cfg.n_tokens + 1, 0), [])
-        need = 20*len(self.specs)*2*cfg.hidden*self.policy.embeddings.shape[1]   # weights, target network, gradient and Adam's two moments
-        if need > free_bytes(lm.device): raise InputError(f"hidden={cfg.hidden}: {len(self.specs)} policies take {need/2**30:.1f} GiB, and {free_bytes(lm.device)/2**30:.1f} are free; set hidden to less, or tune fewer seeds at once")
+        need = (
+            20 * len(self.specs) * 2 * cfg.hidden * self.policy.embeddings.shape[1]
+        )  # weights, target network, gradient and Adam's two moments
+        if need > free_bytes(lm.device):
+            raise InputError(
+                f"hidden={cfg.hidden}: {len(self.specs)} policies take {need / 2**30:.1f} GiB, and {free_bytes(lm.device) / 2**30:.1f} are free; set hidden to less, or tune fewer seeds at once"
+            )
         shared, self.learners = {}, []
         for s in self.specs:
-            if id(s.space) not in shared: shared[id(s.space)] = FrozenPolicy(lm, self.policy, s.space)
+            if id(s.space) not in shared:
+                shared[id(s.space)] = FrozenPolicy(lm, self.policy, s.space)
             shots = few_shot(task.train.labels, len(task.labels), cfg.shots, s.seed)
-            self.learners.append(_Learner(shared[id(s.space)], s.seed, cfg, text_ids(lm, task, [task.train.texts[i] for i in shots]), [task.train.labels[i] for i in shots]))
-        self.step, self.wall_s = 0, 0.
+            self.learners.append(
+                _Learner(
+                    shared[id(s.space)],
+                    s.seed,
+                    cfg,
+                    text_ids(lm, task, [task.train.texts[i] for i in shots]),
+                    [task.train.labels[i] for i in shots],
+                )
+            )
+        self.step, self.wall_s = 0, 0.0
         self.curves = [dict(step=[], loss=[], reward=[], holdout=[]) for _ in self.specs]
-        self.best = [dict(step=0, holdout=-1., ids=None) for _ in self.specs]
+        self.best = [dict(step=0, holdout=-1.0, ids=None) for _ in self.specs]
 
-    def write(self, run:_Learner, n:int, top_k=None, gen=None)->tuple:
+    def write(self, run: _Learner, n: int, top_k=None, gen=None) -> tuple:
         "`write_prompts`, with the policy's tokens counted."
         t = self.cfg.n_tokens
-        self.scorer.tokens += n*t*(t + 1)//2
+        self.scorer.tokens += n * t * (t + 1) // 2
         return write_prompts(run.frozen, run.mlp, n, t, top_k, gen)
 
-    def read(self, ids_bp:Tensor)->list:
+    def read(self, ids_bp: Tensor) -> list:
         "What the model reads of each prompt: the ids of its text, or its own."
         prompts = [tuple(row) for row in ids_bp.tolist()]
-        if self.cfg.scored_as == "ids": return prompts
+        if self.cfg.scored_as == "ids":
+            return prompts
         return [tuple(self.lm.encode(self.lm.decode(ids))) for ids in prompts]
 
-    def label_logits(self, prompts, texts)->Tensor:
+    def label_logits(self, prompts, texts) -> Tensor:
         "(b, n, labels) logits of n texts under each of b prompts, tuples of ids of any length."
         n, out = len(texts), torch.empty(len(prompts), len(texts), len(self.scorer.labels))
         for length in sorted({len(ids) for ids in prompts}):
             at = [i for i, ids in enumerate(prompts) if len(ids) == length]
-            rows = self.lm.embeddings[torch.tensor([prompts[i] for i in at], dtype=torch.long, device=self.lm.embeddings.device)].float()
+            rows = self.lm.embeddings[
+                torch.tensor([prompts[i] for i in at], dtype=torch.long, device=self.lm.embeddings.device)
+            ].float()
             prefix = torch.cat([self.bos_pd.expand(len(rows), -1, -1), rows], 1)
-            out[at] = self.scorer.logits(prefix, texts*len(at), [r for r in range(len(at)) for _ in range(n)]).view(len(at), n, -1).to(out)
+            out[at] = (
+                self.scorer.logits(prefix, texts * len(at), [r for r in range(len(at)) for _ in range(n)])
+                .view(len(at), n, -1)
+                .to(out)
+            )
         return out
 
 # %% ../nbs/08_rlprompt.ipynb #af616d29
-def _rewards(self, run:_Learner, ids_bp:Tensor)->Tensor:
+def _rewards(self, run: _Learner, ids_bp: Tensor) -> Tensor:
     "(b, n) reward of each prompt on each of the run's texts."
     read = self.read(ids_bp)
     prompts = sorted(set(read))
@@ -271,84 +362,145 @@ def _rewards(self, run:_Learner, ids_bp:Tensor)->Tensor:
     rewards_bn = gap_rewards(logits.flatten(0, 1), run.labels.repeat(b), self.cfg.right, self.cfg.wrong).view(b, n)
     return rewards_bn[[prompts.index(ids) for ids in read]]
 
+
 _Pass.rewards = _rewards
 
 # %% ../nbs/08_rlprompt.ipynb #18292547
-def _learn(self, run:_Learner):
+def _learn(self, run: _Learner):
     "One step of one run."
-    gen = seeded((run.seed + 1)*1_000_003 + self.step)
+    gen = seeded((run.seed + 1) * 1_000_003 + self.step)
     chosen_bt, states_btd = self.write(run, self.cfg.prompts, self.cfg.top_k, gen)
     rewards_bn = self.rewards(run, run.ids(chosen_bt))
-    score_b = self.cfg.scale*z_scores(rewards_bn, self.cfg.zscore).to(states_btd)
-    with torch.no_grad(): slow_btv = run.frozen.q(run.target, states_btd)
+    score_b = self.cfg.scale * z_scores(rewards_bn, self.cfg.zscore).to(states_btd)
+    with torch.no_grad():
+        slow_btv = run.frozen.q(run.target, states_btd)
     loss = soft_q_loss(run.frozen.q(run.mlp, states_btd), slow_btv, chosen_bt, score_b, self.cfg.reverse)
-    run.adam.zero_grad(); loss.backward()
+    run.adam.zero_grad()
+    loss.backward()
     nn.utils.clip_grad_norm_(run.mlp.parameters(), self.cfg.clip)
     run.adam.step()
     follow(run.target, run.mlp, self.cfg.polyak)
-    run.losses.append(loss.item()); run.rewards.append(rewards_bn.mean().item())
+    run.losses.append(loss.item())
+    run.rewards.append(rewards_bn.mean().item())
+
 
 def _advance(self):
     "One step of every run."
-    for run in self.learners: self.learn(run)
+    for run in self.learners:
+        self.learn(run)
     self.step += 1
+
 
 _Pass.learn, _Pass.advance = _learn, _advance
 
 # %% ../nbs/08_rlprompt.ipynb #582b233b
 def _judge(self):
     "Holdout accuracy of every run's greedy prompt; the best is kept, ties to the later."
-    mean = lambda x: sum(x)/max(1, len(x))
+    mean = lambda x: sum(x) / max(1, len(x))
     for run, curve, r in zip(self.learners, self.curves, range(len(self.specs))):
         ids = run.ids(self.write(run, 1)[0])
         key = self.read(ids)[0]
-        if key not in run.seen: run.seen[key] = (self.label_logits([key], self.held)[0].argmax(-1) == self.held_labels).float().mean().item()
-        for name, value in (("step", self.step), ("loss", mean(run.losses)), ("reward", mean(run.rewards)), ("holdout", run.seen[key])): curve[name].append(value)
+        if key not in run.seen:
+            run.seen[key] = (
+                (self.label_logits([key], self.held)[0].argmax(-1) == self.held_labels).float().mean().item()
+            )
+        for name, value in (
+            ("step", self.step),
+            ("loss", mean(run.losses)),
+            ("reward", mean(run.rewards)),
+            ("holdout", run.seen[key]),
+        ):
+            curve[name].append(value)
         run.losses, run.rewards = [], []
-        if run.seen[key] >= self.best[r]["holdout"]: self.best[r] = dict(step=self.step, holdout=run.seen[key], ids=ids[0].tolist())
+        if run.seen[key] >= self.best[r]["holdout"]:
+            self.best[r] = dict(step=self.step, holdout=run.seen[key], ids=ids[0].tolist())
+
 
 _Pass.judge = _judge
 
 # %% ../nbs/08_rlprompt.ipynb #3ac984ef
-def _identity(self)->str:
+def _identity(self) -> str:
     "Hash of everything that the pass depends on."
-    return config_hash(dict(models=[lm_facts(m) for m in (self.lm, self.policy)], task=self.task.hash, cfg=facts(self.cfg), runs=spec_facts(self.specs)))
+    return config_hash(
+        dict(
+            models=[lm_facts(m) for m in (self.lm, self.policy)],
+            task=self.task.hash,
+            cfg=facts(self.cfg),
+            runs=spec_facts(self.specs),
+        )
+    )
 
-def _state(run:_Learner)->dict:
+
+def _state(run: _Learner) -> dict:
     "All tensors of a run, by name; those of Adam are there after its first step."
     moments = {f"{i}.{k}": v for i, s in enumerate(run.adam.state_dict()["state"].values()) for k, v in s.items()}
-    return {f"{part}.{k}": v for part, of in (("mlp", run.mlp.state_dict()), ("target", run.target.state_dict()), ("adam", moments)) for k, v in of.items()}
+    return {
+        f"{part}.{k}": v
+        for part, of in (("mlp", run.mlp.state_dict()), ("target", run.target.state_dict()), ("adam", moments))
+        for k, v in of.items()
+    }
 
-def _restore(run:_Learner, state:dict):
+
+def _restore(run: _Learner, state: dict):
     "Put the tensors of `_state` back."
-    def part(name): return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
-    run.mlp.load_state_dict(part("mlp")); run.target.load_state_dict(part("target"))
+
+    def part(name):
+        return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+
+    run.mlp.load_state_dict(part("mlp"))
+    run.target.load_state_dict(part("target"))
     moments, n = part("adam"), len(list(run.mlp.parameters()))
-    run.adam.load_state_dict(dict(run.adam.state_dict(), state={i: {k: moments[f"{i}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")} for i in range(n)} if moments else {}))
+    run.adam.load_state_dict(
+        dict(
+            run.adam.state_dict(),
+            state={i: {k: moments[f"{i}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")} for i in range(n)}
+            if moments
+            else {},
+        )
+    )
+
 
 def _save(self, path):
     tensors = {f"{r}.{k}": v for r, run in enumerate(self.learners) for k, v in _state(run).items()}
-    rest = dict(step=self.step, wall_s=self.wall_s, tokens=self.scorer.tokens, grad_tokens=self.scorer.grad_tokens, curves=self.curves, best=self.best,
-                runs=[dict(losses=run.losses, rewards=run.rewards, seen=[[list(k), v] for k, v in run.seen.items()]) for run in self.learners])
+    rest = dict(
+        step=self.step,
+        wall_s=self.wall_s,
+        tokens=self.scorer.tokens,
+        grad_tokens=self.scorer.grad_tokens,
+        curves=self.curves,
+        best=self.best,
+        runs=[
+            dict(losses=run.losses, rewards=run.rewards, seen=[[list(k), v] for k, v in run.seen.items()])
+            for run in self.learners
+        ],
+    )
     write_state(path, _identity(self), tensors, rest)
+
 
 def _load(self, path):
     tensors, rest = read_state(path, _identity(self))
     for r, (run, own) in enumerate(zip(self.learners, rest["runs"])):
         _restore(run, {k.removeprefix(f"{r}."): v for k, v in tensors.items() if k.startswith(f"{r}.")})
         run.losses, run.rewards, run.seen = own["losses"], own["rewards"], {tuple(k): v for k, v in own["seen"]}
-    self.step, self.wall_s, self.scorer.tokens, self.scorer.grad_tokens = rest["step"], rest["wall_s"], rest["tokens"], rest["grad_tokens"]
+    self.step, self.wall_s, self.scorer.tokens, self.scorer.grad_tokens = (
+        rest["step"],
+        rest["wall_s"],
+        rest["tokens"],
+        rest["grad_tokens"],
+    )
     self.curves, self.best = rest["curves"], rest["best"]
+
 
 _Pass.save, _Pass.load, _Pass.finish = _save, _load, _finish
 
 # %% ../nbs/08_rlprompt.ipynb #9f93c3df
 def tune_rlprompt(
-    lm:LM, task,
-    specs,                  # RunSpecs with method "rlprompt", tuned in one pass
-    cfg:RLConfig=RLConfig(),
-    policy:LM=None,         # a small causal language model to write with, frozen; None: the source itself
-    **loop,                 # progress, checkpoint, ... of `run_pass`
-)->list:                    # pez.Runs, in the order of `specs`; their curves hold the mean raw "reward" too, their tokens the policy's
+    lm: LM,
+    task,
+    specs,  # RunSpecs with method "rlprompt", tuned in one pass
+    cfg: RLConfig = RLConfig(),
+    policy: LM = None,  # a small causal language model to write with, frozen; None: the source itself
+    **loop,  # progress, checkpoint, ... of `run_pass`
+) -> list:  # pez.Runs, in the order of `specs`; their curves hold the mean raw "reward" too, their tokens the policy's
     "Tune prompts by RLPrompt (Deng et al. 2022); a run's result is the same alone and in company. `InputError` for a policy that can write none of the allowed tokens, or a class without texts."
     return run_pass(_Pass(lm, task, specs, cfg, policy), **loop) if specs else []

@@ -10,7 +10,12 @@ __all__ = ['KEPT_SPLITS', 'JOINED_ROW', 'JOINED_TOKENS', 'OBJECTIVES', 'PROGRAMS
            'label_logprobs', 'tiled', 'logits_many', 'label_logprobs_many', 'count_joins', 'remark_joins', 'evaluate']
 
 # %% ../nbs/05_scoring.ipynb #2f1de8ad
-import contextlib, copy, logging, os, weakref, unicodedata
+import contextlib
+import copy
+import logging
+import os
+import weakref
+import unicodedata
 from collections import defaultdict
 import torch
 from torch import Tensor
@@ -22,137 +27,220 @@ from .places import check_control, control_names, frame_of, is_placed, one_strin
 from .tasks import task_format
 
 # %% ../nbs/05_scoring.ipynb #33c7de40
-def _carries_nothing(lm, i:int)->str:
-    "Why token `i` says nothing of the word that it begins; \"\" if it says something."
+def _carries_nothing(lm, i: int) -> str:
+    'Why token `i` says nothing of the word that it begins; "" if it says something.'
     name = lm.tokenizer.convert_ids_to_tokens(i)
-    if i in lm.special_ids: return f"{name!r}, which stands for what the tokenizer does not know" if i == lm.tokenizer.unk_token_id else f"{name!r}, a special token"
+    if i in lm.special_ids:
+        return (
+            f"{name!r}, which stands for what the tokenizer does not know"
+            if i == lm.tokenizer.unk_token_id
+            else f"{name!r}, a special token"
+        )
     text = token_text(lm.token_bytes.get(i, b""))
     bare = text is not None and all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in text)
     return f"{name!r}, which is white space alone" if bare else ""
 
-_OPENS = ("Ps", "Pi", "Pc", "Pd")     # signs after which a word stands without a space
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "JAVANESE", "BALINESE")   # scripts that put none between words
 
-def _remark_spaces(lm, task, firsts:list):
+_OPENS = ("Ps", "Pi", "Pc", "Pd")  # signs after which a word stands without a space
+_UNSPACED = (
+    "CJK",
+    "HIRAGANA",
+    "KATAKANA",
+    "IDEOGRAPHIC",
+    "THAI",
+    "LAO",
+    "KHMER",
+    "MYANMAR",
+    "TIBETAN",
+    "JAVANESE",
+    "BALINESE",
+)  # scripts that put none between words
+
+
+def _remark_spaces(lm, task, firsts: list):
     "Say where a template ends in white space, and where label words lack the space that they would be read with."
     suffix = getattr(task, "suffix", None) or ""
-    if getattr(task, "format", "ours") == "released": suffix = suffix.rstrip(" ")   # there the label is read at a space, as published
-    if suffix[-1:].isspace(): return remark(f"the template {suffix!r} ends in white space, which models join to the word after it; end it in a letter or a sign, and begin the label words with the space")
-    if suffix and (unicodedata.category(suffix[-1]) in _OPENS or suffix[-1] in "\"'`/#@"): return
-    bare = [(w, i) for w, i in zip(task.labels, firsts) if not w[:1].isspace() and not unicodedata.name(w[0], "").startswith(_UNSPACED)]
-    spaced = [(w, i, ids[0]) for w, i in bare if (ids := lm.encode(" " + w)) and ids[0] != i and not _carries_nothing(lm, ids[0])]
+    if getattr(task, "format", "ours") == "released":
+        suffix = suffix.rstrip(" ")  # there the label is read at a space, as published
+    if suffix[-1:].isspace():
+        return remark(
+            f"the template {suffix!r} ends in white space, which models join to the word after it; end it in a letter or a sign, and begin the label words with the space"
+        )
+    if suffix and (unicodedata.category(suffix[-1]) in _OPENS or suffix[-1] in "\"'`/#@"):
+        return
+    bare = [
+        (w, i)
+        for w, i in zip(task.labels, firsts)
+        if not w[:1].isspace() and not unicodedata.name(w[0], "").startswith(_UNSPACED)
+    ]
+    spaced = [
+        (w, i, ids[0])
+        for w, i in bare
+        if (ids := lm.encode(" " + w)) and ids[0] != i and not _carries_nothing(lm, ids[0])
+    ]
     if spaced:
         w, i, j = spaced[0]
-        remark(f"label word {w!r} has no space before it" + (f" (and {len(spaced) - 1} more)" if len(spaced) > 1 else "") + f": {lm.name} reads it as {lm.decode([i])!r}, and {' ' + w!r} as {lm.decode([j])!r}, which is what follows a text; give label words their leading space")
+        remark(
+            f"label word {w!r} has no space before it"
+            + (f" (and {len(spaced) - 1} more)" if len(spaced) > 1 else "")
+            + f": {lm.name} reads it as {lm.decode([i])!r}, and {' ' + w!r} as {lm.decode([j])!r}, which is what follows a text; give label words their leading space"
+        )
+
 
 def _remark_template(lm, task):
     "Say where a model's tokenizer does not know what the template is made of."
     suffix = getattr(task, "suffix", None) or ""
     ids = lm.encode(suffix) if suffix.strip() else []
     if unknown := sum(i in lm.special_ids for i in ids):
-        remark(f"{lm.name} reads the template {suffix!r} as {lm.decode(ids)!r}, {unknown} of {len(ids)} tokens unknown to it; its scores are those of the changed template")
+        remark(
+            f"{lm.name} reads the template {suffix!r} as {lm.decode(ids)!r}, {unknown} of {len(ids)} tokens unknown to it; its scores are those of the changed template"
+        )
+
 
 def label_ids(
-    lm:LM,
-    task,              # has `.labels`, the label words with their leading space
-    remarks:bool=True, # say where spaces are not what models are used to
-)->Tensor:             # (labels,) int64, first sub-token of each label word
+    lm: LM,
+    task,  # has `.labels`, the label words with their leading space
+    remarks: bool = True,  # say where spaces are not what models are used to
+) -> Tensor:  # (labels,) int64, first sub-token of each label word
     "Token that stands for each label; `InputError` if two label words start with the same token, or one with a token that says nothing of it."
     firsts = []
     for word in task.labels:
         ids = lm.encode(word)
-        if not ids: raise InputError(f"label word {word!r} has no token in {lm.name}; give a word the tokenizer knows")
-        if why := _carries_nothing(lm, ids[0]): raise InputError(f"label word {word!r} starts with token {why}, in {lm.name}; choose a word that starts with a token of its own")
+        if not ids:
+            raise InputError(f"label word {word!r} has no token in {lm.name}; give a word the tokenizer knows")
+        if why := _carries_nothing(lm, ids[0]):
+            raise InputError(
+                f"label word {word!r} starts with token {why}, in {lm.name}; choose a word that starts with a token of its own"
+            )
         firsts.append(ids[0])
     for i, a in enumerate(firsts):
         if a in firsts[:i]:
-            raise InputError(f"label words {task.labels[firsts.index(a)]!r} and {task.labels[i]!r} both start with token {lm.decode([a])!r} in {lm.name}; "
-                             "choose words that start with different tokens")
+            raise InputError(
+                f"label words {task.labels[firsts.index(a)]!r} and {task.labels[i]!r} both start with token {lm.decode([a])!r} in {lm.name}; "
+                "choose words that start with different tokens"
+            )
     if remarks:
         _remark_spaces(lm, task, firsts)
         _remark_template(lm, task)
     return torch.tensor(firsts)
 
 # %% ../nbs/05_scoring.ipynb #a2752d72
-KEPT_SPLITS = 4        # of a tokenizer, those asked for last; a pass asks for the same training texts as the one before it
-_splits = weakref.WeakKeyDictionary()   # tokenizer -> what was asked of it -> ids
+KEPT_SPLITS = 4  # of a tokenizer, those asked for last; a pass asks for the same training texts as the one before it
+_splits = weakref.WeakKeyDictionary()  # tokenizer -> what was asked of it -> ids
 
-def _cut(lm:LM, texts, form, most:int, around=None)->list:
+
+def _cut(lm: LM, texts, form, most: int, around=None) -> list:
     "The lists of `text_ids`; those of a split (a tuple of texts) are kept. `around`: what stands around prompt and text (`Placing`)."
+
     def read():
-        if around is None: return form.all_ids(lm, texts, most)
+        if around is None:
+            return form.all_ids(lm, texts, most)
         room = form.room(lm, most)
         return [around.around(lm.encode(form.write(t))[:room]) for t in texts]
-    if not isinstance(texts, tuple): return read()   # a list may change
+
+    if not isinstance(texts, tuple):
+        return read()  # a list may change
     kept, asked = _splits.setdefault(lm.tokenizer, {}), (texts, form, most, around)
     found = kept.pop(asked) if asked in kept else read()
-    while len(kept) >= KEPT_SPLITS: del kept[next(iter(kept))]
-    kept[asked] = found   # the latest stands last
+    while len(kept) >= KEPT_SPLITS:
+        del kept[next(iter(kept))]
+    kept[asked] = found  # the latest stands last
     return list(found)
 
-def _ids_of(lm:LM, task, texts, most:int)->list:
+
+def _ids_of(lm: LM, task, texts, most: int) -> list:
     "The lists of `text_ids`, for texts cut at `most` tokens."
     form = task_format(task, bos=bool(lm.bos_ids))
     check_control(lm, task.suffix, control=form.control)
     return _cut(lm, texts, form, most, placing(lm, task, form.ends(lm)) if is_placed(task) else None)
 
+
 def text_ids(
-    lm:LM,
-    task,              # has `.suffix`, `.max_text_tokens`, `.strip`, and what is special: `.format`, `.prompt_at`, `.chat`, `.system`, `.control`
-    texts,             # n strings
-)->list[list[int]]:    # n lists: the text's tokens, cut at the tail, then the template's; `Placed` ones where the prompt does not simply stand first
+    lm: LM,
+    task,  # has `.suffix`, `.max_text_tokens`, `.strip`, and what is special: `.format`, `.prompt_at`, `.chat`, `.system`, `.control`
+    texts,  # n strings
+) -> list[
+    list[int]
+]:  # n lists: the text's tokens, cut at the tail, then the template's; `Placed` ones where the prompt does not simply stand first
     "Token ids of [text; template] in the task's format (`hpt_nb.tasks.task_format`); the pieces are tokenised apart, as in the released PEZ pipeline. `InputError` for a model without the chat template that is asked for, and for control tokens that would be read as characters."
     odd = next((i for i, t in enumerate(texts) if not isinstance(t, str)), None)
-    if odd is not None: raise InputError(f"text {odd} is {texts[odd]!r}; need a string (a missing value of a table?)")
+    if odd is not None:
+        raise InputError(f"text {odd} is {texts[odd]!r}; need a string (a missing value of a table?)")
     seqs = _ids_of(lm, task, texts, task.max_text_tokens)
-    if not all(seqs): raise InputError("a text and the template are both empty: nothing to read the label after; give the task a suffix")
+    if not all(seqs):
+        raise InputError(
+            "a text and the template are both empty: nothing to read the label after; give the task a suffix"
+        )
     return seqs
 
 # %% ../nbs/05_scoring.ipynb #5c0fe003
 def texts_cut(
-    lm:LM,
-    task,     # as for `text_ids`
-    texts,    # n strings
-)->int:
+    lm: LM,
+    task,  # as for `text_ids`
+    texts,  # n strings
+) -> int:
     "How many texts have more tokens than the task reads of them."
     read, uncut = text_ids(lm, task, texts), _ids_of(lm, task, list(texts), 10**9)
     return sum(len(a) < len(b) for a, b in zip(read, uncut))
 
 # %% ../nbs/05_scoring.ipynb #1d685168
 def read_text(
-    lm:LM,
-    text:str,
-    about=None,   # as in `remark`
-    control:bool=False, # are control tokens' names in it read as the tokens?
-)->dict:          # {"ids", "back": their text, "same": is it the text that went in?, "unknown": tokens that stand for what the tokenizer does not know}
+    lm: LM,
+    text: str,
+    about=None,  # as in `remark`
+    control: bool = False,  # are control tokens' names in it read as the tokens?
+) -> dict:  # {"ids", "back": their text, "same": is it the text that went in?, "unknown": tokens that stand for what the tokenizer does not know}
     "What a model makes of a prompt's text; said where it is not what went in. A space at the start does not count: some tokenizers put one there, others take it away."
     ids, named = lm.encode(text, control=True) if control else lm.encode(text), control_names(lm, text)
-    if named and not control: remark(f"{lm.name} reads {named[0]!r} in the prompt {text!r} as characters, not as its control token; control = true in the task has it read as the token", about and (*about, "control"))
+    if named and not control:
+        remark(
+            f"{lm.name} reads {named[0]!r} in the prompt {text!r} as characters, not as its control token; control = true in the task has it read as the token",
+            about and (*about, "control"),
+        )
     meant = set(lm.tokenizer.convert_tokens_to_ids(named)) if control and named else ()
-    back, unknown = lm.decode(ids), sum(i in lm.special_ids and i not in meant for i in ids)   # plain text becomes a special token only where nothing else fits
+    back, unknown = (
+        lm.decode(ids),
+        sum(i in lm.special_ids and i not in meant for i in ids),
+    )  # plain text becomes a special token only where nothing else fits
     same = not unknown and back.removeprefix(" ") == text.removeprefix(" ")
-    if not same: remark(f"{lm.name} reads the prompt {text!r} as {back!r}" + (f", {unknown} of {len(ids)} tokens unknown to it" if unknown else "") + "; its scores there are those of the changed text", about)
+    if not same:
+        remark(
+            f"{lm.name} reads the prompt {text!r} as {back!r}"
+            + (f", {unknown} of {len(ids)} tokens unknown to it" if unknown else "")
+            + "; its scores there are those of the changed text",
+            about,
+        )
     return dict(ids=ids, back=back, same=same, unknown=unknown)
 
+
 def prompt_to_ids(
-    lm:LM,
-    prompt,       # str, ids (list or 1-D tensor), a `Prompt` (its text) or None
-    control:bool=False, # as in `read_text`
-)->list[int]:     # ids of the prompt alone; [] for None
+    lm: LM,
+    prompt,  # str, ids (list or 1-D tensor), a `Prompt` (its text) or None
+    control: bool = False,  # as in `read_text`
+) -> list[int]:  # ids of the prompt alone; [] for None
     "Ids of a prompt given as text, as ids, as an object with a text, or not at all."
-    if prompt is None: return []
-    if isinstance(prompt, str): return read_text(lm, prompt, control=control)["ids"]
-    if isinstance(getattr(prompt, "text", None), str): return read_text(lm, prompt.text, control=control)["ids"]
+    if prompt is None:
+        return []
+    if isinstance(prompt, str):
+        return read_text(lm, prompt, control=control)["ids"]
+    if isinstance(getattr(prompt, "text", None), str):
+        return read_text(lm, prompt.text, control=control)["ids"]
     ids = [int(i) for i in prompt]
-    bad = next((i for i in ids if not (0 <= i < len(lm.embeddings) or i < 0 and lm.takes_pad)), None)   # below 0: an added <pad> row
-    if bad is not None: raise InputError(f"prompt id {bad} is outside {lm.name}'s {len(lm.embeddings)} embedding rows; give ids of that model")
+    bad = next(
+        (i for i in ids if not (0 <= i < len(lm.embeddings) or i < 0 and lm.takes_pad)), None
+    )  # below 0: an added <pad> row
+    if bad is not None:
+        raise InputError(
+            f"prompt id {bad} is outside {lm.name}'s {len(lm.embeddings)} embedding rows; give ids of that model"
+        )
     return ids
 
+
 def prefix_embeddings(
-    lm:LM,
+    lm: LM,
     prompt=None,  # str, ids or None
-    control:bool=False, # as in `read_text`
-)->Tensor:        # (1, p, d) [BOS; prompt]: what the model receives before the text, where the prompt stands first
+    control: bool = False,  # as in `read_text`
+) -> Tensor:  # (1, p, d) [BOS; prompt]: what the model receives before the text, where the prompt stands first
     "Input embeddings of BOS and a prompt."
     return lm.vectors(lm.bos_ids + prompt_to_ids(lm, prompt, control))[None]
 
@@ -160,32 +248,39 @@ def prefix_embeddings(
 def _forget(model):
     "Undo what a longer input has left: a dynamic rotary embedding keeps the frequencies of the longest input so far."
     for module in model.modules():
-        if not hasattr(module, "max_seq_len_cached"): continue
+        if not hasattr(module, "max_seq_len_cached"):
+            continue
         for key in [k for k in vars(module) if k.endswith("max_seq_len_cached")]:
             setattr(module, key, module.original_max_seq_len)
         for key in [k for k in (*vars(module), *module._buffers) if k.endswith("original_inv_freq")]:
             now = getattr(module, name := key.replace("original_", ""))
-            if "dynamic" in str(module.rope_type): setattr(module, name, getattr(module, key).to(now.device).clone())
+            if "dynamic" in str(module.rope_type):
+                setattr(module, name, getattr(module, key).to(now.device).clone())
 
 # %% ../nbs/05_scoring.ipynb #a847c58e
-def _whole_input(lm:LM, prefix_pd:Tensor, ids:list)->Tensor:
+def _whole_input(lm: LM, prefix_pd: Tensor, ids: list) -> Tensor:
     "(t, d) embeddings of one input: its prompt at its place, BOS before everything."
-    def rows(part): return lm.embeddings[torch.tensor(part, dtype=torch.long, device=lm.embeddings.device)]
+
+    def rows(part):
+        return lm.embeddings[torch.tensor(part, dtype=torch.long, device=lm.embeddings.device)]
+
     own, at = prefix_pd.to(lm.embeddings.dtype), getattr(ids, "at", 0)
-    if not at: return torch.cat([own, rows(ids)])
+    if not at:
+        return torch.cat([own, rows(ids)])
     b = len(lm.bos_ids)
     return torch.cat([own[:b], rows(ids[:at]), own[b:], rows(ids[at:])])
 
+
 def plain_logits(
-    lm:LM,
-    labels:Tensor,        # (labels,) int64 token of each label
-    prefix_rpd:Tensor,    # (r, p, d) embeddings of [BOS; prompt], one row a run
-    seqs:list,            # n lists of ids, as of `text_ids`: the prompt stands before them, or where a `Placed` one says
-    runs=None,            # n run numbers, 0 <= run < r; None: all 0
-)->Tensor:                # (n, labels) float32 logits, differentiable in prefix_rpd
+    lm: LM,
+    labels: Tensor,  # (labels,) int64 token of each label
+    prefix_rpd: Tensor,  # (r, p, d) embeddings of [BOS; prompt], one row a run
+    seqs: list,  # n lists of ids, as of `text_ids`: the prompt stands before them, or where a `Placed` one says
+    runs=None,  # n run numbers, 0 <= run < r; None: all 0
+) -> Tensor:  # (n, labels) float32 logits, differentiable in prefix_rpd
     "Label logits the slow, obvious way: a full forward pass for each text."
     out = []
-    for s, r in zip(seqs, runs if runs is not None else [0]*len(seqs)):
+    for s, r in zip(seqs, runs if runs is not None else [0] * len(seqs)):
         _forget(lm.model)
         x_td = _whole_input(lm, prefix_rpd[r], s)
         out.append(lm.model(inputs_embeds=x_td[None], use_cache=False).logits[0, -1, labels.to(lm.device)].float())
@@ -194,298 +289,384 @@ def plain_logits(
 # %% ../nbs/05_scoring.ipynb #bfe728fd
 class LabelHead(torch.nn.Module):
     "Stands in for a model's output layer: `at` picks one hidden state a text, `labels` the output rows."
-    def __init__(self, head, labels:Tensor):
+
+    def __init__(self, head, labels: Tensor):
         super().__init__()
         self.labels, self.at, self.whole = labels, None, None
         if type(head) is torch.nn.Linear and head.weight.is_floating_point() and not head.weight.is_meta:
-            rows, wide = labels.to(head.weight.device), torch.promote_types(head.weight.dtype, torch.float32)   # a bfloat16 logit of 10 comes in steps of 1/16: equal ones would go to the first label
+            rows, wide = (
+                labels.to(head.weight.device),
+                torch.promote_types(head.weight.dtype, torch.float32),
+            )  # a bfloat16 logit of 10 comes in steps of 1/16: equal ones would go to the first label
             self.weight = head.weight.detach()[rows].to(wide)
             self.bias = None if head.bias is None else head.bias.detach()[rows].to(wide)
-        else: self.whole = [head]  # in a list, so that it is not registered as a child
+        else:
+            self.whole = [head]  # in a list, so that it is not registered as a child
+
     def forward(self, h_btd):
         "(b, t, d) hidden states -> (n, 1, labels) at the positions in `at`."
         h_nd = h_btd[self.at[0].to(h_btd.device), self.at[1].to(h_btd.device)]
-        if self.whole: return self.whole[0](h_nd[:,None])[..., self.labels.to(h_nd.device)]
-        return torch.nn.functional.linear(h_nd.to(self.weight.dtype), self.weight.to(h_nd.device), None if self.bias is None else self.bias.to(h_nd.device))[:,None]
+        if self.whole:
+            return self.whole[0](h_nd[:, None])[..., self.labels.to(h_nd.device)]
+        return torch.nn.functional.linear(
+            h_nd.to(self.weight.dtype),
+            self.weight.to(h_nd.device),
+            None if self.bias is None else self.bias.to(h_nd.device),
+        )[:, None]
 
-def _places(model, module)->list:
+
+def _places(model, module) -> list:
     "(parent, name) of each place where a model holds a module."
     return [(parent, name) for parent in model.modules() for name, child in parent._modules.items() if child is module]
+
 
 @contextlib.contextmanager
 def _headed(model, head):
     "Run `model` with `head` as its output layer, then give it its own back. On a CPU, attention is computed by plain products."
     own, cfg = model.get_output_embeddings(), model.config.get_text_config()
     attention, places = getattr(cfg, "_attn_implementation", None), _places(model, own)
-    if not places: raise NotImplementedError(f"{type(model).__name__} shows no output layer")
+    if not places:
+        raise NotImplementedError(f"{type(model).__name__} shows no output layer")
     _forget(model)
-    try:   # not set_output_embeddings, which in BERT's family sets a bias as well and fails half-way
-        for parent, name in places: setattr(parent, name, head)
+    try:  # not set_output_embeddings, which in BERT's family sets a bias as well and fails half-way
+        for parent, name in places:
+            setattr(parent, name, head)
         # torch's fused CPU attention is slower on short bfloat16 rows under a mask, above all in the backward pass
-        if model.device.type == "cpu" and attention == "sdpa": cfg._attn_implementation = "eager"
+        if model.device.type == "cpu" and attention == "sdpa":
+            cfg._attn_implementation = "eager"
         yield
     finally:
-        for parent, name in places: setattr(parent, name, own)
-        if attention is not None: cfg._attn_implementation = attention
+        for parent, name in places:
+            setattr(parent, name, own)
+        if attention is not None:
+            cfg._attn_implementation = attention
 
 # %% ../nbs/05_scoring.ipynb #4c28773d
 def pack(
-    lengths:list,     # n lengths, tokens
-    runs:list,        # n run numbers; a row holds texts of one run only
-    row_tokens:int,   # room in a row; a longer text gets a row of its own
-)->list[list[int]]:   # rows, each a list of text numbers; longest rows first
+    lengths: list,  # n lengths, tokens
+    runs: list,  # n run numbers; a row holds texts of one run only
+    row_tokens: int,  # room in a row; a longer text gets a row of its own
+) -> list[list[int]]:  # rows, each a list of text numbers; longest rows first
     "First-fit-decreasing packing of texts into rows, so that rows carry almost no padding."
-    rows, open_rows, least = [], defaultdict(list), min(lengths, default=0)   # open_rows: run -> [[room left, row]]
+    rows, open_rows, least = [], defaultdict(list), min(lengths, default=0)  # open_rows: run -> [[room left, row]]
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         spot = next((o for o in open_rows[runs[i]] if o[0] >= lengths[i]), None)
         if spot is None:
             spot = [max(row_tokens, lengths[i]), []]
-            open_rows[runs[i]].append(spot); rows.append(spot[1])
-        spot[0] -= lengths[i]; spot[1].append(i)
-        if spot[0] < least: open_rows[runs[i]].remove(spot)  # no text fits any more: stop looking at it
+            open_rows[runs[i]].append(spot)
+            rows.append(spot[1])
+        spot[0] -= lengths[i]
+        spot[1].append(i)
+        if spot[0] < least:
+            open_rows[runs[i]].remove(spot)  # no text fits any more: stop looking at it
     return sorted(rows, key=lambda r: -sum(lengths[i] for i in r))
 
 # %% ../nbs/05_scoring.ipynb #82585d7d
 class Layout:
     "Rows of texts laid end to end, as tensors: ids, positions, text numbers (b, t); where each text ends."
-    def __init__(self, rows:list, seqs:list, runs:list, device="cpu"):
+
+    def __init__(self, rows: list, seqs: list, runs: list, device="cpu"):
         self.texts = [i for row in rows for i in row]
         t = max(sum(len(seqs[i]) for i in row) for row in rows)
         ids, pos, seg, ends = ([] for _ in range(4))
         for b, row in enumerate(rows):
             flat = [tok for i in row for tok in seqs[i]]
             gap = t - len(flat)
-            ids.append(flat + [0]*gap)
-            pos.append([j for i in row for j in range(len(seqs[i]))] + [0]*gap)
-            seg.append([i for i in row for _ in seqs[i]] + [-1]*gap)
+            ids.append(flat + [0] * gap)
+            pos.append([j for i in row for j in range(len(seqs[i]))] + [0] * gap)
+            seg.append([i for i in row for _ in seqs[i]] + [-1] * gap)
             end = 0
-            for i in row: end += len(seqs[i]); ends.append((b, end-1))
-        def as_tensor(x): return torch.tensor(x, device=device)
+            for i in row:
+                end += len(seqs[i])
+                ends.append((b, end - 1))
+
+        def as_tensor(x):
+            return torch.tensor(x, device=device)
+
         self.ids, self.pos, self.seg, self.ends = as_tensor(ids), as_tensor(pos), as_tensor(seg), as_tensor(ends).T
         self.runs = as_tensor([runs[row[0]] for row in rows])
 
-    def mask(self, p:int, window=None, inside:bool=False)->Tensor:
+    def mask(self, p: int, window=None, inside: bool = False) -> Tensor:
         "(b, 1, t, p+t) bool: a token sees its own text up to itself, and the prefix of `p`; `window` bounds how far back. `inside`: (b, 1, p+t, p+t), the prefix' own rows above."
         causal = torch.ones(self.ids.shape[1], self.ids.shape[1], dtype=torch.bool, device=self.ids.device).tril()
-        own = (self.seg[:,:,None] == self.seg[:,None,:]) & causal
+        own = (self.seg[:, :, None] == self.seg[:, None, :]) & causal
         before = torch.ones(*self.ids.shape, p, dtype=torch.bool, device=self.ids.device)
         if window is not None:
-            own &= self.pos[:,:,None] - self.pos[:,None,:] < window
-            before &= (self.pos[:,:,None] + p - torch.arange(p, device=self.ids.device)) < window
+            own &= self.pos[:, :, None] - self.pos[:, None, :] < window
+            before &= (self.pos[:, :, None] + p - torch.arange(p, device=self.ids.device)) < window
         seen = torch.cat([before, own], -1)
         if inside:
-            back = torch.arange(p, device=seen.device)[:,None] - torch.arange(p + own.shape[-1], device=seen.device)
+            back = torch.arange(p, device=seen.device)[:, None] - torch.arange(p + own.shape[-1], device=seen.device)
             first = (back >= 0) & (back < (window or p + 1))
             seen = torch.cat([first.expand(len(seen), -1, -1), seen], 1)
-        return seen[:,None]
+        return seen[:, None]
 
 # %% ../nbs/05_scoring.ipynb #8e72204c
-def free_bytes(device)->int:
+def free_bytes(device) -> int:
     "Memory that is free now on `device`, bytes."
-    if torch.device(device).type == "cuda": return torch.cuda.mem_get_info(device)[0]
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        with open("/proc/meminfo") as f: return int(next(line for line in f if line.startswith("MemAvailable")).split()[1])*1024
-    with contextlib.suppress(ValueError, OSError, AttributeError): return os.sysconf("SC_PHYS_PAGES")*os.sysconf("SC_PAGE_SIZE")//2
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo") as f:
+        return int(next(line for line in f if line.startswith("MemAvailable")).split()[1]) * 1024
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return 2**31
 
+
 def token_bytes(
-    lm:LM,
-    grad:bool,       # True: every layer's activations are kept for the backward pass
-)->int:              # bytes
+    lm: LM,
+    grad: bool,  # True: every layer's activations are kept for the backward pass
+) -> int:  # bytes
     "Memory that a token takes in a pass, roughly."
     cfg = lm.model.config.get_text_config()
-    width = 16*cfg.hidden_size + 4*(getattr(cfg, "intermediate_size", None) or 4*cfg.hidden_size)
-    return width*torch.empty(0, dtype=lm.dtype).element_size()*(cfg.num_hidden_layers if grad else 2)
+    width = 16 * cfg.hidden_size + 4 * (getattr(cfg, "intermediate_size", None) or 4 * cfg.hidden_size)
+    return width * torch.empty(0, dtype=lm.dtype).element_size() * (cfg.num_hidden_layers if grad else 2)
+
 
 def fit_tokens(
-    lm:LM,
-    grad:bool,       # True: every layer's activations are kept for the backward pass
-)->int:              # tokens in one pass
+    lm: LM,
+    grad: bool,  # True: every layer's activations are kept for the backward pass
+) -> int:  # tokens in one pass
     "Tokens that one pass may hold: half of the free memory, and no more than the processor profits from."
     bytes_per_token = token_bytes(lm, grad)
     most = 65536 if lm.device.type == "cuda" else 4096  # beyond this a CPU only loses its caches
-    return int(max(256, min(most, free_bytes(lm.device)//2//bytes_per_token)))
+    return int(max(256, min(most, free_bytes(lm.device) // 2 // bytes_per_token)))
 
 # %% ../nbs/05_scoring.ipynb #a506df31
 @contextlib.contextmanager
 def _watched_tables():
     "Inside, an id beyond its embedding's table is an IndexError; on a GPU it would end the process."
     real = torch.nn.functional.embedding
+
     def checked(input, weight, *args, **kw):
         if input.numel() and not 0 <= int(input.min()) <= int(input.max()) < len(weight):
             raise IndexError("an id beyond its table")
         return real(input, weight, *args, **kw)
+
     torch.nn.functional.embedding = checked
-    try: yield
-    finally: torch.nn.functional.embedding = real
+    try:
+        yield
+    finally:
+        torch.nn.functional.embedding = real
+
 
 @torch.no_grad()
-def _reads(lm:LM, n:int)->bool:
+def _reads(lm: LM, n: int) -> bool:
     "Does the model read an input of `n` tokens?"
     _forget(lm.model)
     x_td = lm.embeddings[torch.arange(n, device=lm.embeddings.device) % lm.n_rows]
     own = lm.model.get_output_embeddings()
-    head = LabelHead(own, torch.tensor([0]))   # n logits of a large vocabulary may not fit
+    head = LabelHead(own, torch.tensor([0]))  # n logits of a large vocabulary may not fit
     head.at = torch.tensor([0]), torch.tensor([n - 1])
     small = _headed(lm.model, head) if _places(lm.model, own) else contextlib.nullcontext()
     try:
-        with _watched_tables(), small: lm.model(inputs_embeds=x_td[None], use_cache=False)
-    except torch.cuda.OutOfMemoryError: raise
-    except (IndexError, RuntimeError, ValueError, AssertionError): return False
+        with _watched_tables(), small:
+            lm.model(inputs_embeds=x_td[None], use_cache=False)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (IndexError, RuntimeError, ValueError, AssertionError):
+        return False
     return True
 
-def _said(cfg)->int|None:
+
+def _said(cfg) -> int | None:
     "The most tokens that a model reads, as its configuration has it. Dynamic rotary frequencies are made to go beyond what it was trained for."
     said, rope = getattr(cfg, "max_position_embeddings", None), getattr(cfg, "rope_parameters", None) or {}
-    if said and rope.get("rope_type") == "dynamic": return int(said*max(1, rope.get("factor") or 1))
+    if said and rope.get("rope_type") == "dynamic":
+        return int(said * max(1, rope.get("factor") or 1))
     return said
 
-def _most(lm:LM, longest:int)->int|None:
+
+def _most(lm: LM, longest: int) -> int | None:
     "The most tokens that the model reads, as far as an input of `longest` tokens asks; None: enough."
     said = _said(lm.model.config.get_text_config())
-    if said and longest > said: return _most(lm, said) or said
-    if (said and longest <= said - 16) or longest <= getattr(lm, "_read", 0): return None
+    if said and longest > said:
+        return _most(lm, said) or said
+    if (said and longest <= said - 16) or longest <= getattr(lm, "_read", 0):
+        return None
     if _reads(lm, longest):
         lm._read = longest
         return None
     good, bad = 0, longest
     while bad - good > 1:
-        middle = (good + bad)//2
+        middle = (good + bad) // 2
         good, bad = (middle, bad) if _reads(lm, middle) else (good, middle)
     return good
 
 # %% ../nbs/05_scoring.ipynb #c0c1d36f
-def _layer_types(model): return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+def _layer_types(model):
+    return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
 
-def _cache_of(prefix_kv:list, rows:Tensor)->DynamicCache:
+
+def _cache_of(prefix_kv: list, rows: Tensor) -> DynamicCache:
     "A fresh cache whose row b holds the keys and values of prefix `rows[b]`."
     cache = DynamicCache()
-    for layer, (k, v) in enumerate(prefix_kv): cache.update(k[rows.to(k.device)], v[rows.to(v.device)], layer)
+    for layer, (k, v) in enumerate(prefix_kv):
+        cache.update(k[rows.to(k.device)], v[rows.to(v.device)], layer)
     return cache
 
-def _masks(model, layout:Layout, p:int, inside:bool=False):
+
+def _masks(model, layout: Layout, p: int, inside: bool = False):
     "What `model` takes as attention_mask for `layout`: one 4-D tensor, or one for each kind of layer."
     cfg = model.config.get_text_config()
     window = getattr(cfg, "sliding_window", None)
+
     def additive(m):  # finite: a padded query must not become NaN
         return torch.zeros(m.shape, dtype=model.dtype, device=m.device).masked_fill_(~m, torch.finfo(model.dtype).min)
+
     if "sliding_attention" in _layer_types(model):
-        return {"full_attention": additive(layout.mask(p, None, inside)), "sliding_attention": additive(layout.mask(p, window, inside))}
+        return {
+            "full_attention": additive(layout.mask(p, None, inside)),
+            "sliding_attention": additive(layout.mask(p, window, inside)),
+        }
     return additive(layout.mask(p, window if not _layer_types(model) else None, inside))
 
 # %% ../nbs/05_scoring.ipynb #5c1a0002
-def _begins_alike(seqs:list)->tuple|None:
+def _begins_alike(seqs: list) -> tuple | None:
     "(ids before the prompt, ids after it that all inputs share). None where inputs differ up to the prompt, or one ends with it."
     one = seqs[0]
     at, common = getattr(one, "at", 0), getattr(one, "common", 0)
-    begin = one[:at + common]
+    begin = one[: at + common]
     for s in seqs:
-        alike = (getattr(s, "at", 0), getattr(s, "common", 0)) == (at, common) and s[:at + common] == begin
-        if not alike or len(s) == at + common: return None
+        alike = (getattr(s, "at", 0), getattr(s, "common", 0)) == (at, common) and s[: at + common] == begin
+        if not alike or len(s) == at + common:
+            return None
     return begin[:at], begin[at:]
 
-def _inside(seqs:list, b:int, p:int)->list:
+
+def _inside(seqs: list, b: int, p: int) -> list:
     "Inputs with the prompt in its place, as ids below 0: row j of a prefix of p rows, of which b are BOS, is -1 - j."
     rows = list(range(-1, -p - 1, -1))
-    return [[*rows[:b], *s[:(at := getattr(s, "at", 0))], *rows[b:], *s[at:]] for s in seqs]
+    return [[*rows[:b], *s[: (at := getattr(s, "at", 0))], *rows[b:], *s[at:]] for s in seqs]
+
 
 def arrange(
-    lm:LM,
-    prefix_rpd:Tensor,  # (r, p, d) embeddings of [BOS; prompt]
-    seqs:list,          # n lists of ids
-)->tuple:               # (prefixes (r, q, d), n lists of ids, `place`)
-    "What is read once and what is read with each text. `place`: None (prefix and inputs as given), \"inside\" (the prompt is in the inputs, as ids below 0), or (BOS rows, rows of the head): the prefix has grown."
-    if not any(getattr(s, "at", 0) or getattr(s, "common", 0) for s in seqs): return prefix_rpd, seqs, None
+    lm: LM,
+    prefix_rpd: Tensor,  # (r, p, d) embeddings of [BOS; prompt]
+    seqs: list,  # n lists of ids
+) -> tuple:  # (prefixes (r, q, d), n lists of ids, `place`)
+    'What is read once and what is read with each text. `place`: None (prefix and inputs as given), "inside" (the prompt is in the inputs, as ids below 0), or (BOS rows, rows of the head): the prefix has grown.'
+    if not any(getattr(s, "at", 0) or getattr(s, "common", 0) for s in seqs):
+        return prefix_rpd, seqs, None
     b, shared = len(lm.bos_ids), _begins_alike(seqs)
     if shared is None:
-        remark(f"{lm.name}: the prompt stands after what differs from text to text, so no prefix is shared and every input is read whole: the same numbers, slower", ("inside", lm.name))
+        remark(
+            f"{lm.name}: the prompt stands after what differs from text to text, so no prefix is shared and every input is read whole: the same numbers, slower",
+            ("inside", lm.name),
+        )
         return prefix_rpd, _inside(seqs, b, prefix_rpd.shape[1]), "inside"
-    head, after = (lm.embeddings[torch.tensor(ids, dtype=torch.long, device=lm.embeddings.device)].to(prefix_rpd) for ids in shared)
+    head, after = (
+        lm.embeddings[torch.tensor(ids, dtype=torch.long, device=lm.embeddings.device)].to(prefix_rpd) for ids in shared
+    )
     r, n = len(prefix_rpd), len(shared[0]) + len(shared[1])
     wide = [prefix_rpd[:, :b], head.expand(r, -1, -1), prefix_rpd[:, b:], after.expand(r, -1, -1)]
     return torch.cat(wide, 1), [s[n:] for s in seqs], (b, len(shared[0]))
 
-def _own_rows(grad_rqd:Tensor, place, p:int)->Tensor:
+
+def _own_rows(grad_rqd: Tensor, place, p: int) -> Tensor:
     "(r, p, d) of a grown prefix's gradient: that of [BOS; prompt]."
-    if not isinstance(place, tuple): return grad_rqd
+    if not isinstance(place, tuple):
+        return grad_rqd
     b, h = place
-    return torch.cat([grad_rqd[:, :b], grad_rqd[:, b + h:h + p]], 1)
+    return torch.cat([grad_rqd[:, :b], grad_rqd[:, b + h : h + p]], 1)
 
 # %% ../nbs/05_scoring.ipynb #f470a9bf
 class PrefixScorer:
     "Label logits of [prefix; text; template] for many texts and several prefixes, each prefix read once."
+
     ways = ("packed", "padded", "plain")
 
-    def __init__(self, lm:LM, labels:Tensor,
-                 way:str="auto",         # "packed", "padded", "plain", or "auto": the first that agrees with "plain"
-                 max_tokens:int=None,    # tokens in one pass; None: from the free memory
-                 row_tokens:int=64):     # room in a packed row, tokens
-        if way not in self.ways + ("auto",): raise ValueError(f"way={way!r}; need one of {', '.join(self.ways)} or auto")
+    def __init__(
+        self,
+        lm: LM,
+        labels: Tensor,
+        way: str = "auto",  # "packed", "padded", "plain", or "auto": the first that agrees with "plain"
+        max_tokens: int = None,  # tokens in one pass; None: from the free memory
+        row_tokens: int = 64,
+    ):  # room in a packed row, tokens
+        if way not in self.ways + ("auto",):
+            raise ValueError(f"way={way!r}; need one of {', '.join(self.ways)} or auto")
         self.lm, self.labels, self.row_tokens, self.asked = lm, labels, row_tokens, max_tokens
-        self.tokens = self.grad_tokens = 0   # tokens that went through the model so far, forward and back
+        self.tokens = self.grad_tokens = 0  # tokens that went through the model so far, forward and back
         self.head = LabelHead(lm.model.get_output_embeddings(), labels)
         self.fixed = None if way == "auto" else way
-        if not self.fixed: self._choose()   # now: a slower way is said before the work
+        if not self.fixed:
+            self._choose()  # now: a slower way is said before the work
 
     @property
-    def way(self)->str:
+    def way(self) -> str:
         "How texts are scored: the way that was asked for, or the model's own, which may change when a longer text comes."
         return self.fixed or self._choose()
-    def _choose(self)->str: return _way_of(self.lm, self.labels)
 
-    def read_prefix(self, prefix_rpd:Tensor)->list:
+    def _choose(self) -> str:
+        return _way_of(self.lm, self.labels)
+
+    def read_prefix(self, prefix_rpd: Tensor) -> list:
         "Keys and values of r prefixes, [(r, heads, p, width)] a layer; differentiable. [] for an empty prefix."
-        if prefix_rpd.shape[1] == 0: return []
+        if prefix_rpd.shape[1] == 0:
+            return []
         cache = DynamicCache()
-        self.head.at = (torch.zeros(1, dtype=torch.long),)*2  # the head's answer is not used here
+        self.head.at = (torch.zeros(1, dtype=torch.long),) * 2  # the head's answer is not used here
         with _headed(self.lm.model, self.head):
             self.lm.model(inputs_embeds=prefix_rpd.to(self.lm.dtype), past_key_values=cache, use_cache=True)
-        self.tokens += prefix_rpd.shape[0]*prefix_rpd.shape[1]
+        self.tokens += prefix_rpd.shape[0] * prefix_rpd.shape[1]
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _plain(self, prefix_rpd:Tensor, seqs:list, runs:list)->Tensor:
+    def _plain(self, prefix_rpd: Tensor, seqs: list, runs: list) -> Tensor:
         "`plain_logits`, its tokens counted."
         self.tokens += sum(prefix_rpd.shape[1] + len(s) for s in seqs)
         return plain_logits(self.lm, self.labels, prefix_rpd, seqs, runs)
 
-    def _packed(self, kv:list, p:int, rows:list, seqs:list, runs:list)->tuple[Tensor, list]:
+    def _packed(self, kv: list, p: int, rows: list, seqs: list, runs: list) -> tuple[Tensor, list]:
         "(n, labels) logits and text numbers of `rows`, given the prefixes' keys and values."
         lay = Layout(rows, seqs, runs, device=self.lm.device)
         return self._laid(kv, p, lay), lay.texts
 
-    def _laid(self, kv:list, p:int, lay:Layout)->Tensor:
+    def _laid(self, kv: list, p: int, lay: Layout) -> Tensor:
         "(n, labels) logits of a layout, in the order of its texts."
         self.head.at, self.tokens = lay.ends, self.tokens + lay.ids.numel()
         with _headed(self.lm.model, self.head):
-            out = self.lm.model(input_ids=lay.ids, position_ids=lay.pos + p, attention_mask=_masks(self.lm.model, lay, p),
-                                past_key_values=_cache_of(kv, lay.runs) if kv else None, use_cache=bool(kv))
-        return out.logits[:,0].float()
+            out = self.lm.model(
+                input_ids=lay.ids,
+                position_ids=lay.pos + p,
+                attention_mask=_masks(self.lm.model, lay, p),
+                past_key_values=_cache_of(kv, lay.runs) if kv else None,
+                use_cache=bool(kv),
+            )
+        return out.logits[:, 0].float()
 
-    def _joined(self, prefix_rpd:Tensor, rows:list, seqs:list, runs:list)->tuple[Tensor, list]:
+    def _joined(self, prefix_rpd: Tensor, rows: list, seqs: list, runs: list) -> tuple[Tensor, list]:
         "The same with the prefix at the head of each row: one pass in place of two, where the rows are few."
         lay, emb, p = Layout(rows, seqs, runs, device=self.lm.device), self.lm.embeddings, prefix_rpd.shape[1]
         x_btd = torch.cat([prefix_rpd[lay.runs].to(emb), emb[lay.ids.to(emb.device)]], 1)
         pos = torch.cat([torch.arange(p, device=self.lm.device).expand(len(rows), -1), lay.pos + p], 1)
         self.head.at, self.tokens = (lay.ends[0], lay.ends[1] + p), self.tokens + pos.numel()
         with _headed(self.lm.model, self.head):
-            out = self.lm.model(inputs_embeds=x_btd, position_ids=pos, attention_mask=_masks(self.lm.model, lay, p, inside=True), use_cache=False)
-        return out.logits[:,0].float(), lay.texts
+            out = self.lm.model(
+                inputs_embeds=x_btd,
+                position_ids=pos,
+                attention_mask=_masks(self.lm.model, lay, p, inside=True),
+                use_cache=False,
+            )
+        return out.logits[:, 0].float(), lay.texts
 
-    def _within(self, prefix_rpd:Tensor, rows:list, seqs:list, runs:list)->tuple[Tensor, list]:
+    def _within(self, prefix_rpd: Tensor, rows: list, seqs: list, runs: list) -> tuple[Tensor, list]:
         "The same with the prompt inside each input, as ids below 0; no cache."
         lay, emb, q = Layout(rows, seqs, runs, device=self.lm.device), self.lm.embeddings, prefix_rpd.shape[1]
         ids = lay.ids.to(emb.device)
         x_btd = emb[ids.clamp(min=0)]
         if q:
-            own_btd = prefix_rpd.to(emb)[lay.runs[:,None].to(emb.device), (-1 - ids).clamp(min=0)]
-            x_btd = torch.where((ids < 0)[...,None], own_btd, x_btd)
+            own_btd = prefix_rpd.to(emb)[lay.runs[:, None].to(emb.device), (-1 - ids).clamp(min=0)]
+            x_btd = torch.where((ids < 0)[..., None], own_btd, x_btd)
         how = dict(attention_mask=(lay.seg >= 0).long())
-        if self.way == "packed": how = dict(attention_mask=_masks(self.lm.model, lay, 0), position_ids=lay.pos)
+        if self.way == "packed":
+            how = dict(attention_mask=_masks(self.lm.model, lay, 0), position_ids=lay.pos)
         self.head.at, self.tokens = lay.ends, self.tokens + ids.numel()
-        with _headed(self.lm.model, self.head): out = self.lm.model(inputs_embeds=x_btd, use_cache=False, **how)
-        return out.logits[:,0].float(), lay.texts
+        with _headed(self.lm.model, self.head):
+            out = self.lm.model(inputs_embeds=x_btd, use_cache=False, **how)
+        return out.logits[:, 0].float(), lay.texts
 
-    def _padded(self, prefix_rpd:Tensor, rows:list, seqs:list, runs:list)->tuple[Tensor, list]:
+    def _padded(self, prefix_rpd: Tensor, rows: list, seqs: list, runs: list) -> tuple[Tensor, list]:
         "The same with prefix and text in one row, one text a row, padded right; no cache, no 4-D mask."
         lay, emb = Layout(rows, seqs, runs, device=self.lm.device), self.lm.embeddings
         p = prefix_rpd.shape[1]
@@ -494,236 +675,323 @@ class PrefixScorer:
         self.head.at, self.tokens = (lay.ends[0], lay.ends[1] + p), self.tokens + keep.numel()
         with _headed(self.lm.model, self.head):
             out = self.lm.model(inputs_embeds=x_btd, attention_mask=keep, use_cache=False)
-        return out.logits[:,0].float(), lay.texts
+        return out.logits[:, 0].float(), lay.texts
 
 # %% ../nbs/05_scoring.ipynb #16e3ee72
-def _passes(rows:list, seqs:list, extra:int, max_tokens:int):
+def _passes(rows: list, seqs: list, extra: int, max_tokens: int):
     "Yield slices of `rows` whose padded size, with `extra` tokens a row, fits `max_tokens`; at least one row each."
     batch, width = [], 0
     for row in rows:
         w = max(width, extra + sum(len(seqs[i]) for i in row))
-        if batch and w*(len(batch)+1) > max_tokens:
+        if batch and w * (len(batch) + 1) > max_tokens:
             yield batch
             batch, w = [], extra + sum(len(seqs[i]) for i in row)
-        batch.append(row); width = w
-    if batch: yield batch
+        batch.append(row)
+        width = w
+    if batch:
+        yield batch
 
-def _retrying(scorer:PrefixScorer, rows:list, seqs:list, extra:int, grad:bool, work):
+
+def _retrying(scorer: PrefixScorer, rows: list, seqs: list, extra: int, grad: bool, work):
     "Call `work(slice)` on slices of `rows`; when CUDA is out of memory, halve the slice and go on. What `work` keeps it must keep at its end, for it may be called again."
     budget = scorer.asked or fit_tokens(scorer.lm, grad)
     todo = list(rows)
     while todo:
         part, before = next(_passes(todo, seqs, extra, budget)), scorer.tokens
-        try: work(part)
+        try:
+            work(part)
         except torch.cuda.OutOfMemoryError:
-            if len(part) == 1: raise
-            scorer.asked, scorer.tokens = max(1, budget//2), before
+            if len(part) == 1:
+                raise
+            scorer.asked, scorer.tokens = max(1, budget // 2), before
             budget = scorer.asked
-            if scorer.lm.device.type == "cuda": torch.cuda.empty_cache()
+            if scorer.lm.device.type == "cuda":
+                torch.cuda.empty_cache()
             continue
-        todo = todo[len(part):]
+        todo = todo[len(part) :]
 
 # %% ../nbs/05_scoring.ipynb #5c0a1004
-def _check_finite(scorer, logits_nc:Tensor, prefix_rpd:Tensor, seqs:list, runs:list):
+def _check_finite(scorer, logits_nc: Tensor, prefix_rpd: Tensor, seqs: list, runs: list):
     "Put right, in place, what a neighbour in the row has spoilt. `InputError` names a text whose own logits are not finite."
     lm = scorer.lm
-    for i in (~logits_nc.isfinite().all(1)).nonzero()[:,0].tolist():
-        with torch.no_grad(): alone = plain_logits(lm, scorer.labels, prefix_rpd, [seqs[i]], [runs[i]])[0].cpu()
+    for i in (~logits_nc.isfinite().all(1)).nonzero()[:, 0].tolist():
+        with torch.no_grad():
+            alone = plain_logits(lm, scorer.labels, prefix_rpd, [seqs[i]], [runs[i]])[0].cpu()
         if not alone.isfinite().all():
             other = "bfloat16 or float32" if lm.dtype == torch.float16 else "float32, or check its weights"
-            raise InputError(f"text {i} ({lm.decode(seqs[i])[:40]!r}...): its label logits are not finite in "
-                             f"{str(lm.dtype)[6:]} on {lm.name}; load the model in {other}")
+            raise InputError(
+                f"text {i} ({lm.decode(seqs[i])[:40]!r}...): its label logits are not finite in "
+                f"{str(lm.dtype)[6:]} on {lm.name}; load the model in {other}"
+            )
         logits_nc[i] = alone
 
 # %% ../nbs/05_scoring.ipynb #6fe6a377
 def _rows(self, seqs, runs, place=None):
-    if self.way == "padded": return [[i] for i in sorted(range(len(seqs)), key=lambda i: -len(seqs[i]))]
-    return pack([len(s) for s in seqs], runs, max(self.row_tokens, JOINED_ROW) if place == "inside" else self.row_tokens)
+    if self.way == "padded":
+        return [[i] for i in sorted(range(len(seqs)), key=lambda i: -len(seqs[i]))]
+    return pack(
+        [len(s) for s in seqs], runs, max(self.row_tokens, JOINED_ROW) if place == "inside" else self.row_tokens
+    )
 
-JOINED_ROW = 256                          # room in a row that carries its own copy of the prefix, tokens
-JOINED_TOKENS = {"cpu": 512, "cuda": 8192}   # up to here a pass of its own for the prefix costs more than its copies; measured on a CPU alone
+
+JOINED_ROW = 256  # room in a row that carries its own copy of the prefix, tokens
+JOINED_TOKENS = {
+    "cpu": 512,
+    "cuda": 8192,
+}  # up to here a pass of its own for the prefix costs more than its copies; measured on a CPU alone
+
 
 def _joined_rows(self, seqs, runs, prefix_rpd):
     "Rows that each carry the prefix, where the texts are so few that a second pass would cost more; else None."
-    if self.way != "packed" or not prefix_rpd.shape[1] or sum(map(len, seqs)) > JOINED_TOKENS.get(self.lm.device.type, 512): return None
+    if (
+        self.way != "packed"
+        or not prefix_rpd.shape[1]
+        or sum(map(len, seqs)) > JOINED_TOKENS.get(self.lm.device.type, 512)
+    ):
+        return None
     return pack([len(s) for s in seqs], runs, JOINED_ROW)
 
-def _forward_of(self, prefix_rpd, seqs, runs, place)->tuple:
+
+def _forward_of(self, prefix_rpd, seqs, runs, place) -> tuple:
     "(what gives the logits and text numbers of some rows, tokens that a row has beside its texts), for prefix and inputs as they are arranged."
     p = prefix_rpd.shape[1]
-    if place == "inside": return lambda part: self._within(prefix_rpd, part, seqs, runs), 0
-    if self.way == "padded": return lambda part: self._padded(prefix_rpd, part, seqs, runs), p
+    if place == "inside":
+        return lambda part: self._within(prefix_rpd, part, seqs, runs), 0
+    if self.way == "padded":
+        return lambda part: self._padded(prefix_rpd, part, seqs, runs), p
     kv = self.read_prefix(prefix_rpd)
     return lambda part: self._packed(kv, p, part, seqs, runs), 0
+
 
 @torch.no_grad()
 def _unchecked(self, prefix_rpd, seqs, runs, on_pass=None):
     "(n, labels) float32 label logits, finite or not."
     out = torch.empty(len(seqs), len(self.labels))
-    if self.way == "plain": return self._plain(prefix_rpd, seqs, runs).cpu()
+    if self.way == "plain":
+        return self._plain(prefix_rpd, seqs, runs).cpu()
     prefix_rpd, seqs, place = arrange(self.lm, prefix_rpd, seqs)
     forward, extra = _forward_of(self, prefix_rpd, seqs, runs, place)
+
     def work(part):
         got, texts = forward(part)
         out[texts] = got.cpu()
-        if on_pass: on_pass(len(texts))
+        if on_pass:
+            on_pass(len(texts))
+
     _retrying(self, _rows(self, seqs, runs, place), seqs, extra, False, work)
     return out
+
 
 def logits(self, prefix_rpd, seqs, runs=None, on_pass=None):
     "(n, labels) float32 label logits; prefix_rpd (r, p, d), seqs n lists of ids, runs n run numbers (None: all 0). `InputError` for an input longer than the model reads, and for logits that are no finite numbers."
     check_lengths(self.lm, prefix_rpd, seqs)
-    runs = runs if runs is not None else [0]*len(seqs)
+    runs = runs if runs is not None else [0] * len(seqs)
     out = _unchecked(self, prefix_rpd, seqs, runs, on_pass)
     _check_finite(self, out, prefix_rpd, seqs, runs)
     return out
 
+
 PrefixScorer.logits = logits
 
 # %% ../nbs/05_scoring.ipynb #5c1d0e02
-OBJECTIVES = ("labels", "centred", "vocabulary")   # over the label words; over them, bias-free; over the whole vocabulary
+OBJECTIVES = (
+    "labels",
+    "centred",
+    "vocabulary",
+)  # over the label words; over them, bias-free; over the whole vocabulary
+
 
 def centred_losses(
-    logits_nc:Tensor,   # (n, C) label logits
-    targets_n:Tensor,   # (n,) int64 right classes
-    runs_n:Tensor,      # (n,) int64 the run that each text belongs to, 0 <= run < n_runs
-    n_runs:int,
-)->Tensor:              # (n_runs,) mean cross-entropy of each run; 0 for a run without texts
+    logits_nc: Tensor,  # (n, C) label logits
+    targets_n: Tensor,  # (n,) int64 right classes
+    runs_n: Tensor,  # (n,) int64 the run that each text belongs to, 0 <= run < n_runs
+    n_runs: int,
+) -> Tensor:  # (n_runs,) mean cross-entropy of each run; 0 for a run without texts
     "Loss that an additive bias cannot change: the logits less the mean of their class means in the run."
     c = logits_nc.shape[1]
-    cell_n, each_r = runs_n*c + targets_n, torch.bincount(runs_n, minlength=n_runs)
-    count = torch.bincount(cell_n, minlength=n_runs*c).to(logits_nc)
-    sums = logits_nc.new_zeros(n_runs*c, c).index_add(0, cell_n, logits_nc)
-    means = (sums/count.clamp(min=1)[:,None]).view(n_runs, c, c)          # run, class, label word; 0 where a class is missing
+    cell_n, each_r = runs_n * c + targets_n, torch.bincount(runs_n, minlength=n_runs)
+    count = torch.bincount(cell_n, minlength=n_runs * c).to(logits_nc)
+    sums = logits_nc.new_zeros(n_runs * c, c).index_add(0, cell_n, logits_nc)
+    means = (sums / count.clamp(min=1)[:, None]).view(
+        n_runs, c, c
+    )  # run, class, label word; 0 where a class is missing
     present = (count > 0).view(n_runs, c).sum(1).clamp(min=1)
-    z_nc = logits_nc - (means.sum(1)/present[:,None])[runs_n]
-    loss_n = torch.nn.functional.cross_entropy(z_nc, targets_n, reduction="none")/each_r[runs_n]
+    z_nc = logits_nc - (means.sum(1) / present[:, None])[runs_n]
+    loss_n = torch.nn.functional.cross_entropy(z_nc, targets_n, reduction="none") / each_r[runs_n]
     return logits_nc.new_zeros(n_runs).index_add(0, runs_n, loss_n)
 
 # %% ../nbs/05_scoring.ipynb #5c1d0e06
 @torch.enable_grad()
-def _slopes(logits_nc, targets_n, runs_n, n_runs:int)->tuple:
+def _slopes(logits_nc, targets_n, runs_n, n_runs: int) -> tuple:
     "Centred losses (r,) and their slope (n, C) in each logit; float64 inside: a slope is a small difference."
     z_nc = logits_nc.detach().cpu().double().requires_grad_()
     loss_r = centred_losses(z_nc, targets_n, runs_n, n_runs)
-    slope_nc, = torch.autograd.grad(loss_r.sum(), z_nc)
+    (slope_nc,) = torch.autograd.grad(loss_r.sum(), z_nc)
     return loss_r.detach().float(), slope_nc.float()
 
-def _whole_runs(rows:list, runs:list, lengths:list, extra:int, max_tokens:int):
+
+def _whole_runs(rows: list, runs: list, lengths: list, extra: int, max_tokens: int):
     "Yield groups of rows that hold all texts of their runs, as many runs as fit a pass; at least one each."
-    def size(rows): return len(rows)*(extra + max(sum(lengths[i] for i in row) for row in rows))
+
+    def size(rows):
+        return len(rows) * (extra + max(sum(lengths[i] for i in row) for row in rows))
+
     by_run, group = defaultdict(list), []
-    for row in rows: by_run[runs[row[0]]].append(row)
+    for row in rows:
+        by_run[runs[row[0]]].append(row)
     for mine in by_run.values():
         if group and size(group + mine) > max_tokens:
             yield group
             group = []
         group = group + mine
-    if group: yield group
+    if group:
+        yield group
 
 # %% ../nbs/05_scoring.ipynb #5c1d0e08
-def _sized(scorer, seqs)->list:
+def _sized(scorer, seqs) -> list:
     "Stand-ins for the texts, as long as what they take of a pass: beside their tokens, logits where there are many."
     more = getattr(scorer, "text_tokens", 0)
     return [range(len(s) + more) for s in seqs] if more else seqs
+
 
 def _centred(scorer, rows, seqs, extra, targets_n, runs_n, loss_r, forward, back):
     "Centred losses of all runs into `loss_r`, their gradient through `back`, whole runs at a time."
     budget = scorer.asked or fit_tokens(scorer.lm, True)
     for group in _whole_runs(rows, runs_n.tolist(), list(map(len, seqs)), extra, budget):
         mine, known, slope_nc = [i for row in group for i in row], [], torch.zeros(len(seqs), len(scorer.labels))
+
         def learn(logits_nc, texts):
             "Loss and slopes of the group, from all its logits."
             loss, slope_nc[texts] = _slopes(logits_nc, targets_n[texts], runs_n[texts], len(loss_r))
             loss_r.add_(loss)
             known.append(True)
+
         @torch.no_grad()
         def look():
             z_nc = torch.zeros_like(slope_nc)
+
             def keep(part):
                 got, texts = forward(part)
                 z_nc[texts] = got.cpu()
+
             _retrying(scorer, group, seqs, extra, False, keep)
             learn(z_nc[mine], mine)
+
         def work(part):
-            if not known and len(part) < len(group): look()
+            if not known and len(part) < len(group):
+                look()
             got, texts = forward(part)
-            if not known: learn(got, texts)
-            back(got, (got*slope_nc[texts].to(got)).sum())
+            if not known:
+                learn(got, texts)
+            back(got, (got * slope_nc[texts].to(got)).sum())
+
         _retrying(scorer, group, seqs, extra, True, work)
 
 # %% ../nbs/05_scoring.ipynb #cc7f1784
-def _no_gradient(lm)->InputError:
-    return InputError(f"no gradient reaches the prompt through {lm.name}; load it unquantised, or in a form that its library differentiates (8 bits, or 4 with float32 arithmetic)")
+def _no_gradient(lm) -> InputError:
+    return InputError(
+        f"no gradient reaches the prompt through {lm.name}; load it unquantised, or in a form that its library differentiates (8 bits, or 4 with float32 arithmetic)"
+    )
 
-def _unseen(scorer, prefix_rpd, seqs, runs)->InputError|None:
+
+def _unseen(scorer, prefix_rpd, seqs, runs) -> InputError | None:
     "The error for texts so long that nothing of the prompt is seen from their ends. None where the prompt is seen."
     few = sorted(range(len(seqs)), key=lambda i: len(seqs[i]))[:2]
     texts, whose = [seqs[i] for i in few], [runs[i] for i in few]
     lm, other = scorer.lm, prefix_rpd.detach().roll(1, -1)
-    if not torch.equal(scorer.logits(prefix_rpd.detach(), texts, whose), scorer.logits(other, texts, whose)): return None
+    if not torch.equal(scorer.logits(prefix_rpd.detach(), texts, whose), scorer.logits(other, texts, whose)):
+        return None
     window = getattr(lm.model.config.get_text_config(), "sliding_window", None)
-    return InputError(f"no gradient reaches the prompt through {lm.name}: the texts have {len(texts[0])} tokens or more, and from their ends "
-                      f"the model does not see the prompt (it looks back {window or 'a limited number of'} tokens a layer); set a smaller max_text_tokens in the task")
+    return InputError(
+        f"no gradient reaches the prompt through {lm.name}: the texts have {len(texts[0])} tokens or more, and from their ends "
+        f"the model does not see the prompt (it looks back {window or 'a limited number of'} tokens a layer); set a smaller max_text_tokens in the task"
+    )
+
 
 def loss_and_grad(self, prefix_rpd, seqs, targets, runs=None, objective="labels"):
     "Mean loss of each run (r,), and its gradient (r, p, d) float32 in the prefix; `targets`: n label numbers; `objective`: one of `OBJECTIVES`. `InputError` for an input longer than the model reads, and where no gradient reaches the prefix."
-    if objective not in OBJECTIVES: raise InputError(f"objective={objective!r}; need {', '.join(OBJECTIVES[:-1])} or {OBJECTIVES[-1]}")
-    if objective == "vocabulary": return _whole_loss_and_grad(self, prefix_rpd, seqs, targets, runs)
+    if objective not in OBJECTIVES:
+        raise InputError(f"objective={objective!r}; need {', '.join(OBJECTIVES[:-1])} or {OBJECTIVES[-1]}")
+    if objective == "vocabulary":
+        return _whole_loss_and_grad(self, prefix_rpd, seqs, targets, runs)
     check_lengths(self.lm, prefix_rpd, seqs)
-    runs, given, place = runs if runs is not None else [0]*len(seqs), (prefix_rpd, seqs), None
-    if self.way != "plain": prefix_rpd, seqs, place = arrange(self.lm, prefix_rpd, seqs)
+    runs, given, place = runs if runs is not None else [0] * len(seqs), (prefix_rpd, seqs), None
+    if self.way != "plain":
+        prefix_rpd, seqs, place = arrange(self.lm, prefix_rpd, seqs)
     r, targets_n, runs_n = len(prefix_rpd), torch.tensor(targets), torch.tensor(runs)
-    loss_r, share_n, before = torch.zeros(r), 1/torch.bincount(runs_n, minlength=r)[runs_n], self.tokens
+    loss_r, share_n, before = torch.zeros(r), 1 / torch.bincount(runs_n, minlength=r)[runs_n], self.tokens
     leaf = prefix_rpd.detach().float().requires_grad_()
     inside = place == "inside"
     rows, joined = _rows(self, seqs, runs, place), None if inside else _joined_rows(self, seqs, runs, leaf)
-    if joined and place and 10*(len(joined) - 1)*leaf.shape[1] > sum(map(len, seqs)): joined = None   # copies of a long head cost more than a pass
+    if joined and place and 10 * (len(joined) - 1) * leaf.shape[1] > sum(map(len, seqs)):
+        joined = None  # copies of a long head cost more than a pass
     packed = self.way == "packed" and not joined and not inside
     kv = self.read_prefix(leaf) if packed else []
     leaves = [tuple(t.detach().requires_grad_() for t in pair) for pair in kv]
     wanted = [t for pair in leaves for t in pair] if packed else [leaf]
-    grads, extra, sized = [None]*len(wanted), 0 if packed or inside else leaf.shape[1], _sized(self, seqs)
+    grads, extra, sized = [None] * len(wanted), 0 if packed or inside else leaf.shape[1], _sized(self, seqs)
+
     def forward(part):
         "(n, labels) logits and text numbers of some rows."
         if self.way == "plain":
             texts = [i for row in part for i in row]
             return self._plain(leaf, [seqs[i] for i in texts], [runs[i] for i in texts]), texts
-        if inside: return self._within(leaf, part, seqs, runs)
-        if packed: return self._packed(leaves, leaf.shape[1], part, seqs, runs)
+        if inside:
+            return self._within(leaf, part, seqs, runs)
+        if packed:
+            return self._packed(leaves, leaf.shape[1], part, seqs, runs)
         return (self._joined if joined else self._padded)(leaf, part, seqs, runs)
+
     def back(got, total):
         "Add the gradient of `total` in what is wanted."
-        if not leaf.shape[1]: return
-        if not got.requires_grad: raise _no_gradient(self.lm)
+        if not leaf.shape[1]:
+            return
+        if not got.requires_grad:
+            raise _no_gradient(self.lm)
         # not backward(): where memory runs out on its way, what it has added by then would be added again
         for i, g in enumerate(torch.autograd.grad(total, wanted, allow_unused=True)):
-            if g is not None: grads[i] = g if grads[i] is None else grads[i] + g
+            if g is not None:
+                grads[i] = g if grads[i] is None else grads[i] + g
+
     def usual(part):
         got, texts = forward(part)
-        each = torch.nn.functional.cross_entropy(got, targets_n[texts].to(got.device), reduction="none")*share_n[texts].to(got.device)
+        each = torch.nn.functional.cross_entropy(got, targets_n[texts].to(got.device), reduction="none") * share_n[
+            texts
+        ].to(got.device)
         back(got, each.sum())
         loss_r.index_add_(0, runs_n[texts], each.detach().cpu())
-    if objective == "labels": _retrying(self, joined or rows, sized, extra, True, usual)
-    else: _centred(self, joined or rows, sized, extra, targets_n, runs_n, loss_r, forward, back)
+
+    if objective == "labels":
+        _retrying(self, joined or rows, sized, extra, True, usual)
+    else:
+        _centred(self, joined or rows, sized, extra, targets_n, runs_n, loss_r, forward, back)
     grad = grads[0] if not packed and leaf.shape[1] else None
     if packed and leaf.shape[1]:
         pairs = [(t, g) for t, g in zip((t for pair in kv for t in pair), grads) if g is not None and t.requires_grad]
-        if pairs: grad, = torch.autograd.grad([t for t, _ in pairs], [leaf], [g for _, g in pairs], allow_unused=True)
-    if not loss_r.isfinite().all(): self.logits(*given, runs)   # which names the text
-    if not loss_r.isfinite().all(): raise InputError(f"the loss is not finite in {str(self.lm.dtype)[6:]} on {self.lm.name}; load the model in float32")
+        if pairs:
+            (grad,) = torch.autograd.grad([t for t, _ in pairs], [leaf], [g for _, g in pairs], allow_unused=True)
+    if not loss_r.isfinite().all():
+        self.logits(*given, runs)  # which names the text
+    if not loss_r.isfinite().all():
+        raise InputError(
+            f"the loss is not finite in {str(self.lm.dtype)[6:]} on {self.lm.name}; load the model in float32"
+        )
     self.grad_tokens += self.tokens - before
     p = given[0].shape[1]
     grad = None if grad is None else _own_rows(grad, place, p)
-    if p and loss_r.max() > 1e-3 and (grad is None or not grad.any()):   # some quantised layers let nothing back through, and say nothing
+    if (
+        p and loss_r.max() > 1e-3 and (grad is None or not grad.any())
+    ):  # some quantised layers let nothing back through, and say nothing
         raise _unseen(self, given[0], given[1], runs) or _no_gradient(self.lm)
     return loss_r, grad if grad is not None else torch.zeros_like(given[0].detach().float())
+
 
 PrefixScorer.loss_and_grad = loss_and_grad
 
 # %% ../nbs/05_scoring.ipynb #5c1d0e0a
 class WholeHead(LabelHead):
     "Stands in for a model's output layer: all its rows, at one hidden state a text."
+
     def __init__(self, head):
         torch.nn.Module.__init__(self)
         self.at, self.whole, self.labels = None, None, torch.arange(_outputs(head))
@@ -731,100 +999,139 @@ class WholeHead(LabelHead):
             wide = torch.promote_types(head.weight.dtype, torch.float32)
             self.weight = head.weight.detach().to(wide)
             self.bias = None if head.bias is None else head.bias.detach().to(wide)
-        else: self.whole = [head]
+        else:
+            self.whole = [head]
 
-def _outputs(head)->int:
+
+def _outputs(head) -> int:
     "Rows of an output layer."
     return getattr(head, "out_features", None) or len(head.weight)
 
-def _over_all(scorer:PrefixScorer)->PrefixScorer:
+
+def _over_all(scorer: PrefixScorer) -> PrefixScorer:
     "A scorer like this one to which every token is a label; made once."
     over = getattr(scorer, "over", None)
     if over is None:
         head = scorer.lm.model.get_output_embeddings()
-        over = PrefixScorer(scorer.lm, scorer.labels, way=scorer.fixed or "auto", max_tokens=scorer.asked, row_tokens=scorer.row_tokens)
+        over = PrefixScorer(
+            scorer.lm, scorer.labels, way=scorer.fixed or "auto", max_tokens=scorer.asked, row_tokens=scorer.row_tokens
+        )
         over.head, over.labels = WholeHead(head), torch.arange(_outputs(head))
-        over.text_tokens = -(-16*len(over.labels)//token_bytes(scorer.lm, True))   # logits, their softmax and its gradient, in float32
+        over.text_tokens = -(
+            -16 * len(over.labels) // token_bytes(scorer.lm, True)
+        )  # logits, their softmax and its gradient, in float32
         scorer.over = over
     return over
+
 
 def _counted(scorer, over):
     "What `over` has read is what `scorer` has read."
     scorer.tokens, scorer.grad_tokens = scorer.tokens + over.tokens, scorer.grad_tokens + over.grad_tokens
     over.tokens = over.grad_tokens = 0
 
+
 def _whole_loss_and_grad(scorer, prefix_rpd, seqs, targets, runs=None):
     "`loss_and_grad` over the whole vocabulary."
     over = _over_all(scorer)
-    try: return over.loss_and_grad(prefix_rpd, seqs, [int(scorer.labels[t]) for t in targets], runs)
-    finally: _counted(scorer, over)
+    try:
+        return over.loss_and_grad(prefix_rpd, seqs, [int(scorer.labels[t]) for t in targets], runs)
+    finally:
+        _counted(scorer, over)
 
 # %% ../nbs/05_scoring.ipynb #5c1d0e0b
 @torch.no_grad()
 def vocabulary_logp(
-    scorer:PrefixScorer,
-    prefix_rpd:Tensor,   # (r, p, d) embeddings before the text
-    seqs:list,           # n lists of ids
-    runs=None,           # n run numbers; None: all 0
-)->Tensor:               # (n, C) float32
+    scorer: PrefixScorer,
+    prefix_rpd: Tensor,  # (r, p, d) embeddings before the text
+    seqs: list,  # n lists of ids
+    runs=None,  # n run numbers; None: all 0
+) -> Tensor:  # (n, C) float32
     "Log-probability of each label word's token over the model's whole vocabulary. `InputError` for an input longer than the model reads."
     check_lengths(scorer.lm, prefix_rpd, seqs)
     over, given, place = _over_all(scorer), (prefix_rpd, seqs), None
-    runs, out = runs if runs is not None else [0]*len(seqs), torch.empty(len(seqs), len(scorer.labels))
+    runs, out = runs if runs is not None else [0] * len(seqs), torch.empty(len(seqs), len(scorer.labels))
     if over.way != "plain":
         prefix_rpd, seqs, place = arrange(scorer.lm, prefix_rpd, seqs)
         forward, extra = _forward_of(over, prefix_rpd, seqs, runs, place)
-    else: extra = prefix_rpd.shape[1]
+    else:
+        extra = prefix_rpd.shape[1]
+
     def work(part):
         texts = [i for row in part for i in row]
-        if over.way == "plain": got = plain_logits(over.lm, over.labels, prefix_rpd, [seqs[i] for i in texts], [runs[i] for i in texts])
-        else: got, texts = forward(part)
+        if over.way == "plain":
+            got = plain_logits(over.lm, over.labels, prefix_rpd, [seqs[i] for i in texts], [runs[i] for i in texts])
+        else:
+            got, texts = forward(part)
         out[texts] = (got[:, scorer.labels.to(got.device)] - got.logsumexp(-1, keepdim=True)).cpu()
-    lengths = [range(len(s) + -(-8*len(over.labels)//token_bytes(scorer.lm, False))) for s in seqs]
+
+    lengths = [range(len(s) + -(-8 * len(over.labels) // token_bytes(scorer.lm, False))) for s in seqs]
     _retrying(over, _rows(over, seqs, runs, place), lengths, extra, False, work)
     _counted(scorer, over)
     if not out.isfinite().all():
-        scorer.logits(*given, runs)   # which names the text
-        raise InputError(f"probabilities that are not finite in {str(scorer.lm.dtype)[6:]} on {scorer.lm.name}; load the model in float32")
+        scorer.logits(*given, runs)  # which names the text
+        raise InputError(
+            f"probabilities that are not finite in {str(scorer.lm.dtype)[6:]} on {scorer.lm.name}; load the model in float32"
+        )
     return out
 
 # %% ../nbs/05_scoring.ipynb #5c1d0e0c
 @torch.no_grad()
 def run_losses(
-    scorer:PrefixScorer,
-    prefix_rpd:Tensor,   # (r, p, d) embeddings before the text
-    seqs:list,           # n lists of ids
-    targets:list,        # n label numbers
-    runs:list,           # n run numbers
-    objective:str="labels",   # one of `OBJECTIVES`
-)->Tensor:               # (r,) float32
+    scorer: PrefixScorer,
+    prefix_rpd: Tensor,  # (r, p, d) embeddings before the text
+    seqs: list,  # n lists of ids
+    targets: list,  # n label numbers
+    runs: list,  # n run numbers
+    objective: str = "labels",  # one of `OBJECTIVES`
+) -> Tensor:  # (r,) float32
     "Mean loss of each run, without a gradient."
     y_n, runs_n = torch.tensor(targets), torch.tensor(runs)
-    if objective == "centred": return centred_losses(scorer.logits(prefix_rpd, seqs, runs), y_n, runs_n, len(prefix_rpd))
-    logp_nc = vocabulary_logp(scorer, prefix_rpd, seqs, runs) if objective == "vocabulary" else scorer.logits(prefix_rpd, seqs, runs).log_softmax(-1)
-    each = -logp_nc.gather(1, y_n[:,None])[:,0]/torch.bincount(runs_n, minlength=len(prefix_rpd))[runs_n]
+    if objective == "centred":
+        return centred_losses(scorer.logits(prefix_rpd, seqs, runs), y_n, runs_n, len(prefix_rpd))
+    logp_nc = (
+        vocabulary_logp(scorer, prefix_rpd, seqs, runs)
+        if objective == "vocabulary"
+        else scorer.logits(prefix_rpd, seqs, runs).log_softmax(-1)
+    )
+    each = -logp_nc.gather(1, y_n[:, None])[:, 0] / torch.bincount(runs_n, minlength=len(prefix_rpd))[runs_n]
     return torch.zeros(len(prefix_rpd)).index_add_(0, runs_n, each)
 
 # %% ../nbs/05_scoring.ipynb #68c68476
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: .15, torch.float16: .05}  # of the logits' size
-_CANNOT = (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, IndexError, KeyError, AssertionError)
-_PACKED_LAYERS = {"full_attention", "sliding_attention"}   # of the others, none sees a 4-D mask and positions alone
+_TOLERANCE = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-4,
+    torch.bfloat16: 0.15,
+    torch.float16: 0.05,
+}  # of the logits' size
+_CANNOT = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    AssertionError,
+)
+_PACKED_LAYERS = {"full_attention", "sliding_attention"}  # of the others, none sees a 4-D mask and positions alone
 
-def _ids(k:int, n:int, rows:int)->list:
+
+def _ids(k: int, n: int, rows: int) -> list:
     "n ids of a text for a check, different for each k."
-    return [(7919*k + 1103*j*j + 31*j + 5) % rows for j in range(n)]
+    return [(7919 * k + 1103 * j * j + 31 * j + 5) % rows for j in range(n)]
 
-def _trial(lm:LM, p:int, n:int)->tuple:
+
+def _trial(lm: LM, p: int, n: int) -> tuple:
     "(prefixes (2, p, d), texts, runs, which are compared): up to n tokens with the prefix, and fillers as a row may hold them."
     rows, long = lm.n_rows, max(2, n - p)
-    compared = [_ids(k, t, rows) for k, t in enumerate((long, 5, max(1, long//2), 2))]
-    fillers = [_ids(k + 9, 16, rows) for k in range(max(0, JOINED_ROW - long)//16 if long >= 16 else 2)]
+    compared = [_ids(k, t, rows) for k, t in enumerate((long, 5, max(1, long // 2), 2))]
+    fillers = [_ids(k + 9, 16, rows) for k in range(max(0, JOINED_ROW - long) // 16 if long >= 16 else 2)]
     ids_rp = torch.tensor([_ids(k + 5, p, rows) for k in range(2)], dtype=torch.long).view(2, p)
-    texts, runs = compared[:2] + fillers + compared[2:], [0]*(2 + len(fillers)) + [1, 1]
+    texts, runs = compared[:2] + fillers + compared[2:], [0] * (2 + len(fillers)) + [1, 1]
     return lm.embeddings[ids_rp.to(lm.embeddings.device)], texts, runs, [0, 1, len(texts) - 2, len(texts) - 1]
 
 # %% ../nbs/05_scoring.ipynb #5c0a1005
-def _by_way(lm:LM, labels:Tensor, way:str, prefix_rpd, texts, runs)->list:
+def _by_way(lm: LM, labels: Tensor, way: str, prefix_rpd, texts, runs) -> list:
     "Logits of all texts, by each kind of pass that a way makes."
     probe = PrefixScorer(lm, labels, way=way, max_tokens=1 << 20, row_tokens=sum(map(len, texts)))
     out = [_unchecked(probe, prefix_rpd, texts, runs)]
@@ -834,229 +1141,316 @@ def _by_way(lm:LM, labels:Tensor, way:str, prefix_rpd, texts, runs)->list:
         out[1][order] = got.cpu()
     return out
 
-def _alone(lm:LM, labels:Tensor, prefix_rpd, texts, runs)->Tensor:
+
+def _alone(lm: LM, labels: Tensor, prefix_rpd, texts, runs) -> Tensor:
     "`plain_logits`; of long inputs without the logits of every token, which may not fit."
-    if prefix_rpd.shape[1] + max(map(len, texts)) <= 1024: return plain_logits(lm, labels, prefix_rpd, texts, runs).cpu()
+    if prefix_rpd.shape[1] + max(map(len, texts)) <= 1024:
+        return plain_logits(lm, labels, prefix_rpd, texts, runs).cpu()
     one_by_one = PrefixScorer(lm, labels, "padded", max_tokens=1)
     return _unchecked(one_by_one, prefix_rpd, texts, runs)
 
-def _agrees(lm:LM, labels:Tensor, way:str, p:int, n:int)->bool:
+
+def _agrees(lm: LM, labels: Tensor, way: str, p: int, n: int) -> bool:
     "Does `way` give what the plain pass gives, for a prefix of p tokens and up to n tokens in all?"
     prefix_rpd, texts, runs, compared = _trial(lm, p, n)
     few = [texts[i] for i in compared], [runs[i] for i in compared]
     want = _alone(lm, labels, prefix_rpd, *few)
-    near = _TOLERANCE.get(lm.dtype, .15)*want.nan_to_num(0, 0, 0).abs().max().clamp(min=1)
-    try: got = [z[compared] for z in _by_way(lm, labels, way, prefix_rpd, texts, runs)]
-    except _CANNOT: return False
+    near = _TOLERANCE.get(lm.dtype, 0.15) * want.nan_to_num(0, 0, 0).abs().max().clamp(min=1)
+    try:
+        got = [z[compared] for z in _by_way(lm, labels, way, prefix_rpd, texts, runs)]
+    except _CANNOT:
+        return False
     # what overflows in float16 is found when a text is scored; float32 shows what is computed
     apart = lm.dtype == torch.float16 or way == "plain"
     sure = [z.isfinite() & want.isfinite() if apart else torch.ones_like(want, dtype=torch.bool) for z in got]
     return all(bool(((z - want)[known].abs() <= near).all()) for z, known in zip(got, sure))
 
-def _exact(lm:LM)->LM|None:
+
+def _exact(lm: LM) -> LM | None:
     "The model in float32, where no rounding hides a mistake. None where it cannot be cast, or there is no room."
-    if lm.dtype in (torch.float32, torch.float64): return lm
+    if lm.dtype in (torch.float32, torch.float64):
+        return lm
     weights = list(lm.model.parameters())
     apart = len(set(getattr(lm.model, "hf_device_map", {}).values())) > 1
-    if apart or getattr(lm.model, "is_quantized", False) or any(w.is_meta or not w.is_floating_point() for w in weights): return None
-    if 6*sum(w.numel() for w in weights) > free_bytes(lm.device): return None
-    try: return lm.cast("float32")
-    except _CANNOT: return None
+    if (
+        apart
+        or getattr(lm.model, "is_quantized", False)
+        or any(w.is_meta or not w.is_floating_point() for w in weights)
+    ):
+        return None
+    if 6 * sum(w.numel() for w in weights) > free_bytes(lm.device):
+        return None
+    try:
+        return lm.cast("float32")
+    except _CANNOT:
+        return None
 
 # %% ../nbs/05_scoring.ipynb #5c0a1006
 _log = logging.getLogger("hpt_nb.scoring")
 
+
 @torch.no_grad()
-def _holds(lm:LM, labels:Tensor, way:str, p:int, n:int)->bool:
+def _holds(lm: LM, labels: Tensor, way: str, p: int, n: int) -> bool:
     "`_agrees`, in float32 and in the model's own format."
     if way == "plain":
-        if _agrees(lm, labels, "plain", p, n): return True
-        raise InputError(f"{lm.name}: gives other numbers each time that it reads the same text (random hashing, as Reformer's, or "
-                         "dropout), so nothing can be measured on it; name another model")
-    local = "local" in (getattr(lm.model.config.get_text_config(), "attention_layers", None) or ())   # GPT-Neo's count rows, not positions
-    if way == "packed" and (local or not _layer_types(lm.model) <= _PACKED_LAYERS): return False
+        if _agrees(lm, labels, "plain", p, n):
+            return True
+        raise InputError(
+            f"{lm.name}: gives other numbers each time that it reads the same text (random hashing, as Reformer's, or "
+            "dropout), so nothing can be measured on it; name another model"
+        )
+    local = "local" in (
+        getattr(lm.model.config.get_text_config(), "attention_layers", None) or ()
+    )  # GPT-Neo's count rows, not positions
+    if way == "packed" and (local or not _layer_types(lm.model) <= _PACKED_LAYERS):
+        return False
     exact = _exact(lm)
     return (exact is None or _agrees(exact, labels, way, p, n)) and (exact is lm or _agrees(lm, labels, way, p, n))
 
-def _way_of(lm:LM, labels:Tensor)->str:
+
+def _way_of(lm: LM, labels: Tensor) -> str:
     "The first way that the model supports; kept on the LM, so that it is asked once. A compiled copy goes the way of its original."
     base = lm.uncompiled or lm
-    if getattr(base, "_way", None): return base._way
+    if getattr(base, "_way", None):
+        return base._way
     base._labels, base._shown = labels, (3, 16)
     base._way = next(way for way in PrefixScorer.ways if all(_holds(base, labels, way, p, 16) for p in (3, 0)))
     if base._way != "packed":
-        _log.warning(f"{base.name}: {type(base.model).__name__} cannot share a prefix; scoring the {base._way} way, slower, same numbers")
+        _log.warning(
+            f"{base.name}: {type(base.model).__name__} cannot share a prefix; scoring the {base._way} way, slower, same numbers"
+        )
     return base._way
 
-def _ensure(lm:LM, p:int, n:int):
+
+def _ensure(lm: LM, p: int, n: int):
     "Go on to the next way where the present one does not hold for a prefix of p tokens and n tokens in all."
     base = lm.uncompiled or lm
-    if not getattr(base, "_way", None) or p <= base._shown[0] and n <= base._shown[1]: return
+    if not getattr(base, "_way", None) or p <= base._shown[0] and n <= base._shown[1]:
+        return
     p, n = max(p, base._shown[0]), max(n, base._shown[1])
-    base._shown, before = (p, n), base._way   # first: the trial asks again
-    left = PrefixScorer.ways[PrefixScorer.ways.index(before):]
+    base._shown, before = (p, n), base._way  # first: the trial asks again
+    left = PrefixScorer.ways[PrefixScorer.ways.index(before) :]
     base._way = next(way for way in left if _holds(base, base._labels, way, p, n))
     if base._way != before:
-        _log.warning(f"{base.name}: inputs of {n} tokens are scored the {base._way} way, slower, same numbers; the {before} way would change them")
+        _log.warning(
+            f"{base.name}: inputs of {n} tokens are scored the {base._way} way, slower, same numbers; the {before} way would change them"
+        )
 
 # %% ../nbs/05_scoring.ipynb #5c0a1002
-def check_lengths(lm:LM, prefix_rpd:Tensor, seqs:list):
+def check_lengths(lm: LM, prefix_rpd: Tensor, seqs: list):
     "`InputError` if a prompt with its text is longer than the model can read. Else the way of scoring is sure to hold for them."
     p = prefix_rpd.shape[1]
     longest = p + max(map(len, seqs), default=0)
     heads = {getattr(s, "at", 0) + getattr(s, "common", 0) for s in seqs}
-    if len(heads) == 1: p += heads.pop()   # what all inputs begin with may join the prefix
+    if len(heads) == 1:
+        p += heads.pop()  # what all inputs begin with may join the prefix
     if (most := _most(lm, longest)) is not None:
-        raise InputError(f"prompt, text and template have up to {longest} tokens, and {lm.name} reads {most}; "
-                         "shorten the prompt, or set max_text_tokens in the task")
+        raise InputError(
+            f"prompt, text and template have up to {longest} tokens, and {lm.name} reads {most}; "
+            "shorten the prompt, or set max_text_tokens in the task"
+        )
     _ensure(lm, p, longest)
 
 # %% ../nbs/05_scoring.ipynb #c0a1d3e1
-PROGRAMS = 64   # shapes and uses of a layer that may each have a program: with gradient or without, of one row or several, ...
+PROGRAMS = (
+    64  # shapes and uses of a layer that may each have a program: with gradient or without, of one row or several, ...
+)
+
 
 class _Share:
     "One layer's part of a cache. It does not ask which layer calls, so the compiled layers are all alike."
+
     def __init__(self, cache, i):
         layer = cache.layers[i] if i < len(cache.layers) else None
-        self.keys, self.values = (layer.keys, layer.values) if layer is not None and layer.is_initialized else (None, None)
+        self.keys, self.values = (
+            (layer.keys, layer.values) if layer is not None and layer.is_initialized else (None, None)
+        )
         self.found = self.keys is not None
+
     def update(self, keys, values, layer_idx=None, *args, **kw):
         "What a model's attention calls: its keys and values (b, heads, t, width) with those before them."
-        if self.keys is not None: keys, values = torch.cat([self.keys, keys], -2), torch.cat([self.values, values], -2)
+        if self.keys is not None:
+            keys, values = torch.cat([self.keys, keys], -2), torch.cat([self.values, values], -2)
         self.keys, self.values = keys, values
         return keys, values
+
     def give_back(self, cache, i):
         "Put what the layer added where the cache's other users look for it."
-        if self.found: cache.layers[i].keys, cache.layers[i].values = self.keys, self.values
-        else: cache.update(self.keys, self.values, i)
+        if self.found:
+            cache.layers[i].keys, cache.layers[i].values = self.keys, self.values
+        else:
+            cache.update(self.keys, self.values, i)
 
-def _compiled_forward(layer, i:int, name:str, backend:str):
+
+def _compiled_forward(layer, i: int, name: str, backend: str):
     "A layer's forward, compiled, its share of the cache in the cache's place."
     fast = torch.compile(layer.forward, dynamic=True, fullgraph=True, backend=backend)
+
     def forward(*args, **kw):
         cache = next((x for x in (*args, *kw.values()) if isinstance(x, DynamicCache)), None)
         share = None if cache is None else _Share(cache, i)
-        def own(x): return share if share is not None and x is cache else x
+
+        def own(x):
+            return share if share is not None and x is cache else x
+
         try:
-            with torch._dynamo.config.patch(recompile_limit=PROGRAMS): out = fast(*map(own, args), **{k: own(v) for k, v in kw.items()})
-        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as e: raise InputError(f"{name}: its layers cannot be compiled here ({' '.join(str(e.__cause__ or e).split())[:200]}); go on without compiling") from e
-        if share is not None and share.keys is not None: share.give_back(cache, i)
+            with torch._dynamo.config.patch(recompile_limit=PROGRAMS):
+                out = fast(*map(own, args), **{k: own(v) for k, v in kw.items()})
+        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as e:
+            raise InputError(
+                f"{name}: its layers cannot be compiled here ({' '.join(str(e.__cause__ or e).split())[:200]}); go on without compiling"
+            ) from e
+        if share is not None and share.keys is not None:
+            share.give_back(cache, i)
         return out
+
     return forward
+
 
 def _layers(model):
     "The decoder's layers: the list of modules that is as long as the model is deep. None if there is no such list."
     n = model.config.get_text_config().num_hidden_layers
     return next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n), None)
 
+
 def compile_layers(
-    lm:LM,
-    backend:str="inductor",   # of `torch.compile`
-)->LM:                        # a copy that shares the weights; `uncompiled` is `lm`
+    lm: LM,
+    backend: str = "inductor",  # of `torch.compile`
+) -> LM:  # a copy that shares the weights; `uncompiled` is `lm`
     "A copy of a model whose layers are compiled when they are first used. It rounds otherwise than `lm`. `InputError` for a model that is spread over devices, or whose layers are not found."
-    if lm.uncompiled: return lm
-    if len(set(getattr(lm.model, "hf_device_map", {}).values())) > 1: raise InputError(f"{lm.name}: spread over several devices, which cannot be compiled; load it onto one, or go on without compiling")
+    if lm.uncompiled:
+        return lm
+    if len(set(getattr(lm.model, "hf_device_map", {}).values())) > 1:
+        raise InputError(
+            f"{lm.name}: spread over several devices, which cannot be compiled; load it onto one, or go on without compiling"
+        )
     twin = copy.copy(lm)
-    twin.model, twin.uncompiled = copy.deepcopy(lm.model, {id(t): t for t in (*lm.model.parameters(), *lm.model.buffers())}), lm
+    twin.model, twin.uncompiled = (
+        copy.deepcopy(lm.model, {id(t): t for t in (*lm.model.parameters(), *lm.model.buffers())}),
+        lm,
+    )
     layers = _layers(twin.model)
-    if layers is None: raise InputError(f"{lm.name}: no list of {lm.model.config.get_text_config().num_hidden_layers} layers found in {type(lm.model).__name__}; go on without compiling")
-    for i, layer in enumerate(layers): layer.forward = _compiled_forward(layer, i, lm.name, backend)
+    if layers is None:
+        raise InputError(
+            f"{lm.name}: no list of {lm.model.config.get_text_config().num_hidden_layers} layers found in {type(lm.model).__name__}; go on without compiling"
+        )
+    for i, layer in enumerate(layers):
+        layer.forward = _compiled_forward(layer, i, lm.name, backend)
     return twin
 
 # %% ../nbs/05_scoring.ipynb #52dd8618
 def label_logprobs(
-    lm:LM,              # or LM.wrap(model, tokenizer) around any transformers causal LM
-    task,               # labels, suffix, max_text_tokens, strip, and where the prompt stands (`hpt_nb.tasks.Task`)
-    texts,              # n strings
-    prompt=None,        # str, ids, or None
-    max_tokens:int|None=None,# tokens in one pass; None: from the free memory
-    on_pass=None,       # called with the number of texts done after each pass (a progress bar's update)
-)->Tensor:              # (n, labels) float32
+    lm: LM,  # or LM.wrap(model, tokenizer) around any transformers causal LM
+    task,  # labels, suffix, max_text_tokens, strip, and where the prompt stands (`hpt_nb.tasks.Task`)
+    texts,  # n strings
+    prompt=None,  # str, ids, or None
+    max_tokens: int | None = None,  # tokens in one pass; None: from the free memory
+    on_pass=None,  # called with the number of texts done after each pass (a progress bar's update)
+) -> Tensor:  # (n, labels) float32
     "Log-probability of each label word after [prompt; text; template], or however the task puts them, normalised over the label words (Eq. 1)."
     texts = [texts] if isinstance(texts, str) else list(texts)
-    if max_tokens is not None: whole("max_tokens", max_tokens)
-    if not texts: return torch.empty(0, len(task.labels))
-    scorer, prefix, seqs = PrefixScorer(lm, label_ids(lm, task), max_tokens=max_tokens), prefix_embeddings(lm, prompt, getattr(task, "control", False)), text_ids(lm, task, texts)
+    if max_tokens is not None:
+        whole("max_tokens", max_tokens)
+    if not texts:
+        return torch.empty(0, len(task.labels))
+    scorer, prefix, seqs = (
+        PrefixScorer(lm, label_ids(lm, task), max_tokens=max_tokens),
+        prefix_embeddings(lm, prompt, getattr(task, "control", False)),
+        text_ids(lm, task, texts),
+    )
     return scorer.logits(prefix, seqs, on_pass=on_pass).log_softmax(-1)
 
 # %% ../nbs/05_scoring.ipynb #e5a10002
 def tiled(
-    lay:Layout,   # R rows of n texts, of one run
-    g:int,        # prompts
-)->Layout:        # g*R rows of g*n texts: those of prompt 0, of prompt 1, ...; run r reads prompt r
+    lay: Layout,  # R rows of n texts, of one run
+    g: int,  # prompts
+) -> Layout:  # g*R rows of g*n texts: those of prompt 0, of prompt 1, ...; run r reads prompt r
     "The layout of the same texts under each of `g` prompts, made of repeated tensors: no text is laid out again."
     rows, n, device = len(lay.ids), lay.ends.shape[1], lay.ids.device
     out, each = copy.copy(lay), torch.arange(g, device=device)
     out.ids, out.pos, out.seg = (x.repeat(g, 1) for x in (lay.ids, lay.pos, lay.seg))
-    down = torch.stack([each.repeat_interleave(n)*rows, torch.zeros(g*n, dtype=torch.long, device=device)])
+    down = torch.stack([each.repeat_interleave(n) * rows, torch.zeros(g * n, dtype=torch.long, device=device)])
     out.ends, out.runs = lay.ends.repeat(1, g) + down, each.repeat_interleave(rows)
     return out
 
 # %% ../nbs/05_scoring.ipynb #e5a10005
-def _shared_layouts(scorer:PrefixScorer, seqs:list, p:int, budget:int)->tuple:
+def _shared_layouts(scorer: PrefixScorer, seqs: list, p: int, budget: int) -> tuple:
     "(layouts that together hold all texts once, prompts a pass): no pass holds more than `budget` tokens, or one row."
     lengths = [len(s) for s in seqs]
-    rows = pack(lengths, [0]*len(seqs), max(scorer.row_tokens, *lengths))   # rows as wide as the longest text: next to no padding
+    rows = pack(
+        lengths, [0] * len(seqs), max(scorer.row_tokens, *lengths)
+    )  # rows as wide as the longest text: next to no padding
     parts = list(_passes(rows, seqs, p, budget))
-    layouts = [Layout(part, seqs, [0]*len(seqs), device=scorer.lm.device) for part in parts]
-    size = sum((lay.ids.shape[1] + p)*len(lay.ids) for lay in layouts)
-    return layouts, max(1, budget//size) if len(layouts) == 1 else 1
+    layouts = [Layout(part, seqs, [0] * len(seqs), device=scorer.lm.device) for part in parts]
+    size = sum((lay.ids.shape[1] + p) * len(lay.ids) for lay in layouts)
+    return layouts, max(1, budget // size) if len(layouts) == 1 else 1
 
-def _of_prompts(scorer:PrefixScorer, prefix_gpd:Tensor, layouts:list, out_gnl:Tensor, on_pass):
+
+def _of_prompts(scorer: PrefixScorer, prefix_gpd: Tensor, layouts: list, out_gnl: Tensor, on_pass):
     "Fill `out_gnl` (g, n, labels), pass after pass."
     g, p = prefix_gpd.shape[:2]
     kv = scorer.read_prefix(prefix_gpd)
     for lay in layouts:
         z_gnl = scorer._laid(kv, p, tiled(lay, g)).view(g, len(lay.texts), -1).cpu()
-        out_gnl[:,lay.texts] = z_gnl
-        if on_pass: on_pass(g*len(lay.texts))
+        out_gnl[:, lay.texts] = z_gnl
+        if on_pass:
+            on_pass(g * len(lay.texts))
+
 
 @torch.no_grad()
 def logits_many(
-    scorer:PrefixScorer,
-    prefix_mpd:Tensor,   # (m, p, d) embeddings before the text, of m prompts of one length
-    seqs:list,           # n lists of ids, the same for every prompt
-    on_pass=None,        # called with the number of (prompt, text) pairs done after each pass
-)->Tensor:               # (m, n, labels) float32 logits
+    scorer: PrefixScorer,
+    prefix_mpd: Tensor,  # (m, p, d) embeddings before the text, of m prompts of one length
+    seqs: list,  # n lists of ids, the same for every prompt
+    on_pass=None,  # called with the number of (prompt, text) pairs done after each pass
+) -> Tensor:  # (m, n, labels) float32 logits
     "Label logits of every text under every prompt. `InputError` for an input longer than the model reads, and for logits that are no finite numbers."
     m = len(prefix_mpd)
     check_lengths(scorer.lm, prefix_mpd, seqs)
     out = torch.empty(m, len(seqs), len(scorer.labels))
     given, place = (prefix_mpd, seqs), None
-    if scorer.way == "packed": prefix_mpd, seqs, place = arrange(scorer.lm, prefix_mpd, seqs)
+    if scorer.way == "packed":
+        prefix_mpd, seqs, place = arrange(scorer.lm, prefix_mpd, seqs)
     if scorer.way != "packed" or place == "inside":
-        for i in range(m): out[i] = scorer.logits(given[0][i:i+1], given[1], on_pass=on_pass)
+        for i in range(m):
+            out[i] = scorer.logits(given[0][i : i + 1], given[1], on_pass=on_pass)
         return out
     p = prefix_mpd.shape[1]
     budget, done = scorer.asked or fit_tokens(scorer.lm, False), 0
     layouts, g = _shared_layouts(scorer, seqs, p, budget)
     while done < m:
-        try: _of_prompts(scorer, prefix_mpd[done:done+g], layouts, out[done:done+g], on_pass)
+        try:
+            _of_prompts(scorer, prefix_mpd[done : done + g], layouts, out[done : done + g], on_pass)
         except torch.cuda.OutOfMemoryError:
-            if g == 1 and max(len(lay.ids) for lay in layouts) == 1: raise
-            scorer.asked = budget = budget//2
+            if g == 1 and max(len(lay.ids) for lay in layouts) == 1:
+                raise
+            scorer.asked = budget = budget // 2
             torch.cuda.empty_cache()
             layouts, g = _shared_layouts(scorer, seqs, p, budget)
-        else: done += g
-    for i in range(m): _check_finite(scorer, out[i], given[0][i:i+1], given[1], [0]*len(seqs))
+        else:
+            done += g
+    for i in range(m):
+        _check_finite(scorer, out[i], given[0][i : i + 1], given[1], [0] * len(seqs))
     return out
 
 # %% ../nbs/05_scoring.ipynb #e5a10007
 def label_logprobs_many(
-    lm:LM,
-    task,                # as in `label_logprobs`
-    texts,               # n strings
-    prompts,             # m prompts, each str, ids, or None; those of one length share passes
-    max_tokens:int=None, # tokens in one pass; None: from the free memory
-    on_pass=None,        # called with the number of (prompt, text) pairs done after each pass
-)->Tensor:               # (m, n, labels) float32
+    lm: LM,
+    task,  # as in `label_logprobs`
+    texts,  # n strings
+    prompts,  # m prompts, each str, ids, or None; those of one length share passes
+    max_tokens: int = None,  # tokens in one pass; None: from the free memory
+    on_pass=None,  # called with the number of (prompt, text) pairs done after each pass
+) -> Tensor:  # (m, n, labels) float32
     "`label_logprobs` of the same texts under each of many prompts."
     texts, prompts = list(texts), [prompt_to_ids(lm, p, getattr(task, "control", False)) for p in prompts]
     out = torch.empty(len(prompts), len(texts), len(task.labels))
-    if not len(texts) or not len(prompts): return out
+    if not len(texts) or not len(prompts):
+        return out
     scorer, seqs = PrefixScorer(lm, label_ids(lm, task), max_tokens=max_tokens), text_ids(lm, task, texts)
     of_length = defaultdict(list)
-    for i, ids in enumerate(prompts): of_length[len(ids)].append(i)
+    for i, ids in enumerate(prompts):
+        of_length[len(ids)].append(i)
     for rows in of_length.values():
         ids_mp = torch.tensor([lm.bos_ids + prompts[i] for i in rows], dtype=torch.long, device=lm.embeddings.device)
         out[rows] = logits_many(scorer, lm.vectors(ids_mp), seqs, on_pass).log_softmax(-1)
@@ -1064,40 +1458,63 @@ def label_logprobs_many(
 
 # %% ../nbs/05_scoring.ipynb #5c1a0005
 def count_joins(
-    lm:LM, task,
-    texts,        # n strings
+    lm: LM,
+    task,
+    texts,  # n strings
     prompt=None,  # str, ids or None
-)->dict:          # {"n", "differ": row numbers}
+) -> dict:  # {"n", "differ": row numbers}
     "Which inputs would be read as other ids if each were written as one string, control tokens as such?"
     form, frame, control = task_format(task, bos=bool(lm.bos_ids)), frame_of(lm, task), getattr(task, "control", False)
-    ids, seqs, room = prompt_to_ids(lm, prompt, control), text_ids(lm, task, list(texts)), form.room(lm, task.max_text_tokens)
+    ids, seqs, room = (
+        prompt_to_ids(lm, prompt, control),
+        text_ids(lm, task, list(texts)),
+        form.room(lm, task.max_text_tokens),
+    )
     written, differ = prompt if isinstance(prompt, str) else lm.decode(ids), []
     for n, (text, s) in enumerate(zip(texts, seqs)):
         read, at = lm.encode(form.write(text)), getattr(s, "at", 0)
-        string = one_string(task, frame, written, form.write(text) if len(read) <= room else lm.decode(read[:room]), form.tail)
+        string = one_string(
+            task, frame, written, form.write(text) if len(read) <= room else lm.decode(read[:room]), form.tail
+        )
         whole = lm.encode(string, control=True) if frame or control else lm.encode(string)
-        if (without_bos(lm, whole) if frame else whole) != [*s[:at], *ids, *s[at:]]: differ.append(n)
+        if (without_bos(lm, whole) if frame else whole) != [*s[:at], *ids, *s[at:]]:
+            differ.append(n)
     return dict(n=len(seqs), differ=differ)
 
-def remark_joins(lm:LM, task, texts, prompt=None, about=None):
+
+def remark_joins(lm: LM, task, texts, prompt=None, about=None):
     "Say how many inputs of a task with a place of its own would be read otherwise as one string."
-    if not is_placed(task): return
+    if not is_placed(task):
+        return
     found = count_joins(lm, task, texts, prompt)
     if found["differ"]:
-        remark(f"{lm.name}: {len(found['differ'])} of {found['n']} inputs would be read as other tokens if they were written as one string "
-               f"(the first is text {found['differ'][0]}); pieces are tokenised apart, as prompts are tuned", about or ("joins", lm.name, task.suffix))
+        remark(
+            f"{lm.name}: {len(found['differ'])} of {found['n']} inputs would be read as other tokens if they were written as one string "
+            f"(the first is text {found['differ'][0]}); pieces are tokenised apart, as prompts are tuned",
+            about or ("joins", lm.name, task.suffix),
+        )
 
 # %% ../nbs/05_scoring.ipynb #fe21b736
 def evaluate(
-    lm:LM, task,
-    split,              # has `.texts` and `.labels` (label numbers)
-    prompt=None,        # str, ids, or None
-    on_pass=None,       # as in `label_logprobs`
-)->dict:                # {"correct", "n", "accuracy", "predictions", "labels": guessed and right label numbers, as `kept_labels` has them}
+    lm: LM,
+    task,
+    split,  # has `.texts` and `.labels` (label numbers)
+    prompt=None,  # str, ids, or None
+    on_pass=None,  # as in `label_logprobs`
+) -> (
+    dict
+):  # {"correct", "n", "accuracy", "predictions", "labels": guessed and right label numbers, as `kept_labels` has them}
     "Accuracy of one prompt on one split; ties between label words go to the first."
-    if not hasattr(split, "texts"): raise InputError(f"split {split!r}; need texts with their labels, such as task.validation")
-    if not len(split.texts): raise InputError("a split without texts has no accuracy; give one with texts")
+    if not hasattr(split, "texts"):
+        raise InputError(f"split {split!r}; need texts with their labels, such as task.validation")
+    if not len(split.texts):
+        raise InputError("a split without texts has no accuracy; give one with texts")
     guess = label_logprobs(lm, task, split.texts, prompt, on_pass=on_pass).argmax(-1).tolist()
     correct = sum(g == y for g, y in zip(guess, split.labels))
-    return dict(correct=correct, n=len(guess), accuracy=correct/len(guess),
-                predictions=kept_labels(guess, len(task.labels)), labels=kept_labels(split.labels, len(task.labels)))
+    return dict(
+        correct=correct,
+        n=len(guess),
+        accuracy=correct / len(guess),
+        predictions=kept_labels(guess, len(task.labels)),
+        labels=kept_labels(split.labels, len(task.labels)),
+    )

@@ -17,56 +17,79 @@ from .vocab import Vocab, is_word
 @dataclass(frozen=True)
 class TokenRules:
     "Which tokens of a vocabulary a search may use. Patterns match a whole token without the spaces around it."
-    allow:tuple = ()      # texts or patterns, at least one of which must match; (): no such list
-    deny:tuple = ()       # texts or patterns, none of which may match
-    ascii:bool = False    # ASCII characters only
-    words:bool = False    # a space and letters only
-    without:tuple = ()    # words, such as the label words, that must not appear, in capitals or not
 
-    def config(self)->dict:
+    allow: tuple = ()  # texts or patterns, at least one of which must match; (): no such list
+    deny: tuple = ()  # texts or patterns, none of which may match
+    ascii: bool = False  # ASCII characters only
+    words: bool = False  # a space and letters only
+    without: tuple = ()  # words, such as the label words, that must not appear, in capitals or not
+
+    def config(self) -> dict:
         "The rules that are in force, as JSON values."
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v}
 
+
 def token_list(
-    given,        # patterns, or paths of files with one token per line
-)->tuple:         # patterns
+    given,  # patterns, or paths of files with one token per line
+) -> tuple:  # patterns
     "Allow or deny lists as patterns. `InputError` for a file that is empty, and for what is no pattern."
     out = []
     for one in [given] if isinstance(given, (str, Path)) else given or ():
         if Path(one).is_file():
-            try: lines = Path(one).read_text(encoding="utf-8-sig").splitlines()
-            except UnicodeDecodeError: raise InputError(f"{one}: not UTF-8; save it as UTF-8") from None
+            try:
+                lines = Path(one).read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError:
+                raise InputError(f"{one}: not UTF-8; save it as UTF-8") from None
             words = [line.strip() for line in lines if line.strip()]
-            if not words: raise InputError(f"{one}: no token in it; need one per line")
+            if not words:
+                raise InputError(f"{one}: no token in it; need one per line")
             out += map(re.escape, words)
             continue
-        if isinstance(one, Path) or re.search(r"[/\\].*\.\w{1,5}$", one): raise InputError(f"{one}: no such file; need a list of tokens, one per line, or a pattern")
-        try: re.compile(one)
-        except re.error as e: raise InputError(f"pattern {one!r} is no regular expression ({e}); to mean the characters themselves, put a backslash before them, or use a file") from None
+        if isinstance(one, Path) or re.search(r"[/\\].*\.\w{1,5}$", one):
+            raise InputError(f"{one}: no such file; need a list of tokens, one per line, or a pattern")
+        try:
+            re.compile(one)
+        except re.error as e:
+            raise InputError(
+                f"pattern {one!r} is no regular expression ({e}); to mean the characters themselves, put a backslash before them, or use a file"
+            ) from None
         out.append(one)
     return tuple(out)
 
-def token_rules(allow=None, deny=None, ascii:bool=False, words:bool=False, without=())->TokenRules:
+
+def token_rules(allow=None, deny=None, ascii: bool = False, words: bool = False, without=()) -> TokenRules:
     "Rules from what a user gives: patterns or files."
-    return TokenRules(token_list(allow), token_list(deny), bool(ascii), bool(words), tuple(sorted({w.strip().casefold() for w in without})))
+    return TokenRules(
+        token_list(allow),
+        token_list(deny),
+        bool(ascii),
+        bool(words),
+        tuple(sorted({w.strip().casefold() for w in without})),
+    )
 
 # %% ../nbs/03a_selection.ipynb #d4df81d1
-def _checker(patterns)->callable:
+def _checker(patterns) -> callable:
     "Does a token match one of the patterns?"
     one = re.compile("|".join(f"(?:{p})" for p in patterns)) if patterns else None
     return lambda token: bool(one and one.fullmatch(token.strip()))
 
-def select(
-    vocab:Vocab,
-    rules:TokenRules,
-)->Vocab:          # the tokens that are left, in their order, with their scores
+
+def select(vocab: Vocab, rules: TokenRules) -> Vocab:  # the tokens that are left, in their order, with their scores
     "A vocabulary by its rules; the same one where there are none. `InputError` if nothing is left."
-    if not rules.config(): return vocab
+    if not rules.config():
+        return vocab
     allowed, denied, without = _checker(rules.allow), _checker(rules.deny), set(rules.without)
+
     def keep(t):
-        if rules.allow and not allowed(t) or denied(t): return False
-        if rules.ascii and not t.isascii() or rules.words and not (is_word(t) and t[1:].isalpha()): return False
+        if rules.allow and not allowed(t) or denied(t):
+            return False
+        if rules.ascii and not t.isascii() or rules.words and not (is_word(t) and t[1:].isalpha()):
+            return False
         return t.strip().casefold() not in without
+
     rows = [i for i, t in enumerate(vocab.tokens) if keep(t)]
-    if not rows: raise InputError(f"none of the {len(vocab):,} tokens is left by {', '.join(f'{k} = {v}' for k, v in rules.config().items())}; allow more, or deny less")
+    if not rows:
+        raise InputError(
+            f"none of the {len(vocab):,} tokens is left by {', '.join(f'{k} = {v}' for k, v in rules.config().items())}; allow more, or deny less"
+        )
     return vocab.take(rows, rules=rules.config())

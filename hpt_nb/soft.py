@@ -8,7 +8,9 @@ __all__ = ['SOFT_METHODS', 'vector_prefix', 'evaluate_vectors', 'SoftConfig', 's
            'save_peft', 'load_peft', 'anchor_rows', 'encode_relative', 'transfer_soft']
 
 # %% ../nbs/09_soft.ipynb #f9430d2d
-import base64, json, math
+import base64
+import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,113 +24,191 @@ from .models import LM, known_by, same_model, token_text
 from .vocab import ids_of
 from .places import is_placed
 from .scoring import OBJECTIVES, PrefixScorer, kept_labels, label_ids, prompt_to_ids, text_ids
-from .pez import BOUNDS, INITS, Run, SearchSpace, facts, held_accuracies, lm_facts, read_state, run_pass, spec_facts, start_tokens, texts_at, write_state
+from hpt_nb.pez import (
+    BOUNDS,
+    INITS,
+    Run,
+    SearchSpace,
+    facts,
+    held_accuracies,
+    lm_facts,
+    read_state,
+    run_pass,
+    spec_facts,
+    start_tokens,
+    texts_at,
+    write_state,
+)
 
 # %% ../nbs/09_soft.ipynb #8b7d5c59
 def vector_prefix(
-    lm:LM,
-    vectors_pd:Tensor,   # (p, d) float
-    bos:str="before",    # "before": [BOS; vectors], ours; "after": [vectors; BOS], PEFT's when the tokenizer adds BOS
-)->Tensor:               # (1, bos+p, d) float32
+    lm: LM,
+    vectors_pd: Tensor,  # (p, d) float
+    bos: str = "before",  # "before": [BOS; vectors], ours; "after": [vectors; BOS], PEFT's when the tokenizer adds BOS
+) -> Tensor:  # (1, bos+p, d) float32
     "What the model receives before the text. `InputError` for vectors of another width, or not finite."
     v, d = torch.as_tensor(vectors_pd), lm.embeddings.shape[1]
-    if v.ndim != 2 or v.shape[1] != d or not len(v): raise InputError(f"vectors of shape {tuple(v.shape)}; {lm.name} reads (p, {d}): give vectors that were made for it")
-    if not v.is_floating_point() or not v.isfinite().all(): raise InputError(f"vectors for {lm.name} are not all finite numbers; the tuning ran away: lower its learning rate")
-    if bos not in ("before", "after"): raise InputError(f"bos={bos!r}; need 'before' or 'after'")
-    v, first = v.to(lm.embeddings.device).float(), lm.embeddings[torch.tensor(lm.bos_ids, dtype=torch.long, device=lm.embeddings.device)].float()
+    if v.ndim != 2 or v.shape[1] != d or not len(v):
+        raise InputError(
+            f"vectors of shape {tuple(v.shape)}; {lm.name} reads (p, {d}): give vectors that were made for it"
+        )
+    if not v.is_floating_point() or not v.isfinite().all():
+        raise InputError(
+            f"vectors for {lm.name} are not all finite numbers; the tuning ran away: lower its learning rate"
+        )
+    if bos not in ("before", "after"):
+        raise InputError(f"bos={bos!r}; need 'before' or 'after'")
+    v, first = (
+        v.to(lm.embeddings.device).float(),
+        lm.embeddings[torch.tensor(lm.bos_ids, dtype=torch.long, device=lm.embeddings.device)].float(),
+    )
     return torch.cat([first, v] if bos == "before" else [v, first])[None]
 
 # %% ../nbs/09_soft.ipynb #6a33a909
 def evaluate_vectors(
-    lm:LM, task,
-    split,               # has `.texts` and `.labels` (label numbers)
-    vectors_pd:Tensor,   # (p, d) float
-    bos:str="before",    # as in `vector_prefix`
-    on_pass=None,        # called with the number of texts done after each pass
-)->dict:                 # {"correct", "n", "accuracy", "predictions", "labels"} as `scoring.evaluate`
+    lm: LM,
+    task,
+    split,  # has `.texts` and `.labels` (label numbers)
+    vectors_pd: Tensor,  # (p, d) float
+    bos: str = "before",  # as in `vector_prefix`
+    on_pass=None,  # called with the number of texts done after each pass
+) -> dict:  # {"correct", "n", "accuracy", "predictions", "labels"} as `scoring.evaluate`
     "Accuracy of a soft prompt on one split; ties between label words go to the first."
-    if bos == "after" and is_placed(task): raise InputError(f"{task.name}: vectors before BOS stand before everything, and this task's prompt does not; give a task with prompt_at = \"before\" and no chat template")
+    if bos == "after" and is_placed(task):
+        raise InputError(
+            f'{task.name}: vectors before BOS stand before everything, and this task\'s prompt does not; give a task with prompt_at = "before" and no chat template'
+        )
     prefix, texts = vector_prefix(lm, vectors_pd, bos), list(split.texts)
-    guess = PrefixScorer(lm, label_ids(lm, task)).logits(prefix, text_ids(lm, task, texts), on_pass=on_pass).argmax(-1).tolist() if texts else []
+    guess = (
+        PrefixScorer(lm, label_ids(lm, task))
+        .logits(prefix, text_ids(lm, task, texts), on_pass=on_pass)
+        .argmax(-1)
+        .tolist()
+        if texts
+        else []
+    )
     correct = sum(g == y for g, y in zip(guess, split.labels))
-    return dict(correct=correct, n=len(guess), accuracy=correct/len(guess) if guess else math.nan,
-                predictions=kept_labels(guess, len(task.labels)), labels=kept_labels(split.labels, len(task.labels)))
+    return dict(
+        correct=correct,
+        n=len(guess),
+        accuracy=correct / len(guess) if guess else math.nan,
+        predictions=kept_labels(guess, len(task.labels)),
+        labels=kept_labels(split.labels, len(task.labels)),
+    )
 
 # %% ../nbs/09_soft.ipynb #fb851cd1
 SOFT_METHODS = ("soft", "optiprompt")
 
+
 @dataclass(frozen=True)
 class SoftConfig:
     "All that changes a soft prompt's tuning, beside model, task, method and seed."
-    n_tokens:int|None = 10      # p, vectors; None: as many as the manual text has tokens
-    steps:int = 5000
-    batch:int = 16              # texts a step
-    lr:float = 0.3              # "soft": Adafactor; constant, no relative step, no parameter scaling (Lester et al. 2021)
-    weight_decay:float = 1e-5   # "soft"
-    adam_lr:float = 3e-3        # "optiprompt": Adam's highest rate, up over a tenth of the steps, then down to 0 (Zhong et al. 2021)
-    clip:float = 0.             # bound on a run's gradient norm; 0: none, as released
-    init:str = "labels"         # "labels", "names" or "random", as in PEZ; else a manual text, tiled or cut to n_tokens
-    eval_every:int = 100        # steps between holdout evaluations
-    holdout_n:int = 5000        # holdout texts, stratified; all if there are fewer
-    objective:str = field(default="labels", metadata=dict(absent="labels"))        # one of `OBJECTIVES`; "vocabulary" as released
-    adafactor:str = field(default="released", metadata=dict(absent="factored"))    # "soft": a second moment for each number; or "factored" over rows and columns
-    adam:str = field(default="released", metadata=dict(absent="torch"))            # "optiprompt": no bias correction, eps 1e-6, a first rate of 0; or as "torch" has it
-    start_counts:bool = field(default=True, metadata=dict(absent=False))           # "optiprompt": is the start a candidate?
-    ties:str = field(default="earlier", metadata=dict(absent="later"))             # "optiprompt": of equal holdout accuracies the "earlier" or the "later" is kept
+
+    n_tokens: int | None = 10  # p, vectors; None: as many as the manual text has tokens
+    steps: int = 5000
+    batch: int = 16  # texts a step
+    lr: float = 0.3  # "soft": Adafactor; constant, no relative step, no parameter scaling (Lester et al. 2021)
+    weight_decay: float = 1e-5  # "soft"
+    adam_lr: float = (
+        3e-3  # "optiprompt": Adam's highest rate, up over a tenth of the steps, then down to 0 (Zhong et al. 2021)
+    )
+    clip: float = 0.0  # bound on a run's gradient norm; 0: none, as released
+    init: str = "labels"  # "labels", "names" or "random", as in PEZ; else a manual text, tiled or cut to n_tokens
+    eval_every: int = 100  # steps between holdout evaluations
+    holdout_n: int = 5000  # holdout texts, stratified; all if there are fewer
+    objective: str = field(
+        default="labels", metadata=dict(absent="labels")
+    )  # one of `OBJECTIVES`; "vocabulary" as released
+    adafactor: str = field(
+        default="released", metadata=dict(absent="factored")
+    )  # "soft": a second moment for each number; or "factored" over rows and columns
+    adam: str = field(
+        default="released", metadata=dict(absent="torch")
+    )  # "optiprompt": no bias correction, eps 1e-6, a first rate of 0; or as "torch" has it
+    start_counts: bool = field(default=True, metadata=dict(absent=False))  # "optiprompt": is the start a candidate?
+    ties: str = field(
+        default="earlier", metadata=dict(absent="later")
+    )  # "optiprompt": of equal holdout accuracies the "earlier" or the "later" is kept
 
     def __post_init__(self):
         check_fields(self, **BOUNDS | dict(weight_decay=dict(least=0, most=1e6), clip=dict(least=0, infinite=True)))
-        known = dict(objective=OBJECTIVES, adafactor=("released", "factored"), adam=("released", "torch"), ties=("earlier", "later"), start_counts=(True, False))
+        known = dict(
+            objective=OBJECTIVES,
+            adafactor=("released", "factored"),
+            adam=("released", "torch"),
+            ties=("earlier", "later"),
+            start_counts=(True, False),
+        )
         for name, values in known.items():
-            if getattr(self, name) not in values: raise InputError(f"{name}={getattr(self, name)!r}; need {', '.join(map(repr, values[:-1]))} or {values[-1]!r}")
-        if not isinstance(self.init, str) or not self.init: raise InputError(f"init={self.init!r}; need 'labels', 'names', 'random' or a manual prompt's text")
-        if self.n_tokens is None and self.init in INITS: raise InputError(f"n_tokens=None with init={self.init!r}; give a number, or a manual text as init")
+            if getattr(self, name) not in values:
+                raise InputError(
+                    f"{name}={getattr(self, name)!r}; need {', '.join(map(repr, values[:-1]))} or {values[-1]!r}"
+                )
+        if not isinstance(self.init, str) or not self.init:
+            raise InputError(f"init={self.init!r}; need 'labels', 'names', 'random' or a manual prompt's text")
+        if self.n_tokens is None and self.init in INITS:
+            raise InputError(f"n_tokens=None with init={self.init!r}; give a number, or a manual text as init")
 
 # %% ../nbs/09_soft.ipynb #db6cacaf
 def start_ids(
-    lm:LM, task,
-    spec,            # RunSpec: space, method, seed
-    cfg:SoftConfig,
-)->list:             # p ids
+    lm: LM,
+    task,
+    spec,  # RunSpec: space, method, seed
+    cfg: SoftConfig,
+) -> list:  # p ids
     "Tokens at whose embeddings a run starts."
     if spec.method == "optiprompt" and cfg.init in INITS:
-        raise InputError(f"optiprompt starts from a prompt written by hand, and init is {cfg.init!r}; give its text as init")
-    if cfg.init in INITS: return start_tokens(lm, task, SimpleNamespace(start="", init=cfg.init, n_tokens=cfg.n_tokens), spec.space, spec.seed)
+        raise InputError(
+            f"optiprompt starts from a prompt written by hand, and init is {cfg.init!r}; give its text as init"
+        )
+    if cfg.init in INITS:
+        return start_tokens(
+            lm, task, SimpleNamespace(start="", init=cfg.init, n_tokens=cfg.n_tokens), spec.space, spec.seed
+        )
     ids = lm.encode(cfg.init)
-    if not ids: raise InputError(f"init={cfg.init!r} has no token in {lm.name}; give a text that its tokenizer knows")
+    if not ids:
+        raise InputError(f"init={cfg.init!r} has no token in {lm.name}; give a text that its tokenizer knows")
     p = cfg.n_tokens or len(ids)
-    return (ids*p)[:p]
+    return (ids * p)[:p]
 
 # %% ../nbs/09_soft.ipynb #4be6c622
 def rate_at(
-    method:str,      # one of `SOFT_METHODS`
-    cfg:SoftConfig,
-    step:int,        # 0-based
-)->float:
+    method: str,  # one of `SOFT_METHODS`
+    cfg: SoftConfig,
+    step: int,  # 0-based
+) -> float:
     "Learning rate of one step."
-    if method == "soft": return cfg.lr
-    warm, first = cfg.steps//10, 0 if cfg.adam == "released" else 1
-    up = (step + first)/warm if warm else 1.
-    return cfg.adam_lr*min(up, (cfg.steps - step)/max(1, cfg.steps - warm))
+    if method == "soft":
+        return cfg.lr
+    warm, first = cfg.steps // 10, 0 if cfg.adam == "released" else 1
+    up = (step + first) / warm if warm else 1.0
+    return cfg.adam_lr * min(up, (cfg.steps - step) / max(1, cfg.steps - warm))
+
 
 class ReleasedAdafactor(torch.optim.Optimizer):
     "Adafactor as Lester et al.'s program sets it up: a second moment for each number, updates of bounded size, weight decay apart from the rate."
-    def __init__(self, params, lr, weight_decay=0.): super().__init__(params, dict(lr=lr, weight_decay=weight_decay))
+
+    def __init__(self, params, lr, weight_decay=0.0):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay))
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             for p in group["params"]:
                 s = self.state[p]
-                if not s: s.update(step=0, exp_avg_sq=torch.zeros_like(p))
+                if not s:
+                    s.update(step=0, exp_avg_sq=torch.zeros_like(p))
                 s["step"] += 1
-                s["exp_avg_sq"].lerp_(p.grad**2 + 1e-30, s["step"]**-.8)
-                u = p.grad/s["exp_avg_sq"].sqrt()
-                p.mul_(1 - group["weight_decay"]).sub_(group["lr"]*u/u.square().mean().sqrt().clamp_min(1.))
+                s["exp_avg_sq"].lerp_(p.grad**2 + 1e-30, s["step"] ** -0.8)
+                u = p.grad / s["exp_avg_sq"].sqrt()
+                p.mul_(1 - group["weight_decay"]).sub_(group["lr"] * u / u.square().mean().sqrt().clamp_min(1.0))
+
 
 class ReleasedAdam(torch.optim.Optimizer):
     "Adam as OptiPrompt's program runs it: its moments start at 0, and nothing corrects for that."
-    def __init__(self, params, lr, betas=(.9, .999), eps=1e-6): super().__init__(params, dict(lr=lr, betas=betas, eps=eps))
+
+    def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-6):
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps))
 
     @torch.no_grad()
     def step(self):
@@ -136,283 +216,451 @@ class ReleasedAdam(torch.optim.Optimizer):
             first, second = group["betas"]
             for p in group["params"]:
                 s = self.state[p]
-                if not s: s.update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                if not s:
+                    s.update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
                 s["exp_avg"].lerp_(p.grad, 1 - first)
                 s["exp_avg_sq"].lerp_(p.grad**2, 1 - second)
                 p.addcdiv_(s["exp_avg"], s["exp_avg_sq"].sqrt() + group["eps"], value=-group["lr"])
 
+
 def _optimiser(method, param, cfg):
-    if method == "optiprompt": return (ReleasedAdam if cfg.adam == "released" else torch.optim.Adam)([param], lr=cfg.adam_lr)
-    if cfg.adafactor == "released": return ReleasedAdafactor([param], lr=cfg.lr, weight_decay=cfg.weight_decay)
-    return Adafactor([param], lr=cfg.lr, relative_step=False, scale_parameter=False, warmup_init=False, weight_decay=cfg.weight_decay)
+    if method == "optiprompt":
+        return (ReleasedAdam if cfg.adam == "released" else torch.optim.Adam)([param], lr=cfg.adam_lr)
+    if cfg.adafactor == "released":
+        return ReleasedAdafactor([param], lr=cfg.lr, weight_decay=cfg.weight_decay)
+    return Adafactor(
+        [param], lr=cfg.lr, relative_step=False, scale_parameter=False, warmup_init=False, weight_decay=cfg.weight_decay
+    )
 
 # %% ../nbs/09_soft.ipynb #205e6194
 def reading(
-    lm:LM,
-    vectors_pd:Tensor,   # (p, d) float
-    space:SearchSpace,   # rows that may be read out
-)->dict:                 # {"ids", "tokens": texts, "{unknown}" where a token is no text, "text": decoded together, "cosines"}, p each
+    lm: LM,
+    vectors_pd: Tensor,  # (p, d) float
+    space: SearchSpace,  # rows that may be read out
+) -> (
+    dict
+):  # {"ids", "tokens": texts, "{unknown}" where a token is no text, "text": decoded together, "cosines"}, p each
     "The tokens nearest to a soft prompt's vectors, and how near they are."
     v = vectors_pd.to(space.rows_vd.device).float()
     ids_p = space.project(v)
     names = [(i, lm.token_bytes.get(i)) for i in ids_p.tolist()]
-    return dict(ids=ids_p.tolist(), tokens=[lm.decode([i]) if b is None else token_text(b) or "{unknown}" for i, b in names], text=lm.decode(ids_p.tolist()),
-                cosines=torch.cosine_similarity(v, space.embed(ids_p), dim=-1).tolist())
+    return dict(
+        ids=ids_p.tolist(),
+        tokens=[lm.decode([i]) if b is None else token_text(b) or "{unknown}" for i, b in names],
+        text=lm.decode(ids_p.tolist()),
+        cosines=torch.cosine_similarity(v, space.embed(ids_p), dim=-1).tolist(),
+    )
 
 # %% ../nbs/09_soft.ipynb #a46b3182
-def vectors_to_text(vectors_pd:Tensor)->str:
+def vectors_to_text(vectors_pd: Tensor) -> str:
     "(p, d) vectors as float32 safetensors in base64: exact, and fit for JSON."
     return base64.b64encode(st.save({"vectors": vectors_pd.detach().cpu().float().contiguous()})).decode()
 
-def vectors_from_text(text:str)->Tensor:
+
+def vectors_from_text(text: str) -> Tensor:
     "The (p, d) float32 vectors that `vectors_to_text` wrote. `InputError` if they are damaged."
-    try: return st.load(base64.b64decode(text, validate=True))["vectors"]
-    except Exception as e: raise InputError(f"stored vectors cannot be read ({' '.join(str(e).split())[:60]}); run the cell that made them again") from None
+    try:
+        return st.load(base64.b64decode(text, validate=True))["vectors"]
+    except Exception as e:
+        raise InputError(
+            f"stored vectors cannot be read ({' '.join(str(e).split())[:60]}); run the cell that made them again"
+        ) from None
+
 
 @dataclass(eq=False)
 class SoftRun(Run):
     "A finished soft run. `prompt_ids`, `prompt_text` and `tokens` are its reading; `best_step` and `best_holdout` are of the vectors."
-    vectors:Tensor = None           # (p, d) float32 on the CPU: what the model receives after BOS
-    reading_holdout:float = math.nan   # holdout accuracy of the reading, 0..1
-    cosines:tuple = ()              # of each vector with its reading
 
-    def result(self)->dict:
+    vectors: Tensor = None  # (p, d) float32 on the CPU: what the model receives after BOS
+    reading_holdout: float = math.nan  # holdout accuracy of the reading, 0..1
+    cosines: tuple = ()  # of each vector with its reading
+
+    def result(self) -> dict:
         "What a results folder keeps of the run; `vectors_from_text` gives the vectors back."
         return {**super().result(), "vectors": vectors_to_text(self.vectors), "cosines": list(self.cosines)}
 
 # %% ../nbs/09_soft.ipynb #af501fc3
 class _SoftPass:
     "Soft runs side by side on one model and task."
+
     def __init__(self, lm, task, specs, cfg):
         self.lm, self.task, self.specs, self.cfg = lm, task, list(specs), cfg
         odd = [s.method for s in self.specs if s.method not in SOFT_METHODS]
-        if odd: raise InputError(f"unknown method {odd[0]!r}; known here: {', '.join(SOFT_METHODS)}")
+        if odd:
+            raise InputError(f"unknown method {odd[0]!r}; known here: {', '.join(SOFT_METHODS)}")
         self.scorer = PrefixScorer(lm, label_ids(lm, task))
         self.train = text_ids(lm, task, task.train.texts)
         held = task.subset("holdout", min(cfg.holdout_n, len(task.holdout)), seed=0)
         self.held, self.held_labels = text_ids(lm, task, held.texts), torch.tensor(held.labels)
-        self.params = [torch.nn.Parameter(lm.embeddings[start_ids(lm, task, s, cfg)].float().clone()) for s in self.specs]
+        self.params = [
+            torch.nn.Parameter(lm.embeddings[start_ids(lm, task, s, cfg)].float().clone()) for s in self.specs
+        ]
         self.optimisers = [_optimiser(s.method, p, cfg) for s, p in zip(self.specs, self.params)]
-        self.step, self.wall_s, self.losses = 0, 0., [[] for _ in self.specs]
+        self.step, self.wall_s, self.losses = 0, 0.0, [[] for _ in self.specs]
         self.curves = [dict(step=[], loss=[], holdout=[]) for _ in self.specs]
-        self.best = [dict(step=0, holdout=-1.) for _ in self.specs]
+        self.best = [dict(step=0, holdout=-1.0) for _ in self.specs]
         self.best_pd = [p.detach().clone() for p in self.params]
 
-    def prefixes(self, vectors_r)->Tensor:
+    def prefixes(self, vectors_r) -> Tensor:
         "(r, bos+p, d) embeddings of [BOS; vectors]."
         return torch.cat([vector_prefix(self.lm, v) for v in vectors_r])
 
-    def holdout(self, vectors_r)->list:
-        "Holdout accuracy of r prompts of (p, d) vectors; calibrated where the objective is \"centred\"."
+    def holdout(self, vectors_r) -> list:
+        'Holdout accuracy of r prompts of (p, d) vectors; calibrated where the objective is "centred".'
         r, n = len(vectors_r), len(self.held)
-        logits = self.scorer.logits(self.prefixes(vectors_r), self.held*r, [i for i in range(r) for _ in range(n)])
-        if self.cfg.objective == "centred": return held_accuracies(logits.view(r, n, -1), self.held_labels, self.cfg.objective)
-        return [right/n for right in (logits.argmax(-1).view(r, n) == self.held_labels).sum(-1).tolist()]
+        logits = self.scorer.logits(self.prefixes(vectors_r), self.held * r, [i for i in range(r) for _ in range(n)])
+        if self.cfg.objective == "centred":
+            return held_accuracies(logits.view(r, n, -1), self.held_labels, self.cfg.objective)
+        return [right / n for right in (logits.argmax(-1).view(r, n) == self.held_labels).sum(-1).tolist()]
 
 # %% ../nbs/09_soft.ipynb #4d98c70d
 def _advance(self):
     "One step of every run."
     picks = [texts_at(self.task.train.labels, self.cfg, s.seed, self.step) for s in self.specs]
     texts, runs = [i for pick in picks for i in pick], [r for r, pick in enumerate(picks) for _ in pick]
-    loss_r, grad = self.scorer.loss_and_grad(self.prefixes([p.detach() for p in self.params]), [self.train[i] for i in texts],
-                                             [self.task.train.labels[i] for i in texts], runs, self.cfg.objective)
-    for kept, loss in zip(self.losses, loss_r.tolist()): kept.append(loss)
-    if self.step == 0 and self.cfg.start_counts: self.judge("optiprompt")     # with the loss of the first texts
+    loss_r, grad = self.scorer.loss_and_grad(
+        self.prefixes([p.detach() for p in self.params]),
+        [self.train[i] for i in texts],
+        [self.task.train.labels[i] for i in texts],
+        runs,
+        self.cfg.objective,
+    )
+    for kept, loss in zip(self.losses, loss_r.tolist()):
+        kept.append(loss)
+    if self.step == 0 and self.cfg.start_counts:
+        self.judge("optiprompt")  # with the loss of the first texts
     for r, (s, p, opt) in enumerate(zip(self.specs, self.params, self.optimisers)):
-        p.grad = grad[r, -len(p):].to(p)
-        if self.cfg.clip: torch.nn.utils.clip_grad_norm_([p], self.cfg.clip)
+        p.grad = grad[r, -len(p) :].to(p)
+        if self.cfg.clip:
+            torch.nn.utils.clip_grad_norm_([p], self.cfg.clip)
         opt.param_groups[0]["lr"] = rate_at(s.method, self.cfg, self.step)
         opt.step()
     self.step += 1
+
 
 def _judge(self, method=None):
     "Holdout accuracy of the vectors of every run (of one method); the best are kept, ties to the later, or as OptiPrompt's setting says."
     runs = [r for r, s in enumerate(self.specs) if method in (None, s.method)]
     for r, right in zip(runs, self.holdout([self.params[r].detach() for r in runs]) if runs else ()):
-        loss, self.losses[r] = sum(self.losses[r])/max(1, len(self.losses[r])), []
-        for name, value in (("step", self.step), ("loss", loss), ("holdout", right)): self.curves[r][name].append(value)
+        loss, self.losses[r] = sum(self.losses[r]) / max(1, len(self.losses[r])), []
+        for name, value in (("step", self.step), ("loss", loss), ("holdout", right)):
+            self.curves[r][name].append(value)
         gain, ties = right - self.best[r]["holdout"], self.cfg.ties if self.specs[r].method == "optiprompt" else "later"
-        if gain > 0 or gain == 0 and ties == "later": self.best[r], self.best_pd[r] = dict(step=self.step, holdout=right), self.params[r].detach().clone()
+        if gain > 0 or gain == 0 and ties == "later":
+            self.best[r], self.best_pd[r] = dict(step=self.step, holdout=right), self.params[r].detach().clone()
+
 
 _SoftPass.advance, _SoftPass.judge = _advance, _judge
 
 # %% ../nbs/09_soft.ipynb #9b9512aa
-def _identity(self)->str:
+def _identity(self) -> str:
     "Hash of everything that the pass depends on."
-    return config_hash(dict(lm=lm_facts(self.lm), task=self.task.hash, cfg=facts(self.cfg), runs=spec_facts(self.specs)))
+    return config_hash(
+        dict(lm=lm_facts(self.lm), task=self.task.hash, cfg=facts(self.cfg), runs=spec_facts(self.specs))
+    )
+
 
 def _save(self, path):
     tensors, plain = {}, []
     for r, (p, best, opt) in enumerate(zip(self.params, self.best_pd, self.optimisers)):
         state = opt.state[p]
         plain.append({k: v for k, v in state.items() if not isinstance(v, Tensor)})
-        tensors |= {f"{r}.vectors": p.data, f"{r}.best": best} | {f"{r}.state.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
-    rest = dict(step=self.step, wall_s=self.wall_s, tokens=self.scorer.tokens, grad_tokens=self.scorer.grad_tokens, losses=self.losses, curves=self.curves, best=self.best, plain=plain)
+        tensors |= {f"{r}.vectors": p.data, f"{r}.best": best} | {
+            f"{r}.state.{k}": v for k, v in state.items() if isinstance(v, Tensor)
+        }
+    rest = dict(
+        step=self.step,
+        wall_s=self.wall_s,
+        tokens=self.scorer.tokens,
+        grad_tokens=self.scorer.grad_tokens,
+        losses=self.losses,
+        curves=self.curves,
+        best=self.best,
+        plain=plain,
+    )
     write_state(path, _identity(self), tensors, rest)
+
 
 def _load(self, path):
     tensors, rest = read_state(path, _identity(self))
     for r, (p, opt) in enumerate(zip(self.params, self.optimisers)):
         p.data, self.best_pd[r] = tensors[f"{r}.vectors"].to(p), tensors[f"{r}.best"].to(p)
         kept = {k.removeprefix(f"{r}.state."): v for k, v in tensors.items() if k.startswith(f"{r}.state.")}
-        opt.state[p] = {**rest["plain"][r], **{k: v.to(p.device) if v.ndim else v for k, v in kept.items()}}   # counters stay on the CPU, where Adam wants them
-    self.step, self.wall_s, self.scorer.tokens, self.scorer.grad_tokens = rest["step"], rest["wall_s"], rest["tokens"], rest["grad_tokens"]
+        opt.state[p] = {
+            **rest["plain"][r],
+            **{k: v.to(p.device) if v.ndim else v for k, v in kept.items()},
+        }  # counters stay on the CPU, where Adam wants them
+    self.step, self.wall_s, self.scorer.tokens, self.scorer.grad_tokens = (
+        rest["step"],
+        rest["wall_s"],
+        rest["tokens"],
+        rest["grad_tokens"],
+    )
     self.losses, self.curves, self.best = rest["losses"], rest["curves"], rest["best"]
+
 
 _SoftPass.save, _SoftPass.load = _save, _load
 
 # %% ../nbs/09_soft.ipynb #808633e8
-def _finish(p:_SoftPass)->list:
+def _finish(p: _SoftPass) -> list:
     "SoftRuns of a pass, with their readings."
     reads = [reading(p.lm, v, s.space) for s, v in zip(p.specs, p.best_pd)]
-    scores = p.holdout([s.space.embed(torch.tensor(r["ids"], device=s.space.ids.device)) for s, r in zip(p.specs, reads)])
-    return [SoftRun(s.method, s.seed, read["ids"], read["text"], read["tokens"], best["step"], best["holdout"], {k: list(v) for k, v in curve.items()}, round(p.wall_s, 3), len(p.specs),
-                    p.scorer.tokens, p.scorer.grad_tokens, asdict(p.cfg), vectors=v.cpu(), reading_holdout=score, cosines=tuple(read["cosines"]))
-            for s, best, v, curve, read, score in zip(p.specs, p.best, p.best_pd, p.curves, reads, scores)]
+    scores = p.holdout(
+        [s.space.embed(torch.tensor(r["ids"], device=s.space.ids.device)) for s, r in zip(p.specs, reads)]
+    )
+    return [
+        SoftRun(
+            s.method,
+            s.seed,
+            read["ids"],
+            read["text"],
+            read["tokens"],
+            best["step"],
+            best["holdout"],
+            {k: list(v) for k, v in curve.items()},
+            round(p.wall_s, 3),
+            len(p.specs),
+            p.scorer.tokens,
+            p.scorer.grad_tokens,
+            asdict(p.cfg),
+            vectors=v.cpu(),
+            reading_holdout=score,
+            cosines=tuple(read["cosines"]),
+        )
+        for s, best, v, curve, read, score in zip(p.specs, p.best, p.best_pd, p.curves, reads, scores)
+    ]
+
 
 _SoftPass.finish = _finish
 
+
 def tune_soft(
-    lm:LM, task,
-    specs,                      # RunSpecs with a method of `SOFT_METHODS`; the space is where "random" starts are drawn and the reading is sought
-    cfg:SoftConfig=SoftConfig(),
-    **loop,                     # progress, checkpoint, ... of `run_pass`
-)->list:                        # SoftRuns, in the order of `specs`
+    lm: LM,
+    task,
+    specs,  # RunSpecs with a method of `SOFT_METHODS`; the space is where "random" starts are drawn and the reading is sought
+    cfg: SoftConfig = SoftConfig(),
+    **loop,  # progress, checkpoint, ... of `run_pass`
+) -> list:  # SoftRuns, in the order of `specs`
     "Tune several soft prompts on one model and task in one pass (Lester et al. 2021; Zhong et al. 2021). In float32 a run is the same alone and in company, up to rounding."
-    if loop.get("budgets") and any(s.method == "optiprompt" for s in specs): raise InputError("optiprompt's learning rate falls towards the last step, so a shorter budget is another pass; give no budgets")
+    if loop.get("budgets") and any(s.method == "optiprompt" for s in specs):
+        raise InputError(
+            "optiprompt's learning rate falls towards the last step, so a shorter budget is another pass; give no budgets"
+        )
     return run_pass(_SoftPass(lm, task, specs, cfg), **loop) if specs else []
 
 # %% ../nbs/09_soft.ipynb #db54a5bd
 def prompt_vectors(
-    lm:LM,
-    prompt,       # SoftRun, (p, d) vectors, a hard prompt's Run, ids, or text
-)->Tensor:        # (p, d) float32 on the CPU
+    lm: LM,
+    prompt,  # SoftRun, (p, d) vectors, a hard prompt's Run, ids, or text
+) -> Tensor:  # (p, d) float32 on the CPU
     "The vectors that stand for a prompt of any kind."
-    if isinstance(prompt, Run): prompt = prompt.vectors if isinstance(prompt, SoftRun) else prompt.prompt_ids
+    if isinstance(prompt, Run):
+        prompt = prompt.vectors if isinstance(prompt, SoftRun) else prompt.prompt_ids
     if not (isinstance(prompt, Tensor) and prompt.is_floating_point()):
         ids = prompt_to_ids(lm, prompt)
-        if not ids: raise InputError("an empty prompt has no vectors; give at least one token")
+        if not ids:
+            raise InputError("an empty prompt has no vectors; give at least one token")
         prompt = lm.vectors(ids)
-    return vector_prefix(lm, prompt, "after")[0, :len(prompt)].detach().cpu()
+    return vector_prefix(lm, prompt, "after")[0, : len(prompt)].detach().cpu()
+
 
 _ADAPTER_USE = "Give it a text's tokens and those of the task's template; one text at a time, or padded on the right: under left padding the prompt would stand before the padding."
 
+
 def save_peft(
-    prompt,              # SoftRun, (p, d) vectors, a hard prompt's Run, ids, or text
-    lm:LM,
-    folder,              # made if missing
-    bos:str="before",    # "before": BOS's embedding comes first among the vectors, give PEFT texts without special tokens; "after": it is left out
-    use:str="",          # how it is used, for the adapter's README; "": what holds for any task
-)->Path:
+    prompt,  # SoftRun, (p, d) vectors, a hard prompt's Run, ids, or text
+    lm: LM,
+    folder,  # made if missing
+    bos: str = "before",  # "before": BOS's embedding comes first among the vectors, give PEFT texts without special tokens; "after": it is left out
+    use: str = "",  # how it is used, for the adapter's README; "": what holds for any task
+) -> Path:
     "Write a prompt as a PEFT prompt-tuning adapter, with a README that says what the adapter itself cannot hold."
     v = prompt_vectors(lm, prompt)
-    if bos == "before": v = vector_prefix(lm, v)[0].cpu()
-    elif bos != "after": raise InputError(f"bos={bos!r}; need 'before' or 'after'")
+    if bos == "before":
+        v = vector_prefix(lm, v)[0].cpu()
+    elif bos != "after":
+        raise InputError(f"bos={bos!r}; need 'before' or 'after'")
     text_cfg = lm.model.config.get_text_config()
-    config = dict(peft_type="PROMPT_TUNING", task_type="CAUSAL_LM", base_model_name_or_path=lm.name if lm.info.get("kind") == "hub" else None, inference_mode=True,
-                  num_virtual_tokens=len(v), token_dim=v.shape[1], num_transformer_submodules=1, num_attention_heads=text_cfg.num_attention_heads,
-                  num_layers=text_cfg.num_hidden_layers, prompt_tuning_init="RANDOM", prompt_tuning_init_text=None, tokenizer_name_or_path=None)
+    config = dict(
+        peft_type="PROMPT_TUNING",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=lm.name if lm.info.get("kind") == "hub" else None,
+        inference_mode=True,
+        num_virtual_tokens=len(v),
+        token_dim=v.shape[1],
+        num_transformer_submodules=1,
+        num_attention_heads=text_cfg.num_attention_heads,
+        num_layers=text_cfg.num_hidden_layers,
+        prompt_tuning_init="RANDOM",
+        prompt_tuning_init_text=None,
+        tokenizer_name_or_path=None,
+    )
     note = dict(model=lm.name, known=known_by(lm), bos=bos, bos_vectors=len(lm.bos_ids) if bos == "before" else 0)
     folder = Path(folder)
-    write_atomic(folder/"adapter_model.safetensors", st.save({"prompt_embeddings": v.contiguous()}, metadata=dict(format="pt", hpt_nb=json.dumps(note))))
-    write_atomic(folder/"README.md", f"A prompt of {len(v)} vectors for {lm.name}" + (f", {note['bos_vectors']} of them BOS's" if note["bos_vectors"] else "") + ", made by hpt_nb.\n\n" + (use or _ADAPTER_USE) + "\n")
-    write_atomic(folder/"adapter_config.json", json.dumps(config, indent=2, sort_keys=True))   # last: with it the folder is an adapter
+    write_atomic(
+        folder / "adapter_model.safetensors",
+        st.save({"prompt_embeddings": v.contiguous()}, metadata=dict(format="pt", hpt_nb=json.dumps(note))),
+    )
+    write_atomic(
+        folder / "README.md",
+        f"A prompt of {len(v)} vectors for {lm.name}"
+        + (f", {note['bos_vectors']} of them BOS's" if note["bos_vectors"] else "")
+        + ", made by hpt_nb.\n\n"
+        + (use or _ADAPTER_USE)
+        + "\n",
+    )
+    write_atomic(
+        folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True)
+    )  # last: with it the folder is an adapter
     return folder
 
 # %% ../nbs/09_soft.ipynb #53fe6571
 def load_peft(
-    folder,       # a PEFT prompt-tuning adapter of a causal LM, ours or another's
-    lm:LM=None,   # the model that it is to be used with, checked where the adapter says which it is for; None: not checked
-)->Tensor:        # (p, d) float32, without the BOS vectors that `save_peft` put in
+    folder,  # a PEFT prompt-tuning adapter of a causal LM, ours or another's
+    lm: LM = None,  # the model that it is to be used with, checked where the adapter says which it is for; None: not checked
+) -> Tensor:  # (p, d) float32, without the BOS vectors that `save_peft` put in
     "Vectors of a PEFT adapter. Those that PEFT itself tuned stand before BOS: score them with bos='after'. `InputError` for another kind of adapter, a damaged one, or one of another model."
-    folder, weights = Path(folder), Path(folder)/"adapter_model.safetensors"
-    if not (folder/"adapter_config.json").is_file(): raise InputError(f"{folder}: no adapter_config.json; need the folder of a PEFT adapter")
-    try: cfg = json.loads((folder/"adapter_config.json").read_text(encoding="utf-8")); kind = cfg.get("peft_type")
-    except (ValueError, AttributeError): raise InputError(f"{folder}: adapter_config.json is not a JSON object; save the adapter again") from None
-    if kind != "PROMPT_TUNING": raise InputError(f"{folder}: a PEFT adapter of kind {kind!r}; need PROMPT_TUNING")
-    if cfg.get("num_transformer_submodules") not in (1, None): raise InputError(f"{folder}: an adapter for an encoder and a decoder; need one of a causal language model")
-    if not weights.is_file(): raise InputError(f"{folder}: no adapter_model.safetensors; save the adapter with safe_serialization=True")
+    folder, weights = Path(folder), Path(folder) / "adapter_model.safetensors"
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"{folder}: no adapter_config.json; need the folder of a PEFT adapter")
     try:
-        with st.safe_open(weights, "pt") as f: v, note = f.get_tensor("prompt_embeddings").float(), json.loads((f.metadata() or {}).get("hpt_nb", "{}"))
-        if v.ndim != 2 or len(v) != cfg["num_virtual_tokens"]: raise ValueError(f"{tuple(v.shape)} vectors for num_virtual_tokens={cfg['num_virtual_tokens']}")
-    except Exception as e: raise InputError(f"{folder}: adapter_model.safetensors does not hold the prompt ({' '.join(str(e).split())[:80]}); save the adapter again") from None
+        cfg = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        kind = cfg.get("peft_type")
+    except (ValueError, AttributeError):
+        raise InputError(f"{folder}: adapter_config.json is not a JSON object; save the adapter again") from None
+    if kind != "PROMPT_TUNING":
+        raise InputError(f"{folder}: a PEFT adapter of kind {kind!r}; need PROMPT_TUNING")
+    if cfg.get("num_transformer_submodules") not in (1, None):
+        raise InputError(f"{folder}: an adapter for an encoder and a decoder; need one of a causal language model")
+    if not weights.is_file():
+        raise InputError(f"{folder}: no adapter_model.safetensors; save the adapter with safe_serialization=True")
+    try:
+        with st.safe_open(weights, "pt") as f:
+            v, note = f.get_tensor("prompt_embeddings").float(), json.loads((f.metadata() or {}).get("hpt_nb", "{}"))
+        if v.ndim != 2 or len(v) != cfg["num_virtual_tokens"]:
+            raise ValueError(f"{tuple(v.shape)} vectors for num_virtual_tokens={cfg['num_virtual_tokens']}")
+    except Exception as e:
+        raise InputError(
+            f"{folder}: adapter_model.safetensors does not hold the prompt ({' '.join(str(e).split())[:80]}); save the adapter again"
+        ) from None
     if lm is not None and "known" in note and same_model(note["known"], known_by(lm)) is False:
-        raise InputError(f"{folder}: an adapter for another model, {note['model']}, than this {lm.name}; its vectors mean something else here")
-    return v[note.get("bos_vectors", 0):]
+        raise InputError(
+            f"{folder}: an adapter for another model, {note['model']}, than this {lm.name}; its vectors mean something else here"
+        )
+    return v[note.get("bos_vectors", 0) :]
 
 # %% ../nbs/09_soft.ipynb #8ce3c965
 def anchor_rows(
-    lm:LM,
-    vocab,        # Vocab that covers `lm`
-)->Tensor:        # (a, d) float32, on the model's device
+    lm: LM,
+    vocab,  # Vocab that covers `lm`
+) -> Tensor:  # (a, d) float32, on the model's device
     "Embeddings of a common vocabulary's tokens in one model, in the vocabulary's order: the same anchor in the same row for every model."
     ids = ids_of(vocab, lm)
     return lm.embeddings[ids.to(lm.embeddings.device)].float()
 
+
 def encode_relative(
-    vectors_pd:Tensor,  # (p, d) float
-    anchors_ad:Tensor,  # (a, d) float
-)->Tensor:              # (p, a) float32
+    vectors_pd: Tensor,  # (p, d) float
+    anchors_ad: Tensor,  # (a, d) float
+) -> Tensor:  # (p, a) float32
     "Cosines of vectors to anchors: a code that another model can read (Wu et al. 2024; cf. the paper's Eqs. 3-4)."
     return normalize(vectors_pd.float(), dim=-1) @ normalize(anchors_ad.float(), dim=-1).T
 
 # %% ../nbs/09_soft.ipynb #382eddcb
 def _kept_forms(code_pa, anchors_ad, keep, by=None):
     "b (p, d), G (p, d, d) and the kept code's norm (p,) of each vector's `keep` anchors of highest code (in `by`, another's code, if given)."
-    unit, top = normalize(anchors_ad.float(), dim=-1), (code_pa if by is None else by).topk(min(keep, code_pa.shape[1]), dim=-1).indices
+    unit, top = (
+        normalize(anchors_ad.float(), dim=-1),
+        (code_pa if by is None else by).topk(min(keep, code_pa.shape[1]), dim=-1).indices,
+    )
     kept = [(unit[j], r) for j, r in zip(top.to(unit.device), code_pa.gather(1, top).to(unit))]
-    return torch.stack([a.T @ r for a, r in kept]), torch.stack([a.T @ a for a, _ in kept]), torch.stack([r.norm() for _, r in kept])
+    return (
+        torch.stack([a.T @ r for a, r in kept]),
+        torch.stack([a.T @ a for a, _ in kept]),
+        torch.stack([r.norm() for _, r in kept]),
+    )
+
 
 def _code_cosine(x_pd, forms):
     "(p,) cosine between each vector's code and the code it should have, over the kept anchors."
     b, G, norm = forms
-    turned = torch.stack([g @ x for g, x in zip(G, x_pd)])   # one by one: a batched product with single columns takes a CPU twenty times as long
-    length = (x_pd*turned).sum(-1).clamp_min(1e-12).sqrt()
-    return (x_pd*b).sum(-1)/(length*norm).clamp_min(1e-12)
+    turned = torch.stack(
+        [g @ x for g, x in zip(G, x_pd)]
+    )  # one by one: a batched product with single columns takes a CPU twenty times as long
+    length = (x_pd * turned).sum(-1).clamp_min(1e-12).sqrt()
+    return (x_pd * b).sum(-1) / (length * norm).clamp_min(1e-12)
 
 # %% ../nbs/09_soft.ipynb #dd7a289a
 def _check_sources(vectors, anchors, target_anchors):
-    if not vectors or len(vectors) != len(anchors): raise InputError(f"{len(vectors)} prompts and {len(anchors)} sets of anchors; need one set for each source's prompt, and at least one")
+    if not vectors or len(vectors) != len(anchors):
+        raise InputError(
+            f"{len(vectors)} prompts and {len(anchors)} sets of anchors; need one set for each source's prompt, and at least one"
+        )
     for v, a in zip(vectors, anchors):
-        if v.ndim != 2 or a.ndim != 2 or v.shape[1] != a.shape[1]: raise InputError(f"vectors of shape {tuple(v.shape)} and anchors of shape {tuple(a.shape)}; need (p, d) and (a, d) of one model")
+        if v.ndim != 2 or a.ndim != 2 or v.shape[1] != a.shape[1]:
+            raise InputError(
+                f"vectors of shape {tuple(v.shape)} and anchors of shape {tuple(a.shape)}; need (p, d) and (a, d) of one model"
+            )
     rows, lengths = {len(a) for a in [*anchors, target_anchors]}, {len(v) for v in vectors}
-    if len(rows) > 1: raise InputError(f"{' and '.join(map(str, sorted(rows)))} anchors; need the same common tokens in every model, in the same order")
-    if len(lengths) > 1: raise InputError(f"prompts of {' and '.join(map(str, sorted(lengths)))} vectors; need the same length from every source")
+    if len(rows) > 1:
+        raise InputError(
+            f"{' and '.join(map(str, sorted(rows)))} anchors; need the same common tokens in every model, in the same order"
+        )
+    if len(lengths) > 1:
+        raise InputError(
+            f"prompts of {' and '.join(map(str, sorted(lengths)))} vectors; need the same length from every source"
+        )
 
-def _first_candidate(p:int, d:int, start:str, spread, mean, seed:int)->Tensor:
+
+def _first_candidate(p: int, d: int, start: str, spread, mean, seed: int) -> Tensor:
     "(p, d) where the search begins: Xavier's normal start, or a draw of the target embeddings' mean and spread."
     draw = torch.randn(p, d, generator=torch.Generator().manual_seed(seed)).to(spread.device)
-    return draw*(2/(p + d))**.5 if start == "xavier" else draw*spread + mean
+    return draw * (2 / (p + d)) ** 0.5 if start == "xavier" else draw * spread + mean
 
-def _wanted(codes, target_anchors, keep:int, average:str)->list:
+
+def _wanted(codes, target_anchors, keep: int, average: str) -> list:
     "What the candidate's code is compared with (`_kept_forms`): the sources' mean code, or each of them over the anchors of the last."
-    if average == "codes": return [_kept_forms(torch.stack(codes).mean(0), target_anchors, keep)]
+    if average == "codes":
+        return [_kept_forms(torch.stack(codes).mean(0), target_anchors, keep)]
     return [_kept_forms(code, target_anchors, keep, by=codes[-1]) for code in codes]
 
+
 def transfer_soft(
-    vectors_by_source:list,   # one (p, d_i) soft prompt a source model
-    anchors_by_source:list,   # (a, d_i) anchor rows in each source (`anchor_rows`)
-    target_anchors:Tensor,    # (a, d_t) the same anchors in the target
-    target_embeddings:Tensor, # (V, d_t): their mean and spread are the candidate's
-    keep:int=8192,            # anchors kept for each vector, those of highest code; all if there are fewer
-    steps:int=2000,
-    lr:float=5e-3,            # Adam, constant
-    seed:int=0,
-    judge=None,               # (p, d_t) vectors -> their worth on the target, asked every `every` steps; None: the last candidate is returned, zero-shot
-    every:int=50,
-    start:str="xavier",       # or "embeddings": their mean and spread
-    average:str="codes",      # of several sources; or "losses"
-)->Tensor:                    # (p, d_t) float32, on the anchors' device
+    vectors_by_source: list,  # one (p, d_i) soft prompt a source model
+    anchors_by_source: list,  # (a, d_i) anchor rows in each source (`anchor_rows`)
+    target_anchors: Tensor,  # (a, d_t) the same anchors in the target
+    target_embeddings: Tensor,  # (V, d_t): their mean and spread are the candidate's
+    keep: int = 8192,  # anchors kept for each vector, those of highest code; all if there are fewer
+    steps: int = 2000,
+    lr: float = 5e-3,  # Adam, constant
+    seed: int = 0,
+    judge=None,  # (p, d_t) vectors -> their worth on the target, asked every `every` steps; None: the last candidate is returned, zero-shot
+    every: int = 50,
+    start: str = "xavier",  # or "embeddings": their mean and spread
+    average: str = "codes",  # of several sources; or "losses"
+) -> Tensor:  # (p, d_t) float32, on the anchors' device
     "Vectors of the target model that lie to the anchors as the sources' prompts do (Wu et al. 2024); without `judge` no forward pass. `InputError` where shapes disagree."
     _check_sources(vectors_by_source, anchors_by_source, target_anchors)
     whole("keep", keep), whole("steps", steps), number("lr", lr, above=0, most=1e6)
-    if start not in ("xavier", "embeddings") or average not in ("codes", "losses"): raise InputError(f"start={start!r}, average={average!r}; need 'xavier' or 'embeddings', and 'codes' or 'losses'")
-    if judge and not 1 <= every <= steps: raise InputError(f"every={every} with {steps} steps; need at least 1, and at most the steps, so that a candidate is judged")
-    codes = [encode_relative(v.to(a.device), a).to(target_anchors.device) for v, a in zip(vectors_by_source, anchors_by_source)]
+    if start not in ("xavier", "embeddings") or average not in ("codes", "losses"):
+        raise InputError(
+            f"start={start!r}, average={average!r}; need 'xavier' or 'embeddings', and 'codes' or 'losses'"
+        )
+    if judge and not 1 <= every <= steps:
+        raise InputError(
+            f"every={every} with {steps} steps; need at least 1, and at most the steps, so that a candidate is judged"
+        )
+    codes = [
+        encode_relative(v.to(a.device), a).to(target_anchors.device)
+        for v, a in zip(vectors_by_source, anchors_by_source)
+    ]
     wanted = _wanted(codes, target_anchors, keep, average)
     spread, mean = (s.to(target_anchors.device) for s in torch.std_mean(target_embeddings.detach().float()))
     x = torch.nn.Parameter(_first_candidate(len(codes[0]), target_anchors.shape[1], start, spread, mean, seed))
-    def sized(): return (x - x.mean())/x.std()*spread + mean
+
+    def sized():
+        return (x - x.mean()) / x.std() * spread + mean
+
     best, found = -math.inf, None
     opt = torch.optim.Adam([x], lr=lr)
     for step in range(1, steps + 1):
@@ -420,6 +668,8 @@ def transfer_soft(
         opt.zero_grad()
         (1 - torch.stack([_code_cosine(now, forms) for forms in wanted])).mean().backward()
         opt.step()
-        if judge and step % every == 0 and (worth := judge(now.detach())) > best: best, found = worth, now.detach()
-    if not sized().isfinite().all(): raise InputError(f"lr={lr}: the vectors are no longer finite numbers; lower it")
+        if judge and step % every == 0 and (worth := judge(now.detach())) > best:
+            best, found = worth, now.detach()
+    if not sized().isfinite().all():
+        raise InputError(f"lr={lr}: the vectors are no longer finite numbers; lower it")
     return sized().detach() if found is None else found

@@ -23,413 +23,508 @@ from .calibration import auc, calibrated, centre_means, hits, pair_aucs
 @dataclass(frozen=True)
 class Interval:
     "A difference and how sure it is. Units are those of what went in: fractions where .02 is 2 points."
-    estimate:float
-    se:float           # standard error
-    df:float           # degrees of freedom of its t distribution
-    level:float        # of `low` and `high`, such as .95
-    seeds:tuple        # seeds of each arm that has several; () where the interval is over texts alone
-    texts:int          # texts, all groups together
-    seed_part:float=0. # variance that one seed per arm would leave: n seeds leave seed_part/n + text_part
-    text_part:float=0. # variance that stays with any number of seeds
-    balance:float=1.   # sum of squares of the arms' shares in seed_part; 1 for a single arm
 
-    def at(self, level:float)->tuple:
+    estimate: float
+    se: float  # standard error
+    df: float  # degrees of freedom of its t distribution
+    level: float  # of `low` and `high`, such as .95
+    seeds: tuple  # seeds of each arm that has several; () where the interval is over texts alone
+    texts: int  # texts, all groups together
+    seed_part: float = 0.0  # variance that one seed per arm would leave: n seeds leave seed_part/n + text_part
+    text_part: float = 0.0  # variance that stays with any number of seeds
+    balance: float = 1.0  # sum of squares of the arms' shares in seed_part; 1 for a single arm
+
+    def at(self, level: float) -> tuple:
         "(low, high) at another level."
-        half = student.ppf(.5 + level/2, self.df)*self.se
+        half = student.ppf(0.5 + level / 2, self.df) * self.se
         return self.estimate - half, self.estimate + half
 
     @property
-    def low(self)->float: return float(self.at(self.level)[0])
+    def low(self) -> float:
+        return float(self.at(self.level)[0])
+
     @property
-    def high(self)->float: return float(self.at(self.level)[1])
+    def high(self) -> float:
+        return float(self.at(self.level)[1])
+
     @property
-    def p(self)->float:
+    def p(self) -> float:
         "Two-sided p value of no difference."
-        if self.se == 0: return float(self.estimate == 0)
-        return float(2*student.sf(abs(self.estimate)/self.se, self.df))
+        if self.se == 0:
+            return float(self.estimate == 0)
+        return float(2 * student.sf(abs(self.estimate) / self.se, self.df))
 
 # %% ../nbs/11b_stats.ipynb #08d462aa
 def _arm(
-    values,              # (S, T) or (T,) numbers
-)->np.ndarray:           # (S, T) float64; (1, T) for a constant arm
+    values,  # (S, T) or (T,) numbers
+) -> np.ndarray:  # (S, T) float64; (1, T) for a constant arm
     "One arm's values. `InputError` for another shape, fewer than 2 texts, or numbers that are not finite."
     out = np.atleast_2d(np.asarray(values, np.float64))
     if out.ndim != 2 or out.shape[1] < 2:
         raise InputError(f"values of shape {np.shape(values)}; need (seeds, texts) with at least 2 texts")
-    if not np.isfinite(out).all(): raise InputError("values that are not finite; need a number for each seed and text")
+    if not np.isfinite(out).all():
+        raise InputError("values that are not finite; need a number for each seed and text")
     return out
 
-def _rest(d_st)->float:
+
+def _rest(d_st) -> float:
     "Mean square of what seed and text do not explain."
     S, T = d_st.shape
     left = d_st - d_st.mean(1, keepdims=True) - d_st.mean(0) + d_st.mean()
-    return float((left**2).sum()/((S - 1)*(T - 1)))
+    return float((left**2).sum() / ((S - 1) * (T - 1)))
 
 # %% ../nbs/11b_stats.ipynb #b0d33af9
-def _text_means(arms, weights, groups)->list:
+def _text_means(arms, weights, groups) -> list:
     "For each group of texts the weighted sum of its arms' text means, (T,)."
     sums = {}
     for arm, w, g in zip(arms, weights, groups):
         if g in sums and len(sums[g]) != arm.shape[1]:
-            raise InputError(f"arms of {len(sums[g])} and {arm.shape[1]} texts in group {g!r}; need the same texts in each arm of a group")
-        sums[g] = sums.get(g, 0) + w*arm.mean(0)
+            raise InputError(
+                f"arms of {len(sums[g])} and {arm.shape[1]} texts in group {g!r}; need the same texts in each arm of a group"
+            )
+        sums[g] = sums.get(g, 0) + w * arm.mean(0)
     return list(sums.values())
 
+
 def crossed_contrast(
-    arms,                # list of (S_k, T_k); a single row is a constant arm
-    weights,             # one number per arm: [1, -1] is a difference
-    groups=None,         # which arms share their texts; None: all of them do
-    level:float=.95,
-)->Interval:
+    arms,  # list of (S_k, T_k); a single row is a constant arm
+    weights,  # one number per arm: [1, -1] is a difference
+    groups=None,  # which arms share their texts; None: all of them do
+    level: float = 0.95,
+) -> Interval:
     "The weighted sum of the arms' means, with an interval over seeds and texts at once."
-    arms, groups = [_arm(a) for a in arms], groups or [0]*len(arms)
+    arms, groups = [_arm(a) for a in arms], groups or [0] * len(arms)
     if not len(arms) == len(weights) == len(groups):
         raise InputError(f"{len(arms)} arms, {len(weights)} weights, {len(groups)} groups; need one of each per arm")
     several = [(a, w) for a, w in zip(arms, weights) if len(a) > 1]
-    seed = [(w*w*a.mean(1).var(ddof=1)/len(a), len(a) - 1) for a, w in several]
-    rest = [(w*w*_rest(a)/a.size, (len(a) - 1)*(a.shape[1] - 1)) for a, w in several]
+    seed = [(w * w * a.mean(1).var(ddof=1) / len(a), len(a) - 1) for a, w in several]
+    rest = [(w * w * _rest(a) / a.size, (len(a) - 1) * (a.shape[1] - 1)) for a, w in several]
     sums = _text_means(arms, weights, groups)
-    text = [(c.var(ddof=1)/len(c), len(c) - 1) for c in sums]
-    estimate = sum(w*a.mean() for a, w in zip(arms, weights))
+    text = [(c.var(ddof=1) / len(c), len(c) - 1) for c in sums]
+    estimate = sum(w * a.mean() for a, w in zip(arms, weights))
     return _interval(float(estimate), seed, text, rest, level, tuple(len(a) for a, _ in several), sum(map(len, sums)))
 
 # %% ../nbs/11b_stats.ipynb #01ef470a
-def _interval(estimate, seed, text, rest, level, seeds, texts)->Interval:
+def _interval(estimate, seed, text, rest, level, seeds, texts) -> Interval:
     "An `Interval` from (variance, degrees of freedom) of each term; those of `rest` are taken away."
     add = lambda terms: float(sum(v for v, _ in terms))
     variance = max(add(seed) + add(text) - add(rest), add(seed), add(text))
-    spread = sum(v*v/f for v, f in seed + text + rest)
-    df = variance**2/spread if spread else min(f for _, f in seed + text)
-    parts = [v*n for (v, _), n in zip(seed, seeds)]            # what each arm would add with one seed
+    spread = sum(v * v / f for v, f in seed + text + rest)
+    df = variance**2 / spread if spread else min(f for _, f in seed + text)
+    parts = [v * n for (v, _), n in zip(seed, seeds)]  # what each arm would add with one seed
     total = sum(parts)
-    balance = sum(p*p for p in parts)/total**2 if total else 1.
-    return Interval(estimate, math.sqrt(variance), float(df), level, seeds, texts, float(total), max(add(text) - add(rest), 0.), float(balance))
+    balance = sum(p * p for p in parts) / total**2 if total else 1.0
+    return Interval(
+        estimate,
+        math.sqrt(variance),
+        float(df),
+        level,
+        seeds,
+        texts,
+        float(total),
+        max(add(text) - add(rest), 0.0),
+        float(balance),
+    )
+
 
 def crossed_interval(
-    d_st,                # (S, T) differences; (T,): without seeds, an interval over texts alone
-    level:float=.95,
-)->Interval:
+    d_st,  # (S, T) differences; (T,): without seeds, an interval over texts alone
+    level: float = 0.95,
+) -> Interval:
     "The mean difference, with an interval over seeds and texts at once."
     return crossed_contrast([d_st], [1], level=level)
 
 # %% ../nbs/11b_stats.ipynb #d5631959
 def difference(
-    a_st,                # (S, T) values of one method; (T,) if it has no seeds
-    b_st,                # (S, T) of the other, the same seeds and texts in the same order; (T,) if it has none
-)->np.ndarray:           # (S, T)
+    a_st,  # (S, T) values of one method; (T,) if it has no seeds
+    b_st,  # (S, T) of the other, the same seeds and texts in the same order; (T,) if it has none
+) -> np.ndarray:  # (S, T)
     "What the first has more, seed by seed and text by text. `InputError` for other numbers of seeds or texts."
     a, b = _arm(a_st), _arm(b_st)
-    if a.shape[1] != b.shape[1]: raise InputError(f"{a.shape[1]} and {b.shape[1]} texts; a difference needs the same texts")
+    if a.shape[1] != b.shape[1]:
+        raise InputError(f"{a.shape[1]} and {b.shape[1]} texts; a difference needs the same texts")
     if 1 < len(a) != len(b) > 1:
         raise InputError(f"{len(a)} and {len(b)} seeds; need the same seeds, or compare the arms with crossed_contrast")
     return a - b
 
+
 def over_targets(
-    values,              # one (S, T) for each target: the same seeds and texts
-)->np.ndarray:           # (S, T)
+    values,  # one (S, T) for each target: the same seeds and texts
+) -> np.ndarray:  # (S, T)
     "The mean over targets within each seed and text."
     arms = [_arm(v) for v in values]
     shapes = sorted({a.shape for a in arms})
-    if len(shapes) != 1: raise InputError(f"targets of shapes {shapes}; need the same seeds and texts on each")
+    if len(shapes) != 1:
+        raise InputError(f"targets of shapes {shapes}; need the same seeds and texts on each")
     return np.mean(arms, axis=0)
 
 # %% ../nbs/11b_stats.ipynb #70ae48b4
 def differing(
-    prompts_a,           # one prompt per seed: ids or text
-    prompts_b,           # the other method's, same seeds
-)->np.ndarray:           # (S,) bool
+    prompts_a,  # one prompt per seed: ids or text
+    prompts_b,  # the other method's, same seeds
+) -> np.ndarray:  # (S,) bool
     "Which seeds have two different prompts. `InputError` for other numbers of them."
-    if len(prompts_a) != len(prompts_b): raise InputError(f"{len(prompts_a)} and {len(prompts_b)} prompts; need one of each per seed")
+    if len(prompts_a) != len(prompts_b):
+        raise InputError(f"{len(prompts_a)} and {len(prompts_b)} prompts; need one of each per seed")
     plain = lambda prompt: prompt if isinstance(prompt, str) else tuple(prompt)
     return np.array([plain(a) != plain(b) for a, b in zip(prompts_a, prompts_b)], dtype=bool)
 
 # %% ../nbs/11b_stats.ipynb #b614b7bb
 def _shares(
-    first,            # (n_i,) margins of texts that should be high
-    second,           # (n_j,) of those that should be low
-)->np.ndarray:        # (n_i,) share of `second` below each of `first`, equal ones half
+    first,  # (n_i,) margins of texts that should be high
+    second,  # (n_j,) of those that should be low
+) -> np.ndarray:  # (n_i,) share of `second` below each of `first`, equal ones half
     below = np.searchsorted(np.sort(second), first, "left")
     upto = np.searchsorted(np.sort(second), first, "right")
-    return (below + upto)/(2*len(second))
+    return (below + upto) / (2 * len(second))
+
 
 def auc_values(
-    logp_nc,          # (n, C) label log-probabilities
-    labels_n,         # (n,) class numbers
-)->np.ndarray:        # (n,) float64, mean: the AUC
+    logp_nc,  # (n, C) label log-probabilities
+    labels_n,  # (n,) class numbers
+) -> np.ndarray:  # (n,) float64, mean: the AUC
     "What each text contributes to the AUC. `InputError` where a class that occurs has a single text."
     areas, logp, labels = pair_aucs(logp_nc, labels_n), np.asarray(logp_nc, np.float64), np.asarray(labels_n)
-    n, mean = len(labels), sum(areas.values())/len(areas)
+    n, mean = len(labels), sum(areas.values()) / len(areas)
     values = np.full(n, mean)
     for (i, j), area in areas.items():
         for c, other, sign in ((i, j, 1), (j, i, -1)):
-            of, margin = labels == c, sign*(logp[:, i] - logp[:, j])
-            if of.sum() < 2: raise InputError(f"one text of class {c}; an interval of AUC needs at least 2 of each class")
-            weight = n/of.sum()*math.sqrt(of.sum()/(of.sum() - 1)*(n - 1)/n)/len(areas)
-            values[of] += weight*(_shares(margin[of], margin[labels == other]) - area)
+            of, margin = labels == c, sign * (logp[:, i] - logp[:, j])
+            if of.sum() < 2:
+                raise InputError(f"one text of class {c}; an interval of AUC needs at least 2 of each class")
+            weight = n / of.sum() * math.sqrt(of.sum() / (of.sum() - 1) * (n - 1) / n) / len(areas)
+            values[of] += weight * (_shares(margin[of], margin[labels == other]) - area)
     return values
 
 # %% ../nbs/11b_stats.ipynb #a795e666
 def _calibrated_hits(logp_nc, labels_n, unlabelled_mc):
-    if unlabelled_mc is None: raise InputError("calibrated accuracy without unlabelled texts; need their label log-probabilities")
+    if unlabelled_mc is None:
+        raise InputError("calibrated accuracy without unlabelled texts; need their label log-probabilities")
     return hits(calibrated(logp_nc, centre_means(unlabelled_mc)), labels_n).astype(float)
 
-MEASURES = {   # name -> (label log-probabilities (n, C), labels (n,), those of unlabelled texts (m, C)) -> (n,) values
+
+MEASURES = {  # name -> (label log-probabilities (n, C), labels (n,), those of unlabelled texts (m, C)) -> (n,) values
     "accuracy": lambda logp, labels, unlabelled=None: hits(logp, labels).astype(float),
     "calibrated": _calibrated_hits,
     "auc": lambda logp, labels, unlabelled=None: auc_values(logp, labels),
 }
 
+
 def text_values(
-    measure:str,      # a key of `MEASURES`
-    logp_snc,         # list of (n, C), one for each seed
-    labels_n,         # (n,) class numbers
+    measure: str,  # a key of `MEASURES`
+    logp_snc,  # list of (n, C), one for each seed
+    labels_n,  # (n,) class numbers
     unlabelled_smc=None,  # list of (m, C), one for each seed; needed by "calibrated"
-)->np.ndarray:        # (S, n) values whose mean is the measure
+) -> np.ndarray:  # (S, n) values whose mean is the measure
     "One value per seed and text: what `difference` and `crossed_contrast` take."
-    if measure not in MEASURES: raise InputError(f"measure {measure!r}; need one of {', '.join(MEASURES)}")
-    unlabelled = [None]*len(logp_snc) if unlabelled_smc is None else unlabelled_smc
-    if len(unlabelled) != len(logp_snc): raise InputError(f"{len(logp_snc)} prompts with {len(unlabelled)} sets of unlabelled texts; need one each")
+    if measure not in MEASURES:
+        raise InputError(f"measure {measure!r}; need one of {', '.join(MEASURES)}")
+    unlabelled = [None] * len(logp_snc) if unlabelled_smc is None else unlabelled_smc
+    if len(unlabelled) != len(logp_snc):
+        raise InputError(f"{len(logp_snc)} prompts with {len(unlabelled)} sets of unlabelled texts; need one each")
     return np.stack([MEASURES[measure](logp, labels_n, u) for logp, u in zip(logp_snc, unlabelled)])
 
 # %% ../nbs/11b_stats.ipynb #62a95cea
 def _orders(margin_n, labels_n, i, j):
     "(n_i, n_j): is each text of class i above each of class j? Equal ones half."
     x, y = margin_n[labels_n == i], margin_n[labels_n == j]
-    return (x[:, None] > y).astype(float) + .5*(x[:, None] == y)
+    return (x[:, None] > y).astype(float) + 0.5 * (x[:, None] == y)
+
 
 def bootstrap_auc(
-    a_snc, b_snc,     # (S, n, C) label log-probabilities of two methods, same seeds, same texts
-    labels_n,         # (n,) class numbers
-    draws:int=2000, seed:int=0, level:float=.95,
-)->dict:              # estimate, se, low, high
+    a_snc,
+    b_snc,  # (S, n, C) label log-probabilities of two methods, same seeds, same texts
+    labels_n,  # (n,) class numbers
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict:  # estimate, se, low, high
     "The difference in AUC with a percentile interval, seeds and texts drawn at once."
     a, b, labels = np.asarray(a_snc, float), np.asarray(b_snc, float), np.asarray(labels_n)
-    if a.shape != b.shape: raise InputError(f"log-probabilities of shapes {a.shape} and {b.shape}; need the same seeds, texts and classes")
+    if a.shape != b.shape:
+        raise InputError(f"log-probabilities of shapes {a.shape} and {b.shape}; need the same seeds, texts and classes")
     rng, pairs, seeds = np.random.default_rng(seed), list(pair_aucs(a[0], labels)), len(a)
     count = {c: (labels == c).sum() for c in np.unique(labels).tolist()}
-    weight = {c: rng.multinomial(k, np.full(k, 1/k), draws)/k for c, k in count.items()}
+    weight = {c: rng.multinomial(k, np.full(k, 1 / k), draws) / k for c, k in count.items()}
     each = np.zeros((draws, seeds))
     for s in range(seeds):
         for i, j in pairs:
             order = _orders(a[s, :, i] - a[s, :, j], labels, i, j) - _orders(b[s, :, i] - b[s, :, j], labels, i, j)
-            each[:, s] += ((weight[i] @ order)*weight[j]).sum(1)/len(pairs)
-    drawn = (each*rng.multinomial(seeds, np.full(seeds, 1/seeds), draws)/seeds).sum(1)
-    low, high = np.quantile(drawn, [.5 - level/2, .5 + level/2])
+            each[:, s] += ((weight[i] @ order) * weight[j]).sum(1) / len(pairs)
+    drawn = (each * rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds).sum(1)
+    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
     estimate = np.mean([auc(x, labels) - auc(z, labels) for x, z in zip(a, b)])
     return dict(estimate=float(estimate), se=float(drawn.std(ddof=1)), low=float(low), high=float(high))
 
 # %% ../nbs/11b_stats.ipynb #09d422da
 def p_equivalent(
-    found:Interval,
-    margin:float=.02,   # differences up to this are called the same
-)->float:
+    found: Interval,
+    margin: float = 0.02,  # differences up to this are called the same
+) -> float:
     "p value of the two one-sided tests: small if the difference is surely within ± `margin`."
-    if not margin > 0: raise InputError(f"margin {margin}; need a positive one, such as .02 for 2 points")
-    inside = margin - abs(found.estimate)          # the nearer bound decides
-    if found.se == 0: return float(inside <= 0)
-    return float(student.sf(inside/found.se, found.df))
+    if not margin > 0:
+        raise InputError(f"margin {margin}; need a positive one, such as .02 for 2 points")
+    inside = margin - abs(found.estimate)  # the nearer bound decides
+    if found.se == 0:
+        return float(inside <= 0)
+    return float(student.sf(inside / found.se, found.df))
 
 # %% ../nbs/11b_stats.ipynb #28323601
 def holm(
-    p_values,           # (m,) numbers from 0 to 1; NaN: no test was made
-)->np.ndarray:          # (m,) adjusted, in the order given; NaN stays
+    p_values,  # (m,) numbers from 0 to 1; NaN: no test was made
+) -> np.ndarray:  # (m,) adjusted, in the order given; NaN stays
     "p values adjusted for their number (Holm 1979)."
     p = np.asarray(p_values, np.float64)
     made = np.flatnonzero(~np.isnan(p))
-    if ((p[made] < 0) | (p[made] > 1)).any(): raise InputError("p values outside 0 to 1; need probabilities")
+    if ((p[made] < 0) | (p[made] > 1)).any():
+        raise InputError("p values outside 0 to 1; need probabilities")
     order = made[np.argsort(p[made], kind="stable")]
     out = np.full(p.shape, np.nan)
-    out[order] = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)), 1)
+    out[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
     return out
 
 # %% ../nbs/11b_stats.ipynb #22f9acee
 def power(
-    effect:float,       # true difference
-    se:float,           # standard error, same unit
-    df:float,           # degrees of freedom
-    alpha:float=.05,    # two-sided
-)->float:
+    effect: float,  # true difference
+    se: float,  # standard error, same unit
+    df: float,  # degrees of freedom
+    alpha: float = 0.05,  # two-sided
+) -> float:
     "Probability that a true difference is found significant."
-    if not (se > 0 and df > 0): raise InputError(f"standard error {se} with {df} degrees of freedom; need both positive")
-    limit, shift = student.isf(alpha/2, df), abs(effect)/se
-    wrong = nct.sf(limit, df, -shift) if shift < 6 else 0.     # significant with the wrong sign; beyond 6 no digit of it is left
+    if not (se > 0 and df > 0):
+        raise InputError(f"standard error {se} with {df} degrees of freedom; need both positive")
+    limit, shift = student.isf(alpha / 2, df), abs(effect) / se
+    wrong = (
+        nct.sf(limit, df, -shift) if shift < 6 else 0.0
+    )  # significant with the wrong sign; beyond 6 no digit of it is left
     return float(nct.sf(limit, df, shift) + wrong)
 
+
 def smallest_effect(
-    se:float, df:float,
-    wanted:float=.8,    # power
-    alpha:float=.05,
-)->float:
+    se: float,
+    df: float,
+    wanted: float = 0.8,  # power
+    alpha: float = 0.05,
+) -> float:
     "The true difference that is found with probability `wanted`, in the unit of `se`."
-    if not alpha < wanted < 1: raise InputError(f"power {wanted}; need one between alpha = {alpha} and 1")
-    if se == 0: return 0.
-    high = student.isf(alpha/2, df) + 10
-    while power(high, 1, df, alpha) < wanted: high *= 2
-    return float(se*brentq(lambda x: power(x, 1, df, alpha) - wanted, 0, high))
+    if not alpha < wanted < 1:
+        raise InputError(f"power {wanted}; need one between alpha = {alpha} and 1")
+    if se == 0:
+        return 0.0
+    high = student.isf(alpha / 2, df) + 10
+    while power(high, 1, df, alpha) < wanted:
+        high *= 2
+    return float(se * brentq(lambda x: power(x, 1, df, alpha) - wanted, 0, high))
 
 # %% ../nbs/11b_stats.ipynb #c9dc8ba1
-def _with_seeds(found:Interval, n:int)->tuple:
+def _with_seeds(found: Interval, n: int) -> tuple:
     "(standard error, degrees of freedom) that n seeds in every arm would give."
-    seed = found.seed_part/n
+    seed = found.seed_part / n
     variance = seed + found.text_part
-    spread = found.balance*seed**2/(n - 1) + found.text_part**2/(found.texts - 1)
-    return math.sqrt(variance), variance**2/spread if spread else n - 1
+    spread = found.balance * seed**2 / (n - 1) + found.text_part**2 / (found.texts - 1)
+    return math.sqrt(variance), variance**2 / spread if spread else n - 1
+
 
 def seeds_needed(
-    found:Interval,
-    effect:float=.02,    # true difference to be seen
-    wanted:float=.8,     # with this probability
-    alpha:float=.05,
-    same:bool=False,     # instead: a true difference of 0 is found to be within ± `effect`
-    most:int=10_000,
-)->int|None:             # seeds for each arm, at least 2; None: not even `most` would do
+    found: Interval,
+    effect: float = 0.02,  # true difference to be seen
+    wanted: float = 0.8,  # with this probability
+    alpha: float = 0.05,
+    same: bool = False,  # instead: a true difference of 0 is found to be within ± `effect`
+    most: int = 10_000,
+) -> int | None:  # seeds for each arm, at least 2; None: not even `most` would do
     "The least number of seeds for a wanted power, from the interval's variances alone."
+
     def enough(n):
         se, df = _with_seeds(found, n)
-        if se == 0: return True
-        if same: return 2*student.cdf(effect/se - student.isf(alpha, df), df) - 1 >= wanted
+        if se == 0:
+            return True
+        if same:
+            return 2 * student.cdf(effect / se - student.isf(alpha, df), df) - 1 >= wanted
         return power(effect, se, df, alpha) >= wanted
-    if not enough(most): return None
+
+    if not enough(most):
+        return None
     few, many = 1, most
     while many - few > 1:
-        middle = (few + many)//2
+        middle = (few + many) // 2
         few, many = (few, middle) if enough(middle) else (middle, many)
     return many
 
 # %% ../nbs/11b_stats.ipynb #b1799a28
 ABOVE, BELOW, SAME, UNDECIDED = "above", "below", "the same within {} points", "undecided"
 
-def _points(x:float)->str: return f"{100*x:.3g}"
+
+def _points(x: float) -> str:
+    return f"{100 * x:.3g}"
+
 
 def decide(
-    found:Interval,
-    p:float=None,        # of no difference, adjusted; None: the interval's own
-    margin:float=.02,    # of equivalence, and the effect to be seen
-    alpha:float=.05,
-)->dict:                 # verdict (text), p, p_same, could_see, seeds_needed
+    found: Interval,
+    p: float = None,  # of no difference, adjusted; None: the interval's own
+    margin: float = 0.02,  # of equivalence, and the effect to be seen
+    alpha: float = 0.05,
+) -> dict:  # verdict (text), p, p_same, could_see, seeds_needed
     "above, below, the same, or undecided; what could be seen; and the seeds that would decide (None: no number, or decided)."
     p, p_same = found.p if p is None else p, p_equivalent(found, margin)
-    if p < alpha and found.estimate != 0: verdict = ABOVE if found.estimate > 0 else BELOW
-    elif p_same < alpha: verdict = SAME.format(_points(margin))
-    else: verdict = UNDECIDED
-    enough = [seeds_needed(found, margin, same=s) for s in (False, True)] if verdict == UNDECIDED and found.seeds else [None]
-    return dict(verdict=verdict, p=p, p_same=p_same, could_see=smallest_effect(found.se, found.df, alpha=alpha),
-                seeds_needed=None if None in enough else max(enough))
+    if p < alpha and found.estimate != 0:
+        verdict = ABOVE if found.estimate > 0 else BELOW
+    elif p_same < alpha:
+        verdict = SAME.format(_points(margin))
+    else:
+        verdict = UNDECIDED
+    enough = (
+        [seeds_needed(found, margin, same=s) for s in (False, True)] if verdict == UNDECIDED and found.seeds else [None]
+    )
+    return dict(
+        verdict=verdict,
+        p=p,
+        p_same=p_same,
+        could_see=smallest_effect(found.se, found.df, alpha=alpha),
+        seeds_needed=None if None in enough else max(enough),
+    )
 
 # %% ../nbs/11b_stats.ipynb #93b98638
 def in_words(
-    found:Interval,
-    margin:float=.02,
-    p:float=None,        # adjusted, as in `decide`
-)->str:
+    found: Interval,
+    margin: float = 0.02,
+    p: float = None,  # adjusted, as in `decide`
+) -> str:
     "One difference in one line: estimate, interval, verdict, and what could have been seen, in points."
     seen = decide(found, p, margin)
-    line = f"{100*found.estimate:+.1f} points ({100*found.low:+.1f} to {100*found.high:+.1f}): {seen['verdict']}"
+    line = f"{100 * found.estimate:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}): {seen['verdict']}"
     if seen["verdict"] == UNDECIDED:
         n = seen["seeds_needed"]
-        if found.seeds: line += f" ({n} seeds would decide)" if n else " (no number of seeds would decide: it takes more texts)"
-        else: line += " (it takes more texts)"
-    return f"{line}; a difference of {100*seen['could_see']:.1f} could be seen"
+        if found.seeds:
+            line += f" ({n} seeds would decide)" if n else " (no number of seeds would decide: it takes more texts)"
+        else:
+            line += " (it takes more texts)"
+    return f"{line}; a difference of {100 * seen['could_see']:.1f} could be seen"
 
 # %% ../nbs/11b_stats.ipynb #04008ee5
 def welch(
-    mean_a:float, sd_a:float, n_a:int,
-    mean_b:float, sd_b:float, n_b:int,
-    level:float=.95,
-)->Interval:             # in the unit of the means
+    mean_a: float, sd_a: float, n_a: int, mean_b: float, sd_b: float, n_b: int, level: float = 0.95
+) -> Interval:  # in the unit of the means
     "The difference of two means with Welch's interval, from what a paper prints; sd with ddof=1."
-    if min(n_a, n_b) < 2: raise InputError(f"{n_a} and {n_b} runs; need at least 2 on each side")
-    a, b = sd_a**2/n_a, sd_b**2/n_b
-    df = (a + b)**2/(a*a/(n_a - 1) + b*b/(n_b - 1)) if a + b else n_a + n_b - 2
-    balance = (sd_a**4 + sd_b**4)/(sd_a**2 + sd_b**2)**2 if a + b else 1.
-    return Interval(mean_a - mean_b, math.sqrt(a + b), df, level, (n_a, n_b), 0, sd_a**2 + sd_b**2, 0., balance)
+    if min(n_a, n_b) < 2:
+        raise InputError(f"{n_a} and {n_b} runs; need at least 2 on each side")
+    a, b = sd_a**2 / n_a, sd_b**2 / n_b
+    df = (a + b) ** 2 / (a * a / (n_a - 1) + b * b / (n_b - 1)) if a + b else n_a + n_b - 2
+    balance = (sd_a**4 + sd_b**4) / (sd_a**2 + sd_b**2) ** 2 if a + b else 1.0
+    return Interval(mean_a - mean_b, math.sqrt(a + b), df, level, (n_a, n_b), 0, sd_a**2 + sd_b**2, 0.0, balance)
 
 # %% ../nbs/11b_stats.ipynb #2267ccb1
 @dataclass(frozen=True)
 class Correlation:
     "A correlation and its interval."
-    r:float
-    low:float
-    high:float
-    n:int
+
+    r: float
+    low: float
+    high: float
+    n: int
+
 
 KINDS = ("pearson", "spearman")
 
-def _paired(x, y)->tuple:
+
+def _paired(x, y) -> tuple:
     "Two equally long arrays of finite numbers or vectors, neither constant."
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if x.ndim not in (1, 2) or x.shape != y.shape: raise InputError(f"arrays of shapes {x.shape} and {y.shape}; a correlation needs two of one shape")
-    if len(x) < 4: raise InputError(f"{len(x)} pairs; a correlation with an interval needs at least 4")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()): raise InputError("values that are not finite; need a number in each pair")
-    if not np.ptp(x, axis=0).any() or not np.ptp(y, axis=0).any(): raise InputError("all values are the same on one side; a correlation needs different ones")
+    if x.ndim not in (1, 2) or x.shape != y.shape:
+        raise InputError(f"arrays of shapes {x.shape} and {y.shape}; a correlation needs two of one shape")
+    if len(x) < 4:
+        raise InputError(f"{len(x)} pairs; a correlation with an interval needs at least 4")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise InputError("values that are not finite; need a number in each pair")
+    if not np.ptp(x, axis=0).any() or not np.ptp(y, axis=0).any():
+        raise InputError("all values are the same on one side; a correlation needs different ones")
     return x, y
 
-def fisher_interval(r:float, n:int, kind:str="pearson", level:float=.95)->tuple:
+
+def fisher_interval(r: float, n: int, kind: str = "pearson", level: float = 0.95) -> tuple:
     "(low, high) of a correlation of n pairs."
-    if kind not in KINDS: raise InputError(f"kind {kind!r}; need one of {', '.join(KINDS)}")
-    if n < 4: raise InputError(f"{n} pairs; an interval needs at least 4")
-    if abs(r) >= 1: return float(r), float(r)
-    se = math.sqrt((1 + r*r/2 if kind == "spearman" else 1)/(n - 3))
-    half = norm.ppf(.5 + level/2)*se
+    if kind not in KINDS:
+        raise InputError(f"kind {kind!r}; need one of {', '.join(KINDS)}")
+    if n < 4:
+        raise InputError(f"{n} pairs; an interval needs at least 4")
+    if abs(r) >= 1:
+        return float(r), float(r)
+    se = math.sqrt((1 + r * r / 2 if kind == "spearman" else 1) / (n - 3))
+    half = norm.ppf(0.5 + level / 2) * se
     return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
+
 def correlate(
-    x, y,                 # (n,) numbers each, or (n, C) vectors
-    kind:str="pearson",   # or "spearman": of their ranks, equal ones in the middle; numbers only
-    level:float=.95,
-)->Correlation:
+    x,
+    y,  # (n,) numbers each, or (n, C) vectors
+    kind: str = "pearson",  # or "spearman": of their ranks, equal ones in the middle; numbers only
+    level: float = 0.95,
+) -> Correlation:
     "Correlation with its interval. Of vectors: summed covariances over the root of summed variances."
-    if kind not in KINDS: raise InputError(f"kind {kind!r}; need one of {', '.join(KINDS)}")
+    if kind not in KINDS:
+        raise InputError(f"kind {kind!r}; need one of {', '.join(KINDS)}")
     x, y = _paired(x, y)
     if kind == "spearman":
-        if x.ndim > 1: raise InputError(f"ranks of vectors of shape {x.shape}; need numbers, or kind \"pearson\"")
+        if x.ndim > 1:
+            raise InputError(f'ranks of vectors of shape {x.shape}; need numbers, or kind "pearson"')
         x, y = rankdata(x), rankdata(y)
     x, y = x - x.mean(0), y - y.mean(0)
-    r = float(np.clip((x*y).sum()/math.sqrt((x*x).sum()*(y*y).sum()), -1, 1))
+    r = float(np.clip((x * y).sum() / math.sqrt((x * x).sum() * (y * y).sum()), -1, 1))
     return Correlation(r, *fisher_interval(r, len(x), kind, level), len(x))
 
 # %% ../nbs/11b_stats.ipynb #e9abe520
-LEAST_RELIABILITY = .3
+LEAST_RELIABILITY = 0.3
 
-def spearman_brown(half:float)->float:
+
+def spearman_brown(half: float) -> float:
     "Reliability of a whole measurement from the correlation of its halves; 0 for halves that do not agree."
-    return 2*half/(1 + half) if half > 0 else 0.
+    return 2 * half / (1 + half) if half > 0 else 0.0
+
 
 def corrected(
-    r:float,              # correlation of two measurements
-    reliability_x:float,  # from `spearman_brown`
-    reliability_y:float,
-)->float|None:            # None: one of them is too unreliable
+    r: float,  # correlation of two measurements
+    reliability_x: float,  # from `spearman_brown`
+    reliability_y: float,
+) -> float | None:  # None: one of them is too unreliable
     "A correlation corrected for the noise of both measurements; may pass 1 by chance."
-    if min(reliability_x, reliability_y) < LEAST_RELIABILITY: return None
-    return r/math.sqrt(reliability_x*reliability_y)
+    if min(reliability_x, reliability_y) < LEAST_RELIABILITY:
+        return None
+    return r / math.sqrt(reliability_x * reliability_y)
 
 # %% ../nbs/11b_stats.ipynb #1ce2803b
-def _corrected_of(x_2n, y_2n, kind)->tuple:
+def _corrected_of(x_2n, y_2n, kind) -> tuple:
     "(r, reliability of x, of y, corrected, across) from two halves of each measurement; None where unreliable."
     r_of = lambda a, b: correlate(a, b, kind).r
     half_x, half_y = r_of(*x_2n), r_of(*y_2n)
     r, rel_x, rel_y = r_of(x_2n.mean(0), y_2n.mean(0)), spearman_brown(half_x), spearman_brown(half_y)
     fixed = corrected(r, rel_x, rel_y)
-    other = (r_of(x_2n[0], y_2n[1]) + r_of(x_2n[1], y_2n[0]))/2
-    return r, rel_x, rel_y, fixed, None if fixed is None else other/math.sqrt(half_x*half_y)
+    other = (r_of(x_2n[0], y_2n[1]) + r_of(x_2n[1], y_2n[0])) / 2
+    return r, rel_x, rel_y, fixed, None if fixed is None else other / math.sqrt(half_x * half_y)
+
 
 def reliable_correlation(
-    x_2n,                 # (2, n), or (2, n, C): one model's effects on each half of the texts, n tokens
-    y_2n,                 # the same of the other model: same halves, same tokens
-    kind:str="pearson",
-    draws:int=500,        # for the interval of the corrected correlation; 0: none
-    seed:int=0, level:float=.95,
-)->dict:                  # r, low, high, n; reliability_x, reliability_y; corrected, corrected_low, corrected_high, across
+    x_2n,  # (2, n), or (2, n, C): one model's effects on each half of the texts, n tokens
+    y_2n,  # the same of the other model: same halves, same tokens
+    kind: str = "pearson",
+    draws: int = 500,  # for the interval of the corrected correlation; 0: none
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict:  # r, low, high, n; reliability_x, reliability_y; corrected, corrected_low, corrected_high, across
     "A correlation of two noisy measurements: as it stands, and corrected for their noise. None where a reliability is below .3."
     x, y = np.asarray(x_2n, np.float64), np.asarray(y_2n, np.float64)
-    if x.ndim not in (2, 3) or len(x) != 2 or x.shape != y.shape: raise InputError(f"halves of shapes {x.shape} and {y.shape}; need (2, tokens) or (2, tokens, classes) twice")
+    if x.ndim not in (2, 3) or len(x) != 2 or x.shape != y.shape:
+        raise InputError(f"halves of shapes {x.shape} and {y.shape}; need (2, tokens) or (2, tokens, classes) twice")
     r, rel_x, rel_y, fixed, across = _corrected_of(x, y, kind)
     low, high = fisher_interval(r, x.shape[1], kind, level)
-    one = dict(r=r, low=low, high=high, n=x.shape[1], reliability_x=rel_x, reliability_y=rel_y, corrected=fixed, across=across)
-    if fixed is None or not draws: return {**one, "corrected_low": None, "corrected_high": None}
+    one = dict(
+        r=r, low=low, high=high, n=x.shape[1], reliability_x=rel_x, reliability_y=rel_y, corrected=fixed, across=across
+    )
+    if fixed is None or not draws:
+        return {**one, "corrected_low": None, "corrected_high": None}
     rng = np.random.default_rng(seed)
     drawn = [_corrected_of(x[:, at], y[:, at], kind)[3] for at in rng.integers(0, x.shape[1], (draws, x.shape[1]))]
-    ends = np.quantile([-np.inf if d is None else d for d in drawn], [.5 - level/2, .5 + level/2], method="nearest")
-    ends = [float(e) if np.isfinite(e) else None for e in ends]                # None: in those draws nothing was reliable
+    ends = np.quantile(
+        [-np.inf if d is None else d for d in drawn], [0.5 - level / 2, 0.5 + level / 2], method="nearest"
+    )
+    ends = [float(e) if np.isfinite(e) else None for e in ends]  # None: in those draws nothing was reliable
     return {**one, "corrected_low": ends[0], "corrected_high": ends[1]}

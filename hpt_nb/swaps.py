@@ -13,111 +13,200 @@ from torch import Tensor
 from .store import InputError, check_fields, config_hash
 from .models import LM
 from .scoring import PrefixScorer, fit_tokens, label_ids, run_losses, text_ids
-from .pez import BOUNDS, SearchSpace, balanced_batch_at, batch_at, check_start, held_accuracies, read_state, run_pass, seeded, start_tokens, write_state, _finish, _identity, _judge, _start
+from hpt_nb.pez import (
+    BOUNDS,
+    SearchSpace,
+    balanced_batch_at,
+    batch_at,
+    check_start,
+    held_accuracies,
+    read_state,
+    run_pass,
+    seeded,
+    start_tokens,
+    write_state,
+    _finish,
+    _identity,
+    _judge,
+    _start,
+)
 
 # %% ../nbs/07_swaps.ipynb #c0827db1
 @dataclass(frozen=True)
 class SwapConfig:
     "All that changes a swap search's result, beside model, judge, task, vocabulary and seed."
-    n_tokens:int = 10            # prompt length, tokens
-    steps:int = 500
-    batch:int = 16               # texts a step, for the gradient and again for the judging
-    init:str = "labels"          # as in PEZ: "labels", "names" or "random"; each token goes to the nearest allowed one
-    eval_every:int = 10          # steps between holdout evaluations
-    holdout_n:int = 5000         # holdout texts, stratified; all if there are fewer
-    topk:int = 256               # tokens a position, by the gradient
-    n_candidates:int = 512       # swaps scored a step, drawn from those as GCG does; all if there are no more, as AutoPrompt and mixed training have it
-    positions:str = "all"        # "one": a random position each step; "all"
-    fresh:bool = False           # True: candidates are judged on new texts; False: on those that gave the gradient
-    accept:str = "always"        # "better": the best candidate if it beats the current prompt; "always": the best candidate
-    drop_unstable:bool = False   # True: candidates that change when decoded and encoded again are dropped
-    start:str = field(default="", metadata=dict(absent=""))                     # a text to start from: its ids stand until they are replaced; n_tokens and init then say nothing
-    loss:str = field(default="vocabulary", metadata=dict(absent="labels"))      # -log p of the label's token over the whole "vocabulary", as published; or over the label words, "labels"
-    objective:str = field(default="labels", metadata=dict(absent="labels"))     # "labels", or "centred": no gain from bias; with the loss over the label words
-    draw:str = field(default="shuffle", metadata=dict(absent="order"))          # texts of a batch: "shuffle": a draw of its own; "order": the next piece of one shuffle; "fixed": the same at every step
-    ties:str = field(default="earlier", metadata=dict(absent="later"))          # of prompts with equal holdout accuracy the "earlier" or the "later" is kept
-    ascii_only:bool = field(default=False, metadata=dict(absent=False))         # True: only tokens of printable ASCII may be put in, no specials
+
+    n_tokens: int = 10  # prompt length, tokens
+    steps: int = 500
+    batch: int = 16  # texts a step, for the gradient and again for the judging
+    init: str = "labels"  # as in PEZ: "labels", "names" or "random"; each token goes to the nearest allowed one
+    eval_every: int = 10  # steps between holdout evaluations
+    holdout_n: int = 5000  # holdout texts, stratified; all if there are fewer
+    topk: int = 256  # tokens a position, by the gradient
+    n_candidates: int = 512  # swaps scored a step, drawn from those as GCG does; all if there are no more, as AutoPrompt and mixed training have it
+    positions: str = "all"  # "one": a random position each step; "all"
+    fresh: bool = False  # True: candidates are judged on new texts; False: on those that gave the gradient
+    accept: str = "always"  # "better": the best candidate if it beats the current prompt; "always": the best candidate
+    drop_unstable: bool = False  # True: candidates that change when decoded and encoded again are dropped
+    start: str = field(
+        default="", metadata=dict(absent="")
+    )  # a text to start from: its ids stand until they are replaced; n_tokens and init then say nothing
+    loss: str = field(
+        default="vocabulary", metadata=dict(absent="labels")
+    )  # -log p of the label's token over the whole "vocabulary", as published; or over the label words, "labels"
+    objective: str = field(
+        default="labels", metadata=dict(absent="labels")
+    )  # "labels", or "centred": no gain from bias; with the loss over the label words
+    draw: str = field(
+        default="shuffle", metadata=dict(absent="order")
+    )  # texts of a batch: "shuffle": a draw of its own; "order": the next piece of one shuffle; "fixed": the same at every step
+    ties: str = field(
+        default="earlier", metadata=dict(absent="later")
+    )  # of prompts with equal holdout accuracy the "earlier" or the "later" is kept
+    ascii_only: bool = field(
+        default=False, metadata=dict(absent=False)
+    )  # True: only tokens of printable ASCII may be put in, no specials
 
     def __post_init__(self):
         check_fields(self, **BOUNDS)
-        known = dict(positions=("one", "all"), accept=("better", "always"), fresh=(False, True), drop_unstable=(False, True), loss=("vocabulary", "labels"),
-                     draw=("shuffle", "order", "fixed"), ties=("earlier", "later"), ascii_only=(False, True))
+        known = dict(
+            positions=("one", "all"),
+            accept=("better", "always"),
+            fresh=(False, True),
+            drop_unstable=(False, True),
+            loss=("vocabulary", "labels"),
+            draw=("shuffle", "order", "fixed"),
+            ties=("earlier", "later"),
+            ascii_only=(False, True),
+        )
         for name, values in known.items():
-            if getattr(self, name) not in values: raise InputError(f"{name}={getattr(self, name)!r}; need {', '.join(map(repr, values[:-1]))} or {values[-1]!r}")
+            if getattr(self, name) not in values:
+                raise InputError(
+                    f"{name}={getattr(self, name)!r}; need {', '.join(map(repr, values[:-1]))} or {values[-1]!r}"
+                )
         check_start(self)
-        if self.objective == "centred" and self.loss == "vocabulary": raise InputError("objective='centred' with loss='vocabulary'; its loss is over the label words: set loss=labels too")
+        if self.objective == "centred" and self.loss == "vocabulary":
+            raise InputError(
+                "objective='centred' with loss='vocabulary'; its loss is over the label words: set loss=labels too"
+            )
 
     @property
-    def minimised(self)->str:
+    def minimised(self) -> str:
         "What the engine is to minimise (`OBJECTIVES`)."
         return self.objective if self.loss == "labels" else "vocabulary"
 
 # %% ../nbs/07_swaps.ipynb #61686a41
-AUTOPROMPT = SwapConfig(n_tokens=3, steps=180, batch=720, eval_every=1, topk=100, n_candidates=100, positions="one", fresh=True, accept="better")
-MIXED      = SwapConfig(n_tokens=5, steps=1000, batch=20, eval_every=1, topk=10, n_candidates=10, positions="one", fresh=True, accept="better")
-GCG        = SwapConfig(n_tokens=20, steps=500, batch=25, eval_every=10, topk=256, n_candidates=512, positions="all", fresh=False, accept="always", drop_unstable=True,
-                        draw="fixed", ascii_only=True)
+AUTOPROMPT = SwapConfig(
+    n_tokens=3,
+    steps=180,
+    batch=720,
+    eval_every=1,
+    topk=100,
+    n_candidates=100,
+    positions="one",
+    fresh=True,
+    accept="better",
+)
+MIXED = SwapConfig(
+    n_tokens=5,
+    steps=1000,
+    batch=20,
+    eval_every=1,
+    topk=10,
+    n_candidates=10,
+    positions="one",
+    fresh=True,
+    accept="better",
+)
+GCG = SwapConfig(
+    n_tokens=20,
+    steps=500,
+    batch=25,
+    eval_every=10,
+    topk=256,
+    n_candidates=512,
+    positions="all",
+    fresh=False,
+    accept="always",
+    drop_unstable=True,
+    draw="fixed",
+    ascii_only=True,
+)
 
 SWAP_METHODS = dict(autoprompt=AUTOPROMPT, mixed=MIXED, gcg=GCG)
 
 # %% ../nbs/07_swaps.ipynb #a1e70e28
-def _draws(seed:int, step:int)->torch.Generator:
+def _draws(seed: int, step: int) -> torch.Generator:
     "The source of one step's random choices."
-    return seeded((seed + 1)*1_000_003**2 + step)   # far from the data order's seeds
+    return seeded((seed + 1) * 1_000_003**2 + step)  # far from the data order's seeds
+
 
 def drawn_texts(
-    labels,        # label numbers of the training texts
-    cfg,           # `draw`, `objective`, `batch`
-    seed:int,
-    number:int,    # of the batch, 0-based
-    batch:int=0,   # texts; 0: the configuration's
-)->list:           # text numbers
-    "Texts of one batch: the next piece of one shuffle, a draw of its own without replacement, or (\"fixed\") the same for each step."
+    labels,  # label numbers of the training texts
+    cfg,  # `draw`, `objective`, `batch`
+    seed: int,
+    number: int,  # of the batch, 0-based
+    batch: int = 0,  # texts; 0: the configuration's
+) -> list:  # text numbers
+    'Texts of one batch: the next piece of one shuffle, a draw of its own without replacement, or ("fixed") the same for each step.'
     size, n = batch or cfg.batch, len(labels)
-    if cfg.draw == "fixed": number = number % 2 if cfg.fresh else 0
+    if cfg.draw == "fixed":
+        number = number % 2 if cfg.fresh else 0
     at = 0 if cfg.draw == "shuffle" else number
-    if cfg.draw == "shuffle": seed = (seed + 1)*1_000_003**2 + 1_000_003*(number + 1)     # a data order of this batch alone
+    if cfg.draw == "shuffle":
+        seed = (seed + 1) * 1_000_003**2 + 1_000_003 * (number + 1)  # a data order of this batch alone
     return balanced_batch_at(labels, size, seed, at) if cfg.objective == "centred" else batch_at(n, size, seed, at)
 
 # %% ../nbs/07_swaps.ipynb #783010da
 def propose(
-    space:SearchSpace,  # the tokens that may be used
-    prompt,             # p ids
-    grad_pd:Tensor,     # (p, d) gradient of the loss at the prompt's embeddings
-    cfg:SwapConfig,     # topk, n_candidates, positions
-    gen:torch.Generator,# draws the position and, where there are more than `n_candidates`, the swaps
-    norm_v=None,        # (V,) lengths of the space's rows, if they are known
-)->list:                # up to n_candidates prompts, tuples of p ids
+    space: SearchSpace,  # the tokens that may be used
+    prompt,  # p ids
+    grad_pd: Tensor,  # (p, d) gradient of the loss at the prompt's embeddings
+    cfg: SwapConfig,  # topk, n_candidates, positions
+    gen: torch.Generator,  # draws the position and, where there are more than `n_candidates`, the swaps
+    norm_v=None,  # (V,) lengths of the space's rows, if they are known
+) -> list:  # up to n_candidates prompts, tuples of p ids
     "Prompts one swap away, from the `topk` tokens of greatest first-order gain -E·g at each position (AutoPrompt, Eq. 2; GCG, Algorithm 1)."
     prompt = torch.tensor(prompt)
     at = torch.arange(len(prompt)) if cfg.positions == "all" else torch.randint(len(prompt), (1,), generator=gen)
     norm_v = space.embed(space.ids).norm(dim=-1) if norm_v is None else norm_v
-    gain = -(grad_pd[at.to(grad_pd.device)].to(space.unit_vd) @ space.unit_vd.T)*norm_v
-    token = space.ids[gain.topk(min(cfg.topk, len(space)), dim=-1).indices].cpu()                  # (positions, k)
-    swaps = torch.cartesian_prod(torch.arange(len(at)), torch.arange(token.shape[1]))             # every position with every rank
-    if cfg.n_candidates < len(swaps): swaps = swaps[torch.randperm(len(swaps), generator=gen)[:cfg.n_candidates]]
+    gain = -(grad_pd[at.to(grad_pd.device)].to(space.unit_vd) @ space.unit_vd.T) * norm_v
+    token = space.ids[gain.topk(min(cfg.topk, len(space)), dim=-1).indices].cpu()  # (positions, k)
+    swaps = torch.cartesian_prod(torch.arange(len(at)), torch.arange(token.shape[1]))  # every position with every rank
+    if cfg.n_candidates < len(swaps):
+        swaps = swaps[torch.randperm(len(swaps), generator=gen)[: cfg.n_candidates]]
     out = prompt.repeat(len(swaps), 1)
-    out[torch.arange(len(out)), at[swaps[:,0]]] = token[swaps[:,0], swaps[:,1]]
+    out[torch.arange(len(out)), at[swaps[:, 0]]] = token[swaps[:, 0], swaps[:, 1]]
     return [tuple(row) for row in out.tolist()]
 
 # %% ../nbs/07_swaps.ipynb #7b00a002
-def printable(lm:LM, space:SearchSpace)->SearchSpace:
+def printable(lm: LM, space: SearchSpace) -> SearchSpace:
     "The part of a space whose tokens are printable ASCII text, in its order. `InputError` if nothing is left."
+
     def plain(i):
-        text = lm.token_bytes.get(i, b"").decode("latin-1")      # specials have no bytes; a byte beyond ASCII stays beyond it
+        text = lm.token_bytes.get(i, b"").decode(
+            "latin-1"
+        )  # specials have no bytes; a byte beyond ASCII stays beyond it
         return bool(text) and text.isascii() and text.isprintable()
+
     keep = [i for i in space.ids.tolist() if plain(i)]
-    if not keep: raise InputError(f"none of the {len(space)} allowed tokens of {lm.name} is printable ASCII; set ascii_only=False, or search another vocabulary")
+    if not keep:
+        raise InputError(
+            f"none of the {len(space)} allowed tokens of {lm.name} is printable ASCII; set ascii_only=False, or search another vocabulary"
+        )
     return space if len(keep) == len(space) else SearchSpace(lm, keep)
 
-def first_prompt(lm:LM, task, spec, space:SearchSpace, cfg:SwapConfig)->list:
+
+def first_prompt(lm: LM, task, spec, space: SearchSpace, cfg: SwapConfig) -> list:
     "Ids that a run starts from: a written start as it stands, else the nearest allowed tokens."
-    if cfg.start: return start_tokens(lm, task, cfg, space)
+    if cfg.start:
+        return start_tokens(lm, task, cfg, space)
     return space.project(_start(lm, task, replace(spec, space=space), cfg)).tolist()
 
 # %% ../nbs/07_swaps.ipynb #d11d9eda
 class _Side:
     "One model and the task as it reads it."
+
     def __init__(self, lm, task, cfg):
         self.lm, self.scorer = lm, PrefixScorer(lm, label_ids(lm, task))
         self.minimised, self.objective = cfg.minimised, cfg.objective
@@ -125,54 +214,78 @@ class _Side:
         self.train, self.labels = text_ids(lm, task, task.train.texts), task.train.labels
         self.held, self.held_labels = text_ids(lm, task, held.texts), torch.tensor(held.labels)
 
-    def prefixes(self, prompts)->Tensor:
+    def prefixes(self, prompts) -> Tensor:
         "(r, bos+p, d) embeddings of [BOS; prompt], for r prompts of one length."
-        ids = torch.tensor([[*self.lm.bos_ids, *p] for p in prompts], dtype=torch.long, device=self.lm.embeddings.device)
+        ids = torch.tensor(
+            [[*self.lm.bos_ids, *p] for p in prompts], dtype=torch.long, device=self.lm.embeddings.device
+        )
         return self.lm.embeddings[ids].float()
 
     def parts(self, prompts):
         "Numbers of the prompts, in parts of one length each; no more than the keys and values that the memory holds."
-        room, by_length = fit_tokens(self.lm, grad=False)//2, {}
-        for i, p in enumerate(prompts): by_length.setdefault(len(p) + len(self.lm.bos_ids), []).append(i)
+        room, by_length = fit_tokens(self.lm, grad=False) // 2, {}
+        for i, p in enumerate(prompts):
+            by_length.setdefault(len(p) + len(self.lm.bos_ids), []).append(i)
         for length, numbers in by_length.items():
-            n = max(1, room//max(1, length))
-            yield from (numbers[i:i+n] for i in range(0, len(numbers), n))
+            n = max(1, room // max(1, length))
+            yield from (numbers[i : i + n] for i in range(0, len(numbers), n))
 
 # %% ../nbs/07_swaps.ipynb #dfd694e4
-def _gradient(self, prompts, picks)->tuple:
+def _gradient(self, prompts, picks) -> tuple:
     "Loss (r,) of r prompts of one length, each on its own training texts `picks`, and its gradient (r, p, d) at the prompts' embeddings."
     runs, texts = [r for r, pick in enumerate(picks) for _ in pick], [i for pick in picks for i in pick]
-    loss_r, grad = self.scorer.loss_and_grad(self.prefixes(prompts), [self.train[i] for i in texts], [self.labels[i] for i in texts], runs, self.minimised)
-    return loss_r, grad[:, len(self.lm.bos_ids):]
+    loss_r, grad = self.scorer.loss_and_grad(
+        self.prefixes(prompts), [self.train[i] for i in texts], [self.labels[i] for i in texts], runs, self.minimised
+    )
+    return loss_r, grad[:, len(self.lm.bos_ids) :]
 
-def _losses(self, prompts, picks)->list:
+
+def _losses(self, prompts, picks) -> list:
     "Mean loss of each prompt on its own training texts: n prompts of any lengths, n lists of text numbers."
-    out = [0.]*len(prompts)
+    out = [0.0] * len(prompts)
     for part in self.parts(prompts):
         texts, runs = [i for n in part for i in picks[n]], [k for k, n in enumerate(part) for _ in picks[n]]
-        loss_r = run_losses(self.scorer, self.prefixes([prompts[n] for n in part]), [self.train[i] for i in texts], [self.labels[i] for i in texts], runs, self.minimised)
-        for n, loss in zip(part, loss_r.tolist()): out[n] = loss
+        loss_r = run_losses(
+            self.scorer,
+            self.prefixes([prompts[n] for n in part]),
+            [self.train[i] for i in texts],
+            [self.labels[i] for i in texts],
+            runs,
+            self.minimised,
+        )
+        for n, loss in zip(part, loss_r.tolist()):
+            out[n] = loss
     return out
 
-def _accuracies(self, prompts)->list:
+
+def _accuracies(self, prompts) -> list:
     "Holdout accuracy of each prompt."
-    out = [0.]*len(prompts)
+    out = [0.0] * len(prompts)
     for part in self.parts(prompts):
         m = len(part)
-        logits = self.scorer.logits(self.prefixes([prompts[n] for n in part]), self.held*m, [k for k in range(m) for _ in self.held])
-        for n, right in zip(part, held_accuracies(logits.view(m, len(self.held), -1), self.held_labels, self.objective)): out[n] = right
+        logits = self.scorer.logits(
+            self.prefixes([prompts[n] for n in part]), self.held * m, [k for k in range(m) for _ in self.held]
+        )
+        for n, right in zip(
+            part, held_accuracies(logits.view(m, len(self.held), -1), self.held_labels, self.objective)
+        ):
+            out[n] = right
     return out
+
 
 _Side.gradient, _Side.losses, _Side.accuracies = _gradient, _losses, _accuracies
 
 # %% ../nbs/07_swaps.ipynb #c1727be0
 class _SwapPass:
     "Runs side by side on one model and task, and one judge."
+
     def __init__(self, lm, task, specs, cfg, judge=None):
         self.lm, self.task, self.specs, self.cfg = lm, task, list(specs), cfg
         odd = [s.method for s in self.specs if s.method not in SWAP_METHODS]
-        if odd: raise InputError(f"unknown method {odd[0]!r}; known here: {', '.join(SWAP_METHODS)}")
-        if judge is None and any(s.method == "mixed" for s in self.specs): raise InputError("mixed training needs a second model that accepts; give judge=")
+        if odd:
+            raise InputError(f"unknown method {odd[0]!r}; known here: {', '.join(SWAP_METHODS)}")
+        if judge is None and any(s.method == "mixed" for s in self.specs):
+            raise InputError("mixed training needs a second model that accepts; give judge=")
         self.source = _Side(lm, task, cfg)
         self.judging = self.source if judge is None else _Side(judge, task, cfg)
         self.scorer = self.source.scorer
@@ -181,51 +294,61 @@ class _SwapPass:
         self.norms = {id(space): space.embed(space.ids).norm(dim=-1) for space in allowed.values()}
         self.prompts = [tuple(first_prompt(lm, task, s, space, cfg)) for s, space in zip(self.specs, self.spaces)]
         self.start_ids = [list(p) for p in self.prompts]
-        self.step, self.seen, self.wall_s = 0, {}, 0.   # seen: prompt -> holdout accuracy
+        self.step, self.seen, self.wall_s = 0, {}, 0.0  # seen: prompt -> holdout accuracy
         self.losses = [[] for _ in self.specs]
         self.curves = [dict(step=[], loss=[], holdout=[], ids=[]) for _ in self.specs]
-        self.best = [dict(step=0, holdout=-1., ids=None) for _ in self.specs]
+        self.best = [dict(step=0, holdout=-1.0, ids=None) for _ in self.specs]
 
-    def project(self)->Tensor:
+    def project(self) -> Tensor:
         "(r, p) ids of the current prompts."
         return torch.tensor(self.prompts)
 
-    def heard(self, prompt)->tuple:
+    def heard(self, prompt) -> tuple:
         "The prompt as the judge reads it: its own ids, or another model's ids of its text."
         return prompt if self.judging is self.source else tuple(self.judging.lm.encode(self.lm.decode(prompt)))
 
 # %% ../nbs/07_swaps.ipynb #d683a7e2
-def _stable(lm, prompt)->bool: return tuple(lm.encode(lm.decode(prompt))) == tuple(prompt)
+def _stable(lm, prompt) -> bool:
+    return tuple(lm.encode(lm.decode(prompt))) == tuple(prompt)
 
-def _rivals(self, r:int, grad_pd)->list:
+
+def _rivals(self, r: int, grad_pd) -> list:
     "Prompts among which run `r` chooses its next one, in the order in which ties are won."
     spec, cfg, now = self.specs[r], self.cfg, self.prompts[r]
     out = propose(self.spaces[r], now, grad_pd, cfg, _draws(spec.seed, self.step), self.norms[id(self.spaces[r])])
     if cfg.drop_unstable:
         asked, out = len(out), [p for p in out if _stable(self.lm, p)]
         if not out and not _stable(self.lm, now):
-            raise InputError(f"{spec.method}, seed {spec.seed}, step {self.step + 1}: none of {asked} candidates survives decoding and encoding on {self.lm.name}, nor does the prompt itself, "
-                             f"{self.lm.decode(now)!r}; start elsewhere (init=), search another vocabulary, or set drop_unstable=False")
-    return ([now] if cfg.accept == "better" or not out else []) + out   # first, so that an equal candidate does not beat it
+            raise InputError(
+                f"{spec.method}, seed {spec.seed}, step {self.step + 1}: none of {asked} candidates survives decoding and encoding on {self.lm.name}, nor does the prompt itself, "
+                f"{self.lm.decode(now)!r}; start elsewhere (init=), search another vocabulary, or set drop_unstable=False"
+            )
+    return (
+        [now] if cfg.accept == "better" or not out else []
+    ) + out  # first, so that an equal candidate does not beat it
+
 
 _SwapPass.rivals = _rivals
 
 # %% ../nbs/07_swaps.ipynb #9c0820a7
-def _choose(self, rivals, picks)->list:
+def _choose(self, rivals, picks) -> list:
     "Of each run's rivals the one of least loss on the judge, ties to the first."
     keys = [[(r, self.heard(p)) for p in row] for r, row in enumerate(rivals)]
     todo = list(dict.fromkeys(k for row in keys for k in row))
     loss = dict(zip(todo, self.judging.losses([p for _, p in todo], [picks[r] for r, _ in todo])))
     return [row[min(range(len(row)), key=lambda i: loss[ks[i]])] for row, ks in zip(rivals, keys)]
 
+
 def _advance(self):
     "One step of every run: gradient, candidates, judgement."
-    first, then = (2*self.step, 2*self.step + 1) if self.cfg.fresh else (self.step, self.step)
+    first, then = (2 * self.step, 2 * self.step + 1) if self.cfg.fresh else (self.step, self.step)
     look, test = ([drawn_texts(self.task.train.labels, self.cfg, s.seed, k) for s in self.specs] for k in (first, then))
     loss_r, grad = self.source.gradient(self.prompts, look)
-    for r, loss in enumerate(loss_r.tolist()): self.losses[r].append(loss)
+    for r, loss in enumerate(loss_r.tolist()):
+        self.losses[r].append(loss)
     self.prompts = self.choose([self.rivals(r, grad[r]) for r in range(len(self.specs))], test)
     self.step += 1
+
 
 _SwapPass.choose, _SwapPass.advance = _choose, _advance
 
@@ -234,50 +357,80 @@ def _hold(self):
     "Holdout accuracy of every run's current prompt; the best is kept, ties as the configuration has them."
     new = [p for p in dict.fromkeys(self.prompts) if p not in self.seen]
     self.seen.update(zip(new, self.judging.accuracies([self.heard(p) for p in new])))
-    _judge(self, ties=self.cfg.ties)   # finds every prompt in `seen`, and does the bookkeeping
+    _judge(self, ties=self.cfg.ties)  # finds every prompt in `seen`, and does the bookkeeping
+
 
 _SwapPass.judge = _hold
 
 # %% ../nbs/07_swaps.ipynb #7626b98d
-def _swap_identity(self)->str:
+def _swap_identity(self) -> str:
     "Hash of everything that the pass depends on."
-    judge = None if self.judging is self.source else {k: v for k, v in self.judging.lm.info.items() if k in ("name", "sha256", "revision", "memory", "dtype")}
+    judge = (
+        None
+        if self.judging is self.source
+        else {k: v for k, v in self.judging.lm.info.items() if k in ("name", "sha256", "revision", "memory", "dtype")}
+    )
     return config_hash(dict(search="swaps", source=_identity(self), judge=judge))
 
-def _sides(self): return list(dict.fromkeys((self.source, self.judging)))
+
+def _sides(self):
+    return list(dict.fromkeys((self.source, self.judging)))
+
 
 def _save(self, path):
-    rest = dict(step=self.step, wall_s=self.wall_s, tokens=[[s.scorer.tokens, s.scorer.grad_tokens] for s in self.sides()], losses=self.losses, curves=self.curves,
-                best=self.best, seen=[[list(k), v] for k, v in self.seen.items()])
+    rest = dict(
+        step=self.step,
+        wall_s=self.wall_s,
+        tokens=[[s.scorer.tokens, s.scorer.grad_tokens] for s in self.sides()],
+        losses=self.losses,
+        curves=self.curves,
+        best=self.best,
+        seen=[[list(k), v] for k, v in self.seen.items()],
+    )
     write_state(path, self.identity(), dict(prompts=self.project()), rest)
+
 
 def _load(self, path):
     tensors, rest = read_state(path, self.identity())
     self.prompts = [tuple(row) for row in tensors["prompts"].tolist()]
-    for side, (tokens, grad_tokens) in zip(self.sides(), rest["tokens"]): side.scorer.tokens, side.scorer.grad_tokens = tokens, grad_tokens
-    self.step, self.wall_s, self.losses, self.curves, self.best = (rest[k] for k in ("step", "wall_s", "losses", "curves", "best"))
+    for side, (tokens, grad_tokens) in zip(self.sides(), rest["tokens"]):
+        side.scorer.tokens, side.scorer.grad_tokens = tokens, grad_tokens
+    self.step, self.wall_s, self.losses, self.curves, self.best = (
+        rest[k] for k in ("step", "wall_s", "losses", "curves", "best")
+    )
     self.seen = {tuple(k): v for k, v in rest["seen"]}
+
 
 _SwapPass.identity, _SwapPass.sides, _SwapPass.save, _SwapPass.load = _swap_identity, _sides, _save, _load
 
 # %% ../nbs/07_swaps.ipynb #6e39a4cd
-def _finish_swaps(p:_SwapPass)->list:
+def _finish_swaps(p: _SwapPass) -> list:
     "Runs of a pass as they stand after the steps made so far; the judge's tokens are counted, and its name is kept."
     runs = _finish(p)
-    if p.judging is p.source: return runs
+    if p.judging is p.source:
+        return runs
     other = p.judging.scorer
-    return [replace(run, forward_tokens=run.forward_tokens + other.tokens, backward_tokens=run.backward_tokens + other.grad_tokens,
-                    config=run.config | dict(judge=p.judging.lm.name)) for run in runs]
+    return [
+        replace(
+            run,
+            forward_tokens=run.forward_tokens + other.tokens,
+            backward_tokens=run.backward_tokens + other.grad_tokens,
+            config=run.config | dict(judge=p.judging.lm.name),
+        )
+        for run in runs
+    ]
+
 
 _SwapPass.finish = _finish_swaps
 
 # %% ../nbs/07_swaps.ipynb #a8ecb8ff
 def tune_swaps(
-    lm:LM, task,
-    specs,                      # RunSpecs (method "autoprompt", "mixed" or "gcg"), searched side by side in one pass
-    cfg:SwapConfig,             # AUTOPROMPT, MIXED, GCG, or `replace` of one
-    judge=None,                 # another LM, which reads each candidate as text, accepts by its loss and chooses by its holdout accuracy; None: `lm` itself, on the ids
-    **loop,                     # progress, checkpoint, ... of `run_pass`
-)->list:                        # Runs, in the order of `specs`
+    lm: LM,
+    task,
+    specs,  # RunSpecs (method "autoprompt", "mixed" or "gcg"), searched side by side in one pass
+    cfg: SwapConfig,  # AUTOPROMPT, MIXED, GCG, or `replace` of one
+    judge=None,  # another LM, which reads each candidate as text, accepts by its loss and chooses by its holdout accuracy; None: `lm` itself, on the ids
+    **loop,  # progress, checkpoint, ... of `run_pass`
+) -> list:  # Runs, in the order of `specs`
     "Search prompts by single swaps for several runs in one pass; a run's result is the same alone and in company. `InputError` for bad settings, and where no candidate survives as text."
     return run_pass(_SwapPass(lm, task, specs, cfg, judge), **loop) if specs else []

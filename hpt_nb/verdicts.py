@@ -17,14 +17,16 @@ from .analysis import AGREEMENT_WEIGHTS, MEASURE_NAMES, Scores, claims_table, pl
 from .frames import frame
 
 # %% ../nbs/15c_verdicts.ipynb #f3048931
-PARTS = ("main", "objective", "agnews")     # packs `study-*.pack`, of which the untuned rows of a task count once
-DTYPE = "bfloat16"                          # of the study; a few cells in float32 check it
+PARTS = ("main", "objective", "agnews")  # packs `study-*.pack`, of which the untuned rows of a task count once
+DTYPE = "bfloat16"  # of the study; a few cells in float32 check it
 
-def is_untuned(row:str)->bool:
+
+def is_untuned(row: str) -> bool:
     "A row that has no seeds: no prompt, the start itself, a hand-written prompt."
     return row in ("Empty", "Start") or row.startswith("Manual ")
 
-def joined(parts)->pd.DataFrame:
+
+def joined(parts) -> pd.DataFrame:
     "Several frames as one; of a task, source and place, an untuned row counts from the first frame that has it."
     found, seen = [], set()
     for df in parts:
@@ -36,147 +38,245 @@ def joined(parts)->pd.DataFrame:
 
 # %% ../nbs/15c_verdicts.ipynb #cb32f172
 def balanced(
-    df,              # `frame`s of a study, joined
-)->tuple:            # (the table without scores of a seed that a target lacks, [(source, target, number of prompts that it lacks)])
+    df,  # `frame`s of a study, joined
+) -> (
+    tuple
+):  # (the table without scores of a seed that a target lacks, [(source, target, number of prompts that it lacks)])
     "Only seeds that are scored on every target of their source; and how many scores are missing where."
     seeds = df.seed.astype("float").fillna(-1)
     keys = list(zip(df.task, df.source, df.row, seeds))
     have = {}
-    for key, target in zip(keys, df.target): have.setdefault(key, set()).add(target)
+    for key, target in zip(keys, df.target):
+        have.setdefault(key, set()).add(target)
     targets = df.groupby(["task", "source"]).target.apply(set).to_dict()
     lacks = {key: targets[key[:2]] - found for key, found in have.items()}
-    count = pd.Series([(key[1], target) for key, gone in lacks.items() for target in sorted(gone)], dtype=object).value_counts()
+    count = pd.Series(
+        [(key[1], target) for key, gone in lacks.items() for target in sorted(gone)], dtype=object
+    ).value_counts()
     keep = [role == "original" or not lacks[key] for role, key in zip(df.role, keys)]
     return df[keep].reset_index(drop=True), [(s, t, int(n)) for (s, t), n in sorted(count.items())]
 
 # %% ../nbs/15c_verdicts.ipynb #bedc1d77
 def study_table(
-    folder,          # where the packs lie, `results` in the repository
-)->tuple:            # (one row for each scored prompt, [(source, target, prompts that are not scored there)])
+    folder,  # where the packs lie, `results` in the repository
+) -> tuple:  # (one row for each scored prompt, [(source, target, prompts that are not scored there)])
     "The study's scores. `InputError` where a pack is missing."
-    parts = [frame(Store(Path(folder)/f"study-{name}.pack")) for name in PARTS]
+    parts = [frame(Store(Path(folder) / f"study-{name}.pack")) for name in PARTS]
     return balanced(joined([df[df["dtype"] == DTYPE] for df in parts]))
 
 # %% ../nbs/15c_verdicts.ipynb #102f78a1
-def agreement(folder)->dict:
+def agreement(folder) -> dict:
     "The premise on single tokens: the highest fifth's correlation of effects less the mean of the other four."
-    from hpt_nb.premise import EffectsStudy, contrast, grouping, read_effects, read_tokens   # these load torch, which reading stored verdicts does not need
-    store, part = Store(Path(folder)/"study-effects.pack"), EffectsStudy().parts[0]
+    from hpt_nb.premise import (
+        EffectsStudy,
+        contrast,
+        grouping,
+        read_effects,
+        read_tokens,
+    )  # these load torch, which reading stored verdicts does not need
+
+    store, part = Store(Path(folder) / "study-effects.pack"), EffectsStudy().parts[0]
     effects = read_effects(store, part)
     return contrast(effects, grouping(read_tokens(store), effects), weights=AGREEMENT_WEIGHTS)
 
+
 def with_words(
-    scores,          # `Scores`
-    words,           # frame: source, row, seed, words (share of a prompt's tokens that are English words)
-)->pd.DataFrame|None:
+    scores,  # `Scores`
+    words,  # frame: source, row, seed, words (share of a prompt's tokens that are English words)
+) -> pd.DataFrame | None:
     "Each tuned prompt of SST-2 with its accuracy on other models and its share of words; None where too few are scored."
     prompts = prompt_scores(scores, "sst2", sorted(set(words.row)), method="pez")
     return prompts.merge(words, on=["source", "row", "seed"]) if len(prompts) > 9 else None
 
+
 def verdicts(
-    folder,          # where the packs lie
-    words,           # as in `with_words`
-)->tuple:            # (`claims_table`, what is not scored yet as in `balanced`)
+    folder,  # where the packs lie
+    words,  # as in `with_words`
+) -> tuple:  # (`claims_table`, what is not scored yet as in `balanced`)
     "Every claim of the study with its verdict."
     df, left = study_table(folder)
     scores = Scores.of(df)
     return claims_table(scores, with_words(scores, words), agreement(folder)), left
 
 # %% ../nbs/15c_verdicts.ipynb #ae0e11c6
-def _number(x:float, unit:str)->str: return f"{x:+.1f}" if unit == "points" else f"{x:+.2f}"
+def _number(x: float, unit: str) -> str:
+    return f"{x:+.1f}" if unit == "points" else f"{x:+.2f}"
+
 
 def said(
-    row,             # a row of `claims_table`
-)->str:
+    row,  # a row of `claims_table`
+) -> str:
     "A claim's number, its 95 % interval, its verdict and the smallest effect that could have been seen."
-    if pd.isna(row.estimate): return row.verdict
+    if pd.isna(row.estimate):
+        return row.verdict
     low, high = (_number(x, row.unit) for x in (row.low, row.high))
-    text = f"{_number(row.estimate, row.unit)} {'points ' if row.unit == 'points' else ''}({low} to {high}): {row.verdict}"
-    return text if pd.isna(row.could_see) else f"{text}; {_number(row.could_see, row.unit).lstrip('+')} could have been seen"
+    text = (
+        f"{_number(row.estimate, row.unit)} {'points ' if row.unit == 'points' else ''}({low} to {high}): {row.verdict}"
+    )
+    return (
+        text
+        if pd.isna(row.could_see)
+        else f"{text}; {_number(row.could_see, row.unit).lstrip('+')} could have been seen"
+    )
 
 # %% ../nbs/15c_verdicts.ipynb #c65ccf1b
 MEASURES = dict(zip(MEASURE_NAMES, ("accuracy", "calibrated accuracy", "AUC")))
 WHOSE = dict(paper="the paper", ours="this study")
 
-def deciding(table)->pd.DataFrame:
+
+def deciding(table) -> pd.DataFrame:
     "One row for each claim: the pooled one under its own measure."
     pooled = table[table.scope == "pooled"]
     own = pooled[pooled.p_holm.notna()].drop_duplicates("claim").set_index("claim")
     rest = pooled[~pooled.claim.isin(own.index)].drop_duplicates("claim").set_index("claim")
     return pd.concat([own, rest]).reindex(pooled.claim.unique()).reset_index()
 
+
 def verdict_table(
-    table,           # `claims_table`, or what `stored_verdicts` gives
-)->pd.DataFrame:     # Claim, Whose, Measure, Result
+    table,  # `claims_table`, or what `stored_verdicts` gives
+) -> pd.DataFrame:  # Claim, Whose, Measure, Result
     "The claims and what came of them, a line each."
     d = deciding(table)
-    return pd.DataFrame(dict(Claim=d.text, Whose=d.whose.map(WHOSE), Measure=[MEASURES.get(m, m) if not pd.isna(e) else "" for m, e in zip(d.measure, d.estimate)],
-                             Result=[said(r) for r in d.itertuples()]))
+    return pd.DataFrame(
+        dict(
+            Claim=d.text,
+            Whose=d.whose.map(WHOSE),
+            Measure=[MEASURES.get(m, m) if not pd.isna(e) else "" for m, e in zip(d.measure, d.estimate)],
+            Result=[said(r) for r in d.itertuples()],
+        )
+    )
 
-def plot_verdicts(
-    table, ax=None,
-):
+
+def plot_verdicts(table, ax=None):
     "The claims that are differences in points, each under its own measure, with its 95 % interval; grey marks two points either way."
     d = deciding(table)
     d = d[(d.unit == "points") & d.estimate.notna()]
     if ax is None:
         import matplotlib.pyplot as plt
-        _, ax = plt.subplots(figsize=(9, .7 + .42*len(d)), layout="constrained")
+
+        _, ax = plt.subplots(figsize=(9, 0.7 + 0.42 * len(d)), layout="constrained")
     colors = ["#0072B2" if w == "paper" else "#D55E00" for w in d.whose]
     names = [f"{text}\n({MEASURES.get(m, m)}: {v})" for text, m, v in zip(d.text, d.measure, d.verdict)]
-    return plot_forest(names, d.estimate, d.low, d.high, colors, within=2, unit="points, with the 95 % interval over seeds and texts", ax=ax)
+    return plot_forest(
+        names,
+        d.estimate,
+        d.low,
+        d.high,
+        colors,
+        within=2,
+        unit="points, with the 95 % interval over seeds and texts",
+        ax=ax,
+    )
 
 # %% ../nbs/15c_verdicts.ipynb #3922a16c
-def _left_start(g)->float|None:
+def _left_start(g) -> float | None:
     "The share of prompts that differ from the prompt they were tuned from."
-    if g.start_ids.isna().any(): return None
-    return sum(list(a) != list(b) for a, b in zip(g.prompt_ids, g.start_ids))/len(g)
+    if g.start_ids.isna().any():
+        return None
+    return sum(list(a) != list(b) for a, b in zip(g.prompt_ids, g.start_ids)) / len(g)
+
 
 def row_means(
-    df,              # as `frame` gives it, with log-probabilities
-)->pd.DataFrame:     # task, source, target, role, row, prompts, raw, sd, calibrated, auc (percent; sd None for one prompt), left (share, None without a start)
+    df,  # as `frame` gives it, with log-probabilities
+) -> pd.DataFrame:  # task, source, target, role, row, prompts, raw, sd, calibrated, auc (percent; sd None for one prompt), left (share, None without a start)
     "Every row on every model: mean over its prompts of the three measures. On its source a prompt is read by its ids."
     out = []
-    for (task, source, target, role, mode, row), g in df.groupby(["task", "source", "target", "role", "mode", "row"], sort=True):
-        if role == "original" and mode != "ids": continue
-        raw = 100*g.correct/g.n
-        mean = lambda of: 100*sum(of)/len(g)
-        out.append(dict(task=task, source=source, target=target, role=role, row=row, prompts=len(g), raw=float(raw.mean()), sd=float(raw.std()) if len(g) > 1 else None,
-                        calibrated=mean(calibrated_accuracy(q.logp, q.labels, q.holdout_logp) for q in g.itertuples()), auc=mean(auc(q.logp, q.labels) for q in g.itertuples()),
-                        left=_left_start(g)))
+    for (task, source, target, role, mode, row), g in df.groupby(
+        ["task", "source", "target", "role", "mode", "row"], sort=True
+    ):
+        if role == "original" and mode != "ids":
+            continue
+        raw = 100 * g.correct / g.n
+        mean = lambda of: 100 * sum(of) / len(g)
+        out.append(
+            dict(
+                task=task,
+                source=source,
+                target=target,
+                role=role,
+                row=row,
+                prompts=len(g),
+                raw=float(raw.mean()),
+                sd=float(raw.std()) if len(g) > 1 else None,
+                calibrated=mean(calibrated_accuracy(q.logp, q.labels, q.holdout_logp) for q in g.itertuples()),
+                auc=mean(auc(q.logp, q.labels) for q in g.itertuples()),
+                left=_left_start(g),
+            )
+        )
     return pd.DataFrame(out)
 
 # %% ../nbs/15c_verdicts.ipynb #b0ebff68
 KEPT = Path(__file__).with_name("study.json") if "__file__" in globals() else Path("../hpt_nb/study.json")
-_SHOWN = ["claim", "text", "whose", "task", "scope", "measure", "unit", "estimate", "low", "high", "p_holm", "verdict", "could_see", "seeds", "texts"]
+_SHOWN = [
+    "claim",
+    "text",
+    "whose",
+    "task",
+    "scope",
+    "measure",
+    "unit",
+    "estimate",
+    "low",
+    "high",
+    "p_holm",
+    "verdict",
+    "could_see",
+    "seeds",
+    "texts",
+]
 
-def cells_of(folder)->str:
+
+def cells_of(folder) -> str:
     "One hash of all scores and effects that the verdicts are made of."
     names = [f"study-{name}.pack" for name in (*PARTS, "effects")]
-    return config_hash(dict(cells=[sorted(c["hash"] for kind in ("eval", "effect", "effect_agreement") for c in Store(Path(folder)/n).cells(kind)) for n in names]))
+    return config_hash(
+        dict(
+            cells=[
+                sorted(
+                    c["hash"]
+                    for kind in ("eval", "effect", "effect_agreement")
+                    for c in Store(Path(folder) / n).cells(kind)
+                )
+                for n in names
+            ]
+        )
+    )
+
 
 def keep_verdicts(
-    table, left,     # as `verdicts` gives them
-    means,           # `row_means` of the study's table
-    cells:str,       # `cells_of` the folder
-    path=None, wall_s:float=0.,
-)->Path:
+    table,
+    left,  # as `verdicts` gives them
+    means,  # `row_means` of the study's table
+    cells: str,  # `cells_of` the folder
+    path=None,
+    wall_s: float = 0.0,
+) -> Path:
     "Keep the pooled rows of the claims."
     rows = table[table.scope == "pooled"][_SHOWN].astype(object)
     shown = means.astype(object)
-    result = dict(claims=rows.where(rows.notna(), None).to_dict("records"), left=[list(one) for one in left], rows=shown.where(shown.notna(), None).to_dict("records"))
+    result = dict(
+        claims=rows.where(rows.notna(), None).to_dict("records"),
+        left=[list(one) for one in left],
+        rows=shown.where(shown.notna(), None).to_dict("records"),
+    )
     return keep(path or KEPT, dict(cells=cells), result, wall_s=wall_s)
 
-def _kept(path)->dict:
+
+def _kept(path) -> dict:
     path = Path(path or KEPT)
-    if not path.is_file(): raise InputError(f"{path}: no stored verdicts; install the package anew")
+    if not path.is_file():
+        raise InputError(f"{path}: no stored verdicts; install the package anew")
     return recall(path, json.loads(path.read_text(encoding="utf-8"))["config"], "35_study")
 
-def stored_means(path=None)->pd.DataFrame:
+
+def stored_means(path=None) -> pd.DataFrame:
     "`row_means` of the study, as they are kept with the package."
     return pd.DataFrame(_kept(path)["rows"])
 
-def stored_verdicts(path=None)->tuple:   # (claims, left) as `verdicts` gives them, pooled rows only
+
+def stored_verdicts(path=None) -> tuple:  # (claims, left) as `verdicts` gives them, pooled rows only
     "The verdicts that are kept with the package. `InputError` where the file is missing or damaged."
     result = _kept(path)
-    return pd.DataFrame(result["claims"]).astype({k: float for k in ("estimate", "low", "high", "p_holm", "could_see")}), [tuple(one) for one in result["left"]]
+    return pd.DataFrame(result["claims"]).astype(
+        dict.fromkeys(("estimate", "low", "high", "p_holm", "could_see"), float)
+    ), [tuple(one) for one in result["left"]]

@@ -7,7 +7,10 @@ __all__ = ['TOKENS', 'KINDS', 'ids_by_text', 'Vocab', 'ids_of', 'covers_model', 
            'token_kind', 'plot_kinds']
 
 # %% ../nbs/03_vocab.ipynb #e5fd66c2
-import hashlib, io, json, unicodedata
+import hashlib
+import io
+import json
+import unicodedata
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,19 +23,22 @@ from .models import LM, identity, same_model, token_text
 
 # %% ../nbs/03_vocab.ipynb #dceae008
 def ids_by_text(
-    lm:LM, # a model with its tokenizer
-)->dict:   # {text: id}, by ascending id
+    lm: LM,  # a model with its tokenizer
+) -> dict:  # {text: id}, by ascending id
     "For each text that a model holds in one token, the id that its tokenizer uses. Specials and parts of characters are left out."
     ids = {}
-    for i,b in sorted(lm.token_bytes.items()):
-        if (text := token_text(b)) is not None: ids.setdefault(text, []).append(i)
-    best = {text:of[0] if len(of) == 1 else _used(lm, text, of) for text,of in ids.items()}
+    for i, b in sorted(lm.token_bytes.items()):
+        if (text := token_text(b)) is not None:
+            ids.setdefault(text, []).append(i)
+    best = {text: of[0] if len(of) == 1 else _used(lm, text, of) for text, of in ids.items()}
     return dict(sorted(best.items(), key=lambda kv: kv[1]))
 
-def _used(lm, text:str, ids:list)->int:
+
+def _used(lm, text: str, ids: list) -> int:
     "Which of several ids with the same text the tokenizer uses."
     # the last: some tokenizers put a space before every text
-    if (got := lm.encode(text)) and got[-1] in ids: return got[-1]
+    if (got := lm.encode(text)) and got[-1] in ids:
+        return got[-1]
     is_byte = lambda i: str(lm.tokenizer.convert_ids_to_tokens(i)).startswith("<0x")
     return min(ids, key=lambda i: (is_byte(i), i))
 
@@ -40,202 +46,280 @@ def _used(lm, text:str, ids:list)->int:
 @dataclass(eq=False, frozen=True)
 class Vocab:
     "Tokens that a search may use: `ids[i,u]` is the id of token u in model i."
-    tokens: list            # (c,) texts; "{unknown}" for what is no text
-    ids: Tensor             # (N, c) int64
-    models: list            # (N,) names, all different
-    J: Tensor|None = None   # (c,) float32 score, higher = more alike in the models
-    config: dict = field(default_factory=dict)   # how it was made
+
+    tokens: list  # (c,) texts; "{unknown}" for what is no text
+    ids: Tensor  # (N, c) int64
+    models: list  # (N,) names, all different
+    J: Tensor | None = None  # (c,) float32 score, higher = more alike in the models
+    config: dict = field(default_factory=dict)  # how it was made
 
     def __post_init__(self):
         n, c = len(self.models), len(self.tokens)
-        if tuple(self.ids.shape) != (n, c): raise ValueError(f"ids of shape {tuple(self.ids.shape)} for {n} models and {c} tokens; need ({n}, {c})")
-        if len(set(self.models)) < n: raise ValueError(f"models {self.models}: need different names")
+        if tuple(self.ids.shape) != (n, c):
+            raise ValueError(f"ids of shape {tuple(self.ids.shape)} for {n} models and {c} tokens; need ({n}, {c})")
+        if len(set(self.models)) < n:
+            raise ValueError(f"models {self.models}: need different names")
         if self.J is not None:
-            if tuple(self.J.shape) != (c,): raise ValueError(f"J of shape {tuple(self.J.shape)} for {c} tokens; need ({c},)")
+            if tuple(self.J.shape) != (c,):
+                raise ValueError(f"J of shape {tuple(self.J.shape)} for {c} tokens; need ({c},)")
             object.__setattr__(self, "J", self.J.detach().float().cpu())
         object.__setattr__(self, "ids", self.ids.long().cpu())
 
-    def __len__(self): return len(self.tokens)
-    def __repr__(self): return f"Vocab({len(self):,} tokens of {', '.join(self.models)}{'' if self.J is None else ', scored'})"
+    def __len__(self):
+        return len(self.tokens)
+
+    def __repr__(self):
+        return f"Vocab({len(self):,} tokens of {', '.join(self.models)}{'' if self.J is None else ', scored'})"
 
     @cached_property
-    def hash(self)->str:
+    def hash(self) -> str:
         "12 hexadecimal digits of the SHA-256 of what is searched: models, texts and ids in their order."
         return config_hash(dict(models=self.models, tokens=self.tokens, ids=self.ids.tolist()))
 
-    def take(self, rows, **how)->"Vocab":
+    def take(self, rows, **how) -> "Vocab":
         "The tokens at these positions, in this order; `how` is noted in the configuration."
         rows = torch.as_tensor(rows, dtype=torch.long)
-        return Vocab([self.tokens[i] for i in rows.tolist()], self.ids[:, rows], self.models, None if self.J is None else self.J[rows], {**self.config, **how})
+        return Vocab(
+            [self.tokens[i] for i in rows.tolist()],
+            self.ids[:, rows],
+            self.models,
+            None if self.J is None else self.J[rows],
+            {**self.config, **how},
+        )
 
-    def ids_for(self, model:str)->Tensor:
+    def ids_for(self, model: str) -> Tensor:
         "(c,) int64 ids of the tokens in one model."
-        if model not in self.models: raise InputError(f"{model}: not a model of this vocabulary ({', '.join(self.models)}); extract one with it")
+        if model not in self.models:
+            raise InputError(f"{model}: not a model of this vocabulary ({', '.join(self.models)}); extract one with it")
         return self.ids[self.models.index(model)]
 
-    def top(self, s:int)->"Vocab":
+    def top(self, s: int) -> "Vocab":
         "The s tokens of highest J, best first; ties to the lower position. `InputError` if there are fewer."
         return _top(self, s)
 
-    def sample(self, s:int, seed:int)->"Vocab":
+    def sample(self, s: int, seed: int) -> "Vocab":
         "s tokens drawn without replacement, in their old order. The same seed gives the same tokens."
         return _sample(self, s, seed)
 
-    def save(self, path)->Path:
+    def save(self, path) -> Path:
         "Write the vocabulary as parquet, whole or not at all; best first if it has scores."
         return _save(self, path)
 
     @staticmethod
-    def load(path)->"Vocab":
+    def load(path) -> "Vocab":
         "Read a vocabulary. `InputError` for a file that is missing, damaged, or not one of ours."
         return _load(path)
 
 # %% ../nbs/03_vocab.ipynb #6477aa8d
-def _size(self:Vocab, s:int)->int:
-    if not isinstance(s, int) or isinstance(s, bool) or not 1 <= s <= len(self): raise InputError(f"{s} tokens asked of a vocabulary of {len(self)}; need 1 <= s <= {len(self)}")
+def _size(self: Vocab, s: int) -> int:
+    if not isinstance(s, int) or isinstance(s, bool) or not 1 <= s <= len(self):
+        raise InputError(f"{s} tokens asked of a vocabulary of {len(self)}; need 1 <= s <= {len(self)}")
     return s
 
-def _top(self:Vocab, s:int)->Vocab:
-    "The s tokens of highest J, best first; ties to the lower position. `InputError` if there are fewer."
-    if self.J is None: raise InputError("this vocabulary has no scores J to choose by; score it first (hpt stability), or sample from it")
-    return self.take(torch.sort(self.J, descending=True, stable=True).indices[:_size(self, s)], top=s)
 
-def _sample(self:Vocab, s:int, seed:int)->Vocab:
+def _top(self: Vocab, s: int) -> Vocab:
+    "The s tokens of highest J, best first; ties to the lower position. `InputError` if there are fewer."
+    if self.J is None:
+        raise InputError(
+            "this vocabulary has no scores J to choose by; score it first (hpt stability), or sample from it"
+        )
+    return self.take(torch.sort(self.J, descending=True, stable=True).indices[: _size(self, s)], top=s)
+
+
+def _sample(self: Vocab, s: int, seed: int) -> Vocab:
     "s tokens drawn without replacement, in their old order. The same seed gives the same tokens."
-    rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(whole("seed", seed, *SEEDS)))[:_size(self, s)]
+    rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(whole("seed", seed, *SEEDS)))[
+        : _size(self, s)
+    ]
     return self.take(rows.sort().values, sample=s, seed=seed)
 
 # %% ../nbs/03_vocab.ipynb #d91e87af
-def _origin(lm)->dict:
+def _origin(lm) -> dict:
     "What a vocabulary keeps of a model that it was made from."
     kin = getattr(lm, "kin", None)
     known = {k: v for k, v in getattr(lm, "info", {}).items() if k in ("name", "kind", "sha256", "revision", "memory")}
     return known | (dict(kin=kin) if kin else {})
 
-def _origins(vocab:Vocab)->list:
+
+def _origins(vocab: Vocab) -> list:
     "What is known of each of a vocabulary's models; {} of those of which it does not say."
     made_of = vocab.config.get("models") or []
-    return made_of if len(made_of) == len(vocab.models) and all(isinstance(m, dict) for m in made_of) else [{}]*len(vocab.models)
+    return (
+        made_of
+        if len(made_of) == len(vocab.models) and all(isinstance(m, dict) for m in made_of)
+        else [{}] * len(vocab.models)
+    )
 
-def _check_texts(vocab:Vocab, lm:LM, ids):
+
+def _check_texts(vocab: Vocab, lm: LM, ids):
     "`InputError` where the model has another text at a token's id."
     for token, i in zip(vocab.tokens, ids.tolist()):
         said = lm.token_bytes.get(i)
-        if said is None and i in lm.special_ids or token == "{unknown}": continue   # no text by itself: nothing to compare
+        if said is None and i in lm.special_ids or token == "{unknown}":
+            continue  # no text by itself: nothing to compare
         if said is None or token_text(said) != token:
-            raise InputError(f"the vocabulary has {token!r} at id {i} of {lm.name}, where this model has {said!r}: "
-                             "it is of another model of that name; make the vocabulary anew with this model")
+            raise InputError(
+                f"the vocabulary has {token!r} at id {i} of {lm.name}, where this model has {said!r}: "
+                "it is of another model of that name; make the vocabulary anew with this model"
+            )
 
-def ids_of(
-    vocab:Vocab,
-    lm:LM,
-)->Tensor:       # (c,) int64
+
+def ids_of(vocab: Vocab, lm: LM) -> Tensor:  # (c,) int64
     "The vocabulary's ids in a model, which is known by its hash. `InputError` for a model that it is not of, a namesake among them."
     origins, mine = _origins(vocab), _origin(lm)
     same = [same_model(mine, o) for o in origins]
-    if True in same: return vocab.ids[same.index(True)]
+    if True in same:
+        return vocab.ids[same.index(True)]
     ids = vocab.ids_for(lm.name)
     theirs = origins[vocab.models.index(lm.name)]
     if same[vocab.models.index(lm.name)] is False:
-        raise InputError(f"this vocabulary is of another model that is called {lm.name} too (its hash begins with {_begin(theirs)}, this one's with {_begin(mine)}); "
-                         "make the vocabulary anew with this model")
+        raise InputError(
+            f"this vocabulary is of another model that is called {lm.name} too (its hash begins with {_begin(theirs)}, this one's with {_begin(mine)}); "
+            "make the vocabulary anew with this model"
+        )
     _check_texts(vocab, lm, ids)
-    remark(f"the vocabulary does not say which model {lm.name} was; its tokens are those of this {lm.name}, and that is all that could be compared", ("vocabulary", vocab.hash, lm.name))
+    remark(
+        f"the vocabulary does not say which model {lm.name} was; its tokens are those of this {lm.name}, and that is all that could be compared",
+        ("vocabulary", vocab.hash, lm.name),
+    )
     return ids
 
-def _begin(origin:dict)->str: return (identity(origin) or origin.get("kin") or "unknown")[:12]
 
-def covers_model(vocab:Vocab, lm:LM)->bool:
+def _begin(origin: dict) -> str:
+    return (identity(origin) or origin.get("kin") or "unknown")[:12]
+
+
+def covers_model(vocab: Vocab, lm: LM) -> bool:
     "Is a model one of a vocabulary's?"
-    try: ids_of(vocab, lm)
-    except InputError: return False
+    try:
+        ids_of(vocab, lm)
+    except InputError:
+        return False
     return True
 
 # %% ../nbs/03_vocab.ipynb #bcbabfd5
-TOKENS = ("any", "words")   # which texts count as tokens of a common vocabulary
+TOKENS = ("any", "words")  # which texts count as tokens of a common vocabulary
+
 
 def is_word(
-    text:str, # a token's text
-)->bool:
+    text: str,  # a token's text
+) -> bool:
     "Is it a space and then something that has no white space at its ends? (Wu et al. 2024)"
     word = text[1:]
     return text[:1] == " " and word != "" and word == word.strip()
 
+
 def _check_spaces(
-    lm:LM,
-    texts, # the texts that it holds in one token
+    lm: LM,
+    texts,  # the texts that it holds in one token
 ):
     "`InputError` for a tokenizer that cuts texts at their spaces and keeps none of them in its words, as WordPiece does."
     bare, word = None, next((t for t in texts if is_word(t)), None)
-    if word is not None: bare = str(lm.tokenizer.convert_ids_to_tokens(texts[word]))
+    if word is not None:
+        bare = str(lm.tokenizer.convert_ids_to_tokens(texts[word]))
     if word is None or bare == word[1:]:
         shown = f"it spells {word!r} as {bare!r}" if word else "no token of it is a space and a word"
-        raise InputError(f"{lm.name}: the words of its tokenizer carry no space ({shown}); take tokens=\"any\", or another model")
+        raise InputError(
+            f'{lm.name}: the words of its tokenizer carry no space ({shown}); take tokens="any", or another model'
+        )
 
 # %% ../nbs/03_vocab.ipynb #ee3a7d52
 def common_vocab(
-    lms:list,          # N >= 2 models
-    tokens:str="any",  # "any": every text that is one token in each model; "words": a space and a word (`is_word`)
-)->Vocab:              # c tokens, ordered by the first model's ids
+    lms: list,  # N >= 2 models
+    tokens: str = "any",  # "any": every text that is one token in each model; "words": a space and a word (`is_word`)
+) -> Vocab:  # c tokens, ordered by the first model's ids
     "Texts that every model holds in one token (Eq. 2). `InputError` for fewer than two models, for one whose words carry no space where words are asked for, or when nothing is common."
-    if tokens not in TOKENS: raise InputError(f"tokens={tokens!r}; need one of {', '.join(TOKENS)}")
-    if len(lms) < 2: raise InputError(f"{len(lms)} model(s); a common vocabulary needs at least 2 (for one model: whole_vocab)")
+    if tokens not in TOKENS:
+        raise InputError(f"tokens={tokens!r}; need one of {', '.join(TOKENS)}")
+    if len(lms) < 2:
+        raise InputError(f"{len(lms)} model(s); a common vocabulary needs at least 2 (for one model: whole_vocab)")
     ids = [ids_by_text(lm) for lm in lms]
     if tokens == "words":
-        for lm, own in zip(lms, ids): _check_spaces(lm, own)
+        for lm, own in zip(lms, ids):
+            _check_spaces(lm, own)
     common = [t for t in ids[0] if all(t in other for other in ids[1:]) and (tokens == "any" or is_word(t))]
     if not common:
         sizes = ", ".join(f"{lm.name} ({len(i):,} texts)" for lm, i in zip(lms, ids))
-        raise InputError(f"no {'word' if tokens == 'words' else 'token'} is common to {sizes}; choose models whose vocabularies overlap")
+        raise InputError(
+            f"no {'word' if tokens == 'words' else 'token'} is common to {sizes}; choose models whose vocabularies overlap"
+        )
     rows = torch.tensor([[i[t] for t in common] for i in ids])
     config = dict(kind="common", models=[_origin(lm) for lm in lms])
-    if tokens != "any": config["tokens"] = tokens   # named where it differs, so that what was made before keeps its identity
+    if tokens != "any":
+        config["tokens"] = tokens  # named where it differs, so that what was made before keeps its identity
     return Vocab(common, rows, _distinct([lm.name for lm in lms], rows, config["models"]), config=config)
 
-def _distinct(names:list, rows, origins)->list:
+
+def _distinct(names: list, rows, origins) -> list:
     "Names for the columns. The same model may come twice (`x`, `x#2`); two different ones must not share a name."
     out = []
-    for i,name in enumerate(names):
+    for i, name in enumerate(names):
         first = names.index(name)
-        if not torch.equal(rows[i], rows[first]) or same_model(origins[i], origins[first]) is False: raise InputError(f"two different models are both called {name!r}; rename one of their folders or files")
-        out.append(name if first == i else f"{name}#{names[:i+1].count(name)}")
+        if not torch.equal(rows[i], rows[first]) or same_model(origins[i], origins[first]) is False:
+            raise InputError(f"two different models are both called {name!r}; rename one of their folders or files")
+        out.append(name if first == i else f"{name}#{names[: i + 1].count(name)}")
     return out
 
 # %% ../nbs/03_vocab.ipynb #097870a9
 def whole_vocab(
-    lm:LM, # the source model
-)->Vocab:  # every row that the tokenizer can name
+    lm: LM,  # the source model
+) -> Vocab:  # every row that the tokenizer can name
     "One model's whole vocabulary, specials and parts of characters included."
     ids = sorted(lm.token_bytes.keys() | lm.special_ids)
+
     def name(i):
-        if i in lm.token_bytes: return token_text(lm.token_bytes[i]) or "{unknown}"
+        if i in lm.token_bytes:
+            return token_text(lm.token_bytes[i]) or "{unknown}"
         return str(lm.tokenizer.convert_ids_to_tokens(i) or "{unknown}")
-    return Vocab([name(i) for i in ids], torch.tensor([ids]), [lm.name], config=dict(kind="whole", models=[_origin(lm)]))
+
+    return Vocab(
+        [name(i) for i in ids], torch.tensor([ids]), [lm.name], config=dict(kind="whole", models=[_origin(lm)])
+    )
 
 # %% ../nbs/03_vocab.ipynb #c31e7665
-def _checksum(v:Vocab)->str:
+def _checksum(v: Vocab) -> str:
     "SHA-256 over all that a vocabulary's file holds."
     h = hashlib.sha256(json.dumps([v.models, v.tokens, v.config], sort_keys=True, ensure_ascii=False).encode())
     h.update(v.ids.numpy().astype("<i8").tobytes())
-    if v.J is not None: h.update(v.J.numpy().astype("<f4").tobytes())
+    if v.J is not None:
+        h.update(v.J.numpy().astype("<f4").tobytes())
     return h.hexdigest()
 
-def _save(self:Vocab, path)->Path:
+
+def _save(self: Vocab, path) -> Path:
     "Write the vocabulary as parquet, whole or not at all; best first if it has scores."
-    import pyarrow as pa, pyarrow.parquet as pq
-    v = self if self.J is None or (self.J[:-1] >= self.J[1:]).all() else self.take(torch.sort(self.J, descending=True, stable=True).indices)
-    cols = dict(rank=pa.array(range(1, len(v)+1), pa.int32()), token=pa.array(v.tokens, pa.string()), J=pa.array([None]*len(v) if v.J is None else v.J.numpy(), pa.float32()))
-    cols |= {f"id:{m}":pa.array(i.numpy()) for m,i in zip(v.models, v.ids)}
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    v = (
+        self
+        if self.J is None or (self.J[:-1] >= self.J[1:]).all()
+        else self.take(torch.sort(self.J, descending=True, stable=True).indices)
+    )
+    cols = dict(
+        rank=pa.array(range(1, len(v) + 1), pa.int32()),
+        token=pa.array(v.tokens, pa.string()),
+        J=pa.array([None] * len(v) if v.J is None else v.J.numpy(), pa.float32()),
+    )
+    cols |= {f"id:{m}": pa.array(i.numpy()) for m, i in zip(v.models, v.ids)}
     note = dict(schema=1, models=v.models, config=v.config, hash=v.hash, checksum=_checksum(v))
-    pq.write_table(pa.table(cols).replace_schema_metadata({"hpt_nb":json.dumps(note, ensure_ascii=False)}), buf := io.BytesIO(), compression="zstd", compression_level=19)   # small enough to keep beside the results
+    pq.write_table(
+        pa.table(cols).replace_schema_metadata({"hpt_nb": json.dumps(note, ensure_ascii=False)}),
+        buf := io.BytesIO(),
+        compression="zstd",
+        compression_level=19,
+    )  # small enough to keep beside the results
     return write_atomic(path, buf.getvalue())
 
 # %% ../nbs/03_vocab.ipynb #bd4cc2fc
-def _load(path)->Vocab:
+def _load(path) -> Vocab:
     "Read a vocabulary. `InputError` for a file that is missing, damaged, or not one of ours."
-    import pyarrow as pa, pyarrow.parquet as pq
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     redo = "make it again with hpt vocab or hpt stability"
-    if not Path(path).is_file(): raise InputError(f"{path}: no such vocabulary file; {redo}")
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such vocabulary file; {redo}")
     try:
         table = pq.read_table(io.BytesIO(Path(path).read_bytes()))
         note = json.loads(table.schema.metadata[b"hpt_nb"])
@@ -243,39 +327,53 @@ def _load(path)->Vocab:
         ids = torch.stack([torch.tensor(table[f"id:{m}"].to_numpy()) for m in note["models"]])
         v = Vocab(table["token"].to_pylist(), ids, note["models"], J, note["config"])
         whole = note["schema"] == 1 and _checksum(v) == note["checksum"] and v.hash == note["hash"]
-    except (pa.ArrowException, OSError): raise InputError(f"{path}: not a whole parquet file (cut short, damaged or another kind); {redo}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError): raise InputError(f"{path}: a parquet file, but not a vocabulary of ours; {redo}") from None
-    if not whole: raise InputError(f"{path}: its content does not match its checksum (damaged or edited); {redo}")
+    except (pa.ArrowException, OSError):
+        raise InputError(f"{path}: not a whole parquet file (cut short, damaged or another kind); {redo}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        raise InputError(f"{path}: a parquet file, but not a vocabulary of ours; {redo}") from None
+    if not whole:
+        raise InputError(f"{path}: its content does not match its checksum (damaged or edited); {redo}")
     return v
 
 # %% ../nbs/03_vocab.ipynb #465bd1f3
 KINDS = ("word", "piece", "number", "punctuation", "space", "other script", "mixed")
 
+
 def token_kind(
-    text:str, # a token's text
-)->str:       # one of `KINDS`
+    text: str,  # a token's text
+) -> str:  # one of `KINDS`
     "What a token looks like: ` good` word, `ing` piece, `12` number, `!?` punctuation, two line breaks space, `Москва` other script, `x1` mixed."
     body = text.strip()
-    if not body: return "space"
+    if not body:
+        return "space"
     if all(c.isalpha() or unicodedata.category(c) in ("Mn", "Mc") for c in body):
         latin = all("LATIN" in unicodedata.name(c, "") for c in body)
         return ("word" if text[0].isspace() else "piece") if latin else "other script"
-    if body.isnumeric(): return "number"
+    if body.isnumeric():
+        return "number"
     return "mixed" if any(c.isalnum() for c in body) else "punctuation"
 
 # %% ../nbs/03_vocab.ipynb #d2e65222
 def plot_kinds(
-    kinds:dict, # {label: {kind: number of tokens}}
-    ax=None,    # matplotlib axes
+    kinds: dict,  # {label: {kind: number of tokens}}
+    ax=None,  # matplotlib axes
 ):
     "Bars: of which kinds of token each vocabulary consists, as a share of its texts."
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    width = .8/len(kinds)
-    for j,(label,of) in enumerate(kinds.items()):
-        share = [100*of.get(k, 0)/sum(of.values()) for k in KINDS]
-        bars = ax.bar([i + (j - (len(kinds)-1)/2)*width for i in range(len(KINDS))], share, width, label=f"{label} ({sum(of.values()):,})", color=f"C{j}")
-        ax.bar_label(bars, [f"{x:.0f}" if x >= .5 else "" for x in share], fontsize=7)
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    width = 0.8 / len(kinds)
+    for j, (label, of) in enumerate(kinds.items()):
+        share = [100 * of.get(k, 0) / sum(of.values()) for k in KINDS]
+        bars = ax.bar(
+            [i + (j - (len(kinds) - 1) / 2) * width for i in range(len(KINDS))],
+            share,
+            width,
+            label=f"{label} ({sum(of.values()):,})",
+            color=f"C{j}",
+        )
+        ax.bar_label(bars, [f"{x:.0f}" if x >= 0.5 else "" for x in share], fontsize=7)
     ax.set(xticks=range(len(KINDS)), xticklabels=KINDS, ylabel="share of texts, %")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)

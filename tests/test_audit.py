@@ -1,4 +1,5 @@
 """What a prompt is worth, and using it: the commands as a user calls them, and the same answers from every way out."""
+
 import json
 import os
 import subprocess
@@ -19,11 +20,17 @@ from tiny_run import make_place
 
 TASK = ["--task", "mine.toml"]
 
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     d, old = make_place(tmp_path_factory.mktemp("audit")), os.getcwd()
     os.chdir(d)
-    pd.DataFrame(dict(body=["the film was great", "a bad plot", "boring and good", "12 people left"], kind=["great", "bad", "great", "bad"])).to_csv("texts.csv", index=False)
+    pd.DataFrame(
+        dict(
+            body=["the film was great", "a bad plot", "boring and good", "12 people left"],
+            kind=["great", "bad", "great", "bad"],
+        )
+    ).to_csv("texts.csv", index=False)
     pd.DataFrame(dict(text=["the film was great", "", None])).to_csv("gaps.csv", index=False)
     Path("prompts.txt").write_text(" the good film\n the bad film\n")
     Path("empty.txt").write_text("\n")
@@ -34,36 +41,66 @@ def place(tmp_path_factory):
     yield d
     os.chdir(old)
 
+
 def test_audit_by_command(place, capsys):
     "Its numbers are those of a plain reading; text, JSON and page say the same."
-    argv = ["audit", *TASK, "--models", "./one", "./two", "--prompt", " so", "--prompt-file", "prompts.txt", "--out", "found", "--quiet"]
+    argv = [
+        "audit",
+        *TASK,
+        "--models",
+        "./one",
+        "./two",
+        "--prompt",
+        " so",
+        "--prompt-file",
+        "prompts.txt",
+        "--out",
+        "found",
+        "--quiet",
+    ]
     assert main(argv) == 0
     said = capsys.readouterr().out
     found = json.loads(Path("found/audit.json").read_text(encoding="utf-8"))
-    assert set(found["models"]) == {"one", "two"} and list(found["prompts"]) == ["no prompt", " so", " the good film", " the bad film"]
+    assert set(found["models"]) == {"one", "two"} and list(found["prompts"]) == [
+        "no prompt",
+        " so",
+        " the good film",
+        " the bad film",
+    ]
     task = load_task("mine.toml")
     y, held = np.array(task.validation.labels), task.subset("holdout", min(200, len(task.holdout))).texts
     for s in found["scores"]:
         lm, prompt = load_lm("./" + s["model"]), None if s["prompt"] == "no prompt" else s["prompt"]
-        z, h, b = (label_logprobs(lm, task, t, prompt).double().numpy() for t in (task.validation.texts, held, ["N/A", "", "[MASK]"]))
+        z, h, b = (
+            label_logprobs(lm, task, t, prompt).double().numpy()
+            for t in (task.validation.texts, held, ["N/A", "", "[MASK]"])
+        )
         assert s["correct"] == (z.argmax(1) == y).sum()
         assert s["calibrated"] == pytest.approx(((z - h.mean(0)).argmax(1) == y).mean())
-        assert s["content_free"] == pytest.approx(((np.exp(z)/np.exp(b).mean(0)).argmax(1) == y).mean())
+        assert s["content_free"] == pytest.approx(((np.exp(z) / np.exp(b).mean(0)).argmax(1) == y).mean())
         margin = z[:, 1] - z[:, 0]
-        assert s["auc"] == pytest.approx(np.mean([(u > v) + (u == v)/2 for u in margin[y == 1] for v in margin[y == 0]]), abs=1e-3)
-        assert f"{100*s['accuracy']:.1f}" in said
+        assert s["auc"] == pytest.approx(
+            np.mean([(u > v) + (u == v) / 2 for u in margin[y == 1] for v in margin[y == 0]]), abs=1e-3
+        )
+        assert f"{100 * s['accuracy']:.1f}" in said
     page = Path("found/index.html").read_text(encoding="utf-8")
-    assert all(x in page and x in said for x in ("no prompt", "calibrated", "macro-F1")) and "http" not in page.split("<body>")[1]
+    assert (
+        all(x in page and x in said for x in ("no prompt", "calibrated", "macro-F1"))
+        and "http" not in page.split("<body>")[1]
+    )
     assert main([*argv, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert {k: again[k] for k in ("scores", "gains", "choice")} == {k: found[k] for k in ("scores", "gains", "choice")}
 
+
 def test_auc_is_scikit_learns():
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
     from hpt_nb.calibration import auc
+
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(200, 2)), rng.integers(0, 2, 200)
     assert auc(z, y) == pytest.approx(metrics.roc_auc_score(y, z[:, 1] - z[:, 0]))
+
 
 @pytest.mark.parametrize("how", [[], ["--calibrated"]])
 def test_every_way_out_gives_the_same(place, capsys, how):
@@ -71,29 +108,62 @@ def test_every_way_out_gives_the_same(place, capsys, how):
     texts = pd.read_csv("texts.csv").body.tolist()
     kept = Prompt.load("kept.json")
     want = kept.classify(load_lm("./one"), texts, calibrated=bool(how))
-    assert main(["predict", "texts.csv", "--prompt-file", "kept.json", "--model", "./one", "--text", "body", "--label", "kind", *how, "--out", "out.csv", "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                "texts.csv",
+                "--prompt-file",
+                "kept.json",
+                "--model",
+                "./one",
+                "--text",
+                "body",
+                "--label",
+                "kind",
+                *how,
+                "--out",
+                "out.csv",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     said, table = capsys.readouterr().out, pd.read_csv("out.csv")
-    assert table["class"].tolist() == want["class"].tolist() and np.allclose(table["p(great)"], want["p(great)"], atol=1e-9)
+    assert table["class"].tolist() == want["class"].tolist() and np.allclose(
+        table["p(great)"], want["p(great)"], atol=1e-9
+    )
     assert f"{sum(want['class'] == table.kind)} right" in said and ("kept with the prompt" in said) == bool(how)
     assert main(["export", "kept.json", "--to", "python", *TASK, "--model", "./one", "--out", "mine.py"]) == 0
     source, there = Path("mine.py").read_text(encoding="utf-8"), {}
     assert str(place) not in source
     exec(source, there)
     rows = pd.DataFrame(there["classify"](texts, "one", there["MEANS"]["one"] if how else None))
-    assert rows["class"].tolist() == want["class"].tolist() and np.allclose(rows["p(great)"], want["p(great)"], atol=1e-5)
+    assert rows["class"].tolist() == want["class"].tolist() and np.allclose(
+        rows["p(great)"], want["p(great)"], atol=1e-5
+    )
+
 
 def test_a_prompt_needs_no_task_file(place, tmp_path):
     "Saved here, loaded in a fresh process elsewhere: the same answers."
     kept, texts = Prompt.load("kept.json"), ["the film was great", "a bad plot"]
-    kept.save_pretrained(tmp_path/"repo")
-    code = f"from hpt_nb.prompts import Prompt; print(Prompt.from_pretrained('repo').classify({str(place/'one')!r}, {texts!r}, True).to_json())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
+    kept.save_pretrained(tmp_path / "repo")
+    code = f"from hpt_nb.prompts import Prompt; print(Prompt.from_pretrained('repo').classify({str(place / 'one')!r}, {texts!r}, True).to_json())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads(kept.classify(load_lm("./one"), texts, True).to_json())
+
 
 def test_forms_that_lose_the_constants_say_so(place, capsys):
     assert main(["export", "kept.json", "--to", "lm-eval", *TASK, "--model", "./one", "--out", "harness"]) == 0
     assert "does not carry the prompt's calibration constants" in capsys.readouterr().err
+
 
 def test_eval_says_when_one_class_takes_nearly_all(place, capsys):
     "Tiny random models lean; a plain count decides what is to be said."
@@ -103,35 +173,83 @@ def test_eval_says_when_one_class_takes_nearly_all(place, capsys):
             assert main(["eval", model, *TASK, "--prompt", prompt, "--quiet"]) == 0
             said = capsys.readouterr().out
             guess = label_logprobs(load_lm(model), task, task.validation.texts, prompt or None).argmax(1).tolist()
-            top = max(guess.count(c) for c in (0, 1))/len(guess)
-            assert ("was named for" in said) == (top >= .9), (model, prompt, top)
+            top = max(guess.count(c) for c in (0, 1)) / len(guess)
+            assert ("was named for" in said) == (top >= 0.9), (model, prompt, top)
 
-@pytest.mark.parametrize("argv, says", [
-    (["audit", *TASK, "--models", "./one", "--prompt-file", "empty.txt"], "no prompt in it"),
-    (["audit", *TASK, "--models", "./one", "--prompt-file", "twice.txt"], "' x' stands there twice"),
-    (["audit", *TASK, "--models", "./one", "--prompt", " the bad film", "--prompt-file", "prompts.txt"], "is given twice"),
-    (["audit", *TASK, "--models", "./one", "--prompt", ""], "is empty"),
-    (["audit", *TASK, "--models", "./one", "--prompt-file", "new.json"], "a prompt of version 9"),
-    (["audit", *TASK, "--models", "./one", "--prompt-file", "gone.txt"], "cannot be read"),
-    (["audit", *TASK, "--models", "./one", "./one"], "one is named twice"),
-    (["audit", *TASK, "--models", "./one", "--limit", "1"], "of one class"),
-    (["predict", "texts.csv", *TASK, "--model", "./one", "--out", "x.csv"], "no column 'text' (columns: body, kind)"),
-    (["predict", "texts.csv", *TASK, "--model", "./one", "--text", "body", "--label", "body", "--out", "x.csv"], "unknown label"),
-    (["predict", "gaps.csv", *TASK, "--model", "./one", "--out", "x.csv"], "row 2 has no text"),
-    (["predict", "texts.csv", *TASK, "--model", "./one", "--text", "body", "--out", "x.xls"], "ends in .csv"),
-    (["predict", "texts.csv", "--model", "./one", "--text", "body", "--out", "x.csv"], "no --task"),
-    (["predict", "texts.csv", "--prompt-file", "new.json", "--model", "./one", "--text", "body", "--out", "x.csv"], "a prompt of version 9"),
-    (["predict", "texts.csv", *TASK, "--prompt", "a", "--prompt-file", "kept.json", "--model", "./one", "--out", "x.csv"], "exclude each other"),
-    (["export", "new.json", "--to", "python", "--out", "x.py"], "a prompt of version 9")], ids=lambda v: v if isinstance(v, str) else None)
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["audit", *TASK, "--models", "./one", "--prompt-file", "empty.txt"], "no prompt in it"),
+        (["audit", *TASK, "--models", "./one", "--prompt-file", "twice.txt"], "' x' stands there twice"),
+        (
+            ["audit", *TASK, "--models", "./one", "--prompt", " the bad film", "--prompt-file", "prompts.txt"],
+            "is given twice",
+        ),
+        (["audit", *TASK, "--models", "./one", "--prompt", ""], "is empty"),
+        (["audit", *TASK, "--models", "./one", "--prompt-file", "new.json"], "a prompt of version 9"),
+        (["audit", *TASK, "--models", "./one", "--prompt-file", "gone.txt"], "cannot be read"),
+        (["audit", *TASK, "--models", "./one", "./one"], "one is named twice"),
+        (["audit", *TASK, "--models", "./one", "--limit", "1"], "of one class"),
+        (
+            ["predict", "texts.csv", *TASK, "--model", "./one", "--out", "x.csv"],
+            "no column 'text' (columns: body, kind)",
+        ),
+        (
+            ["predict", "texts.csv", *TASK, "--model", "./one", "--text", "body", "--label", "body", "--out", "x.csv"],
+            "unknown label",
+        ),
+        (["predict", "gaps.csv", *TASK, "--model", "./one", "--out", "x.csv"], "row 2 has no text"),
+        (["predict", "texts.csv", *TASK, "--model", "./one", "--text", "body", "--out", "x.xls"], "ends in .csv"),
+        (["predict", "texts.csv", "--model", "./one", "--text", "body", "--out", "x.csv"], "no --task"),
+        (
+            [
+                "predict",
+                "texts.csv",
+                "--prompt-file",
+                "new.json",
+                "--model",
+                "./one",
+                "--text",
+                "body",
+                "--out",
+                "x.csv",
+            ],
+            "a prompt of version 9",
+        ),
+        (
+            [
+                "predict",
+                "texts.csv",
+                *TASK,
+                "--prompt",
+                "a",
+                "--prompt-file",
+                "kept.json",
+                "--model",
+                "./one",
+                "--out",
+                "x.csv",
+            ],
+            "exclude each other",
+        ),
+        (["export", "new.json", "--to", "python", "--out", "x.py"], "a prompt of version 9"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else None,
+)
 def test_bad_input_is_one_line(place, argv, says, capsys):
     assert main([*argv, "--quiet"] if argv[0] != "export" else argv) == 2
     said = capsys.readouterr()
     assert says in said.err and said.err.count("\n") == 1 and said.out == "" and not list(Path(".").glob("x.*"))
 
+
 def test_empty_texts_are_passed_over_on_request(place, capsys):
-    assert main(["predict", "gaps.csv", *TASK, "--model", "./one", "--skip-empty", "--out", "filled.csv", "--quiet"]) == 0
+    assert (
+        main(["predict", "gaps.csv", *TASK, "--model", "./one", "--skip-empty", "--out", "filled.csv", "--quiet"]) == 0
+    )
     assert "passed over" in capsys.readouterr().out
-    assert pd.read_csv("filled.csv")["class"].isna().tolist() == [False, True, True][:len(pd.read_csv("filled.csv"))]
+    assert pd.read_csv("filled.csv")["class"].isna().tolist() == [False, True, True][: len(pd.read_csv("filled.csv"))]
+
 
 def test_loaded_models_are_taken_as_they_are(place):
     task, lm = load_task("mine.toml"), load_lm("./one")

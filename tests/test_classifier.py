@@ -1,4 +1,5 @@
 "The classifier in scikit-learn's pipelines and searches, and without it; label words by command; data as users have it."
+
 import json
 import os
 from pathlib import Path
@@ -17,21 +18,30 @@ from tiny_run import make_place
 
 TEXTS = [f"{'the film was good and great' if i % 2 else 'the plot was bad and boring'} {i}" for i in range(24)]
 LABELS = ["pos" if i % 2 else "neg" for i in range(24)]
-SMALL = dict(label_words={"neg": " bad", "pos": " great"}, steps=2, batch=2, n_tokens=2, seeds=(0,), s=40, k=8, dtype="float32")
+SMALL = dict(
+    label_words={"neg": " bad", "pos": " great"}, steps=2, batch=2, n_tokens=2, seeds=(0,), s=40, k=8, dtype="float32"
+)
+
 
 @pytest.fixture(scope="module")
-def lms(): return [tiny_lm("llama3"), tiny_lm("gpt2", 1)]
+def lms():
+    return [tiny_lm("llama3"), tiny_lm("gpt2", 1)]
+
 
 def test_fit_predict_save(lms, tmp_path):
     made = HardPromptClassifier(lms, **SMALL).fit(TEXTS, np.array(LABELS))
     assert made.classes_.tolist() == ["neg", "pos"] and made.candidates_[0]["prompt"] == ""
-    assert made.predict_proba(pd.Series(TEXTS)).argmax(1).tolist() == [["neg", "pos"].index(y) for y in made.predict(pd.DataFrame(dict(t=TEXTS)))]
-    back = Prompt.load(made.prompt_.save(tmp_path/"p.json"))
+    assert made.predict_proba(pd.Series(TEXTS)).argmax(1).tolist() == [
+        ["neg", "pos"].index(y) for y in made.predict(pd.DataFrame(dict(t=TEXTS)))
+    ]
+    back = Prompt.load(made.prompt_.save(tmp_path / "p.json"))
     assert back.classify(lms[0], TEXTS, True)["class"].tolist() == made.predict(TEXTS).tolist()
+
 
 def test_a_copy_shares_loaded_models(lms):
     made = HardPromptClassifier(lms, **SMALL)
     assert made.__sklearn_clone__().models is lms and made.get_params()["n_tokens"] == 2
+
 
 def test_scikit_learn_takes_it(lms):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
@@ -39,12 +49,14 @@ def test_scikit_learn_takes_it(lms):
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer
+
     made = HardPromptClassifier(lms, **SMALL)
     assert clone(made).models is lms
     pipe = make_pipeline(FunctionTransformer(lambda texts: [t.lower() for t in texts]), made).fit(TEXTS, LABELS)
     assert set(pipe.predict(TEXTS)) <= {"neg", "pos"} and 0 <= pipe.score(TEXTS, LABELS) <= 1
     search = GridSearchCV(made, dict(n_tokens=[1, 2]), cv=2).fit(TEXTS, LABELS)
     assert search.best_params_["n_tokens"] in (1, 2) and search.best_estimator_.predict_proba(TEXTS).shape == (24, 2)
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -53,14 +65,21 @@ def place(tmp_path_factory):
     yield d
     os.chdir(old)
 
+
 def test_labels_by_command(place, capsys):
-    assert main(["labels", "--task", "mine.toml", "--models", "./one", "./two", "--words", "the,good", "--json", "--quiet"]) == 0
+    assert (
+        main(
+            ["labels", "--task", "mine.toml", "--models", "./one", "./two", "--words", "the,good", "--json", "--quiet"]
+        )
+        == 0
+    )
     rows = json.loads(capsys.readouterr().out)
-    assert [r["words"] for r in rows] == [[" bad", " great"], [" the", " good"]]*2
+    assert [r["words"] for r in rows] == [[" bad", " great"], [" the", " good"]] * 2
     assert main(["labels", "--task", "mine.toml", "--models", "./one", "--words", "the,good", "--quiet"]) == 0
     assert "best mean AUC" in capsys.readouterr().out
     assert main(["labels", "--task", "mine.toml", "--models", "./one", "--words", "the", "--quiet"]) == 2
     assert "need one for each of the 2 classes" in capsys.readouterr().err
+
 
 def test_one_file_with_semicolons(place, capsys):
     Path("all.csv").write_text("text;label\n" + "".join(f"{t};{i % 2}\n" for i, t in enumerate(TEXTS)))
@@ -70,31 +89,80 @@ def test_one_file_with_semicolons(place, capsys):
     assert "of 4 right" in said.out and "separated by semicolons" in said.err and "by seed 0" in said.err
     assert load_task("all.toml").validation == load_task("all.toml", seed=3).validation
 
+
 def test_from_a_prompt_of_ones_own(place, capsys):
     "The start is a candidate, and stays unless something is better; rivals, no prompt and constants stand in the file."
-    argv = ["transferable", "--task", "mine.toml", "--models", "./one", "./two", "--start", " the good film", "--against", " so good", "--steps", "2", "--seeds", "0", "--holdout", "8",
-            "--k", "8", "--top", "40", "--dtype", "float32", "--quiet", "--out", "mine"]
+    argv = [
+        "transferable",
+        "--task",
+        "mine.toml",
+        "--models",
+        "./one",
+        "./two",
+        "--start",
+        " the good film",
+        "--against",
+        " so good",
+        "--steps",
+        "2",
+        "--seeds",
+        "0",
+        "--holdout",
+        "8",
+        "--k",
+        "8",
+        "--top",
+        "40",
+        "--dtype",
+        "float32",
+        "--quiet",
+        "--out",
+        "mine",
+    ]
     assert main(argv) == 0
     said = capsys.readouterr().out
     body = json.loads(Path("mine/prompt.json").read_text(encoding="utf-8"))
     first = body["candidates"][0]
-    assert first["prompt"] == " the good film" and max(c["mean"] for c in body["candidates"]) == next(c["mean"] for c in body["candidates"] if c["chosen"])
-    if body["prompt"] != first["prompt"]: assert next(c["mean"] for c in body["candidates"] if c["chosen"]) > first["mean"]
+    assert first["prompt"] == " the good film" and max(c["mean"] for c in body["candidates"]) == next(
+        c["mean"] for c in body["candidates"] if c["chosen"]
+    )
+    if body["prompt"] != first["prompt"]:
+        assert next(c["mean"] for c in body["candidates"] if c["chosen"]) > first["mean"]
     assert body["method"] == "joint-swaps" and body["settings"]["objective"] == "centred"
     rows = {s["prompt"] for s in body["audit"]["scores"]}
     assert {"no prompt", " so good"} <= rows and set(body["calibration"]) == {"one", "two"}
-    assert body["changes"]["path"][0]["text"] == " the good film" and body["changes"]["path"][-1]["text"] == body["prompt"]
+    assert (
+        body["changes"]["path"][0]["text"] == " the good film" and body["changes"]["path"][-1]["text"] == body["prompt"]
+    )
     page = Path("mine/worth.html").read_text(encoding="utf-8")
     assert "From the start to the end" in page and " so good" in said and "advice: " in said
     kept = Prompt.load("mine")
     assert kept.classify("./one", ["a good film"], calibrated=True)["class"][0] in ("bad", "great")
 
+
 def test_loaded_models_in_transferable(place):
     from hpt_nb.models import load_lm
     from hpt_nb.practice import transferable
-    got = transferable("mine.toml", [load_lm("./one"), "./two"], out="loaded", steps=2, batch=2, n_tokens=2, holdout_n=8, k=8, s=40, seeds=(0,), dtype="float32", progress=False)
+
+    got = transferable(
+        "mine.toml",
+        [load_lm("./one"), "./two"],
+        out="loaded",
+        steps=2,
+        batch=2,
+        n_tokens=2,
+        holdout_n=8,
+        k=8,
+        s=40,
+        seeds=(0,),
+        dtype="float32",
+        progress=False,
+    )
     assert {s["model"] for s in got["scores"]} == {"one", "two"}
 
+
 def test_bad_data_is_one_line(place):
-    with pytest.raises(InputError, match="text 1 is None"): HardPromptClassifier(["./one"], steps=0).fit(["a", None], ["x", "y"])
-    with pytest.raises(InputError, match="no word for class 'pos'"): HardPromptClassifier(["./one"], label_words={"neg": " bad"}, steps=0).fit(TEXTS, LABELS)
+    with pytest.raises(InputError, match="text 1 is None"):
+        HardPromptClassifier(["./one"], steps=0).fit(["a", None], ["x", "y"])
+    with pytest.raises(InputError, match="no word for class 'pos'"):
+        HardPromptClassifier(["./one"], label_words={"neg": " bad"}, steps=0).fit(TEXTS, LABELS)

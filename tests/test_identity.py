@@ -1,4 +1,5 @@
 "A model is known by what is in it: its files, its weights, its tokenizer; never by a name alone."
+
 import copy
 import json
 import shutil
@@ -20,7 +21,23 @@ from hpt_nb.vocab import Vocab, common_vocab, covers_model, ids_of, whole_vocab
 from tiny import tiny_lm
 from tiny_run import PRESET, TASK, make_place
 
-TUNE = ["--task", "mine.toml", "--steps", "4", "--eval-every", "2", "--batch", "4", "--tokens", "3", "--holdout", "8", "--dtype", "float32", "--quiet"]
+TUNE = [
+    "--task",
+    "mine.toml",
+    "--steps",
+    "4",
+    "--eval-every",
+    "2",
+    "--batch",
+    "4",
+    "--tokens",
+    "3",
+    "--holdout",
+    "8",
+    "--dtype",
+    "float32",
+    "--quiet",
+]
 
 
 def save(lm, folder):
@@ -32,15 +49,17 @@ def save(lm, folder):
 def made(tmp_path_factory):
     "one/run and two/run: two models of one name and one tokenizer; other: another model; one/copy: one/run under another name."
     d = make_place(tmp_path_factory.mktemp("identity"))
-    for where, seed in (("one_", 0), ("two_", 5)): save(tiny_lm("llama3", seed), d/where/"run")
-    save(tiny_lm("gemma3", 1), d/"other")
-    shutil.copytree(d/"one_"/"run", d/"one_"/"copy")
+    for where, seed in (("one_", 0), ("two_", 5)):
+        save(tiny_lm("llama3", seed), d / where / "run")
+    save(tiny_lm("gemma3", 1), d / "other")
+    shutil.copytree(d / "one_" / "run", d / "one_" / "copy")
     return d
 
 
 @pytest.fixture
 def place(made, tmp_path, monkeypatch):
-    for p in made.iterdir(): (tmp_path/p.name).symlink_to(p)
+    for p in made.iterdir():
+        (tmp_path / p.name).symlink_to(p)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -55,15 +74,57 @@ def refused(capsys, says, *argv):
 def test_a_vocabulary_is_of_a_model_not_of_a_name(place, capsys):
     assert main(["vocab", "one_/run", "other", "--out", "v.parquet"]) == 0
     v, one, two, copied = Vocab.load("v.parquet"), load_lm("one_/run"), load_lm("two_/run"), load_lm("one_/copy")
-    assert ids_of(v, one).tolist() == v.ids[0].tolist() == ids_of(v, copied).tolist()   # a renamed folder is the same model
+    assert (
+        ids_of(v, one).tolist() == v.ids[0].tolist() == ids_of(v, copied).tolist()
+    )  # a renamed folder is the same model
     assert covers_model(v, copied) and not covers_model(v, two)
-    for use in (lambda: ids_of(v, two), lambda: SearchSpace(two, v), lambda: anchor_rows(two, v), lambda: tune(two, load_task("mine.toml"), v, steps=2, progress=False)):
-        with pytest.raises(InputError, match="another model that is called run too"): use()
-    for argv in (["tune", "two_/run", *TUNE, "--vocab", "v.parquet", "--out", "r"],
-                 ["effects", "two_/run", "--task", "mine.toml", "--vocab", "v.parquet", "--tokens", "4", "--texts", "8", "--out", "e.parquet"]):
+    for use in (
+        lambda: ids_of(v, two),
+        lambda: SearchSpace(two, v),
+        lambda: anchor_rows(two, v),
+        lambda: tune(two, load_task("mine.toml"), v, steps=2, progress=False),
+    ):
+        with pytest.raises(InputError, match="another model that is called run too"):
+            use()
+    for argv in (
+        ["tune", "two_/run", *TUNE, "--vocab", "v.parquet", "--out", "r"],
+        [
+            "effects",
+            "two_/run",
+            "--task",
+            "mine.toml",
+            "--vocab",
+            "v.parquet",
+            "--tokens",
+            "4",
+            "--texts",
+            "8",
+            "--out",
+            "e.parquet",
+        ],
+    ):
         refused(capsys, "another model that is called run too", *argv)
     assert main(["tune", "one_/copy", *TUNE, "--vocab", "v.parquet", "--out", "r"]) == 0
-    assert main(["effects", "one_/copy", "--task", "mine.toml", "--vocab", "v.parquet", "--tokens", "4", "--texts", "8", "--quiet", "--out", "e.parquet"]) == 0
+    assert (
+        main(
+            [
+                "effects",
+                "one_/copy",
+                "--task",
+                "mine.toml",
+                "--vocab",
+                "v.parquet",
+                "--tokens",
+                "4",
+                "--texts",
+                "8",
+                "--quiet",
+                "--out",
+                "e.parquet",
+            ]
+        )
+        == 0
+    )
 
 
 def test_an_old_vocabulary_is_read_and_what_is_not_known_is_said(place, capsys):
@@ -75,7 +136,8 @@ def test_an_old_vocabulary_is_read_and_what_is_not_known_is_said(place, capsys):
     assert ids_of(old, one).tolist() == v.ids[0].tolist()
     assert "does not say which model run was" in capsys.readouterr().err
     wrong = Vocab(v.tokens, v.ids.flip(0), v.models)
-    with pytest.raises(InputError, match="make the vocabulary anew"): ids_of(wrong, one)
+    with pytest.raises(InputError, match="make the vocabulary anew"):
+        ids_of(wrong, one)
 
 
 def change(lm, how):
@@ -83,11 +145,15 @@ def change(lm, how):
     new = LM.wrap(copy.deepcopy(lm.model), copy.deepcopy(lm.tokenizer), name=lm.name)
     weight = new.model.get_input_embeddings().weight
     if how == "one weight":
-        with torch.no_grad(): weight[3, 5] += .25
+        with torch.no_grad():
+            weight[3, 5] += 0.25
     elif how == "a bit of a weight":
-        with torch.no_grad(): weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(9.))
-    elif how == "its tokenizer": new.tokenizer.add_tokens(["zz"])
-    elif how == "its configuration": new.model.config.rms_norm_eps *= 2
+        with torch.no_grad():
+            weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(9.0))
+    elif how == "its tokenizer":
+        new.tokenizer.add_tokens(["zz"])
+    elif how == "its configuration":
+        new.model.config.rms_norm_eps *= 2
     return new
 
 
@@ -98,14 +164,16 @@ def test_a_model_in_memory_is_known_by_what_it_holds(how):
     other = change(lm, how)
     assert lm_id(lm) != lm_id(other) and lm_facts(lm) != lm_facts(other)
     assert same_model(known_by(lm), known_by(other)) is False
-    assert lm_id(lm.cast("bf16")) == lm_id(lm)                       # a copy in another format is the same model
-    with pytest.raises(InputError, match="another model"): ids_of(whole_vocab(lm), other)
+    assert lm_id(lm.cast("bf16")) == lm_id(lm)  # a copy in another format is the same model
+    with pytest.raises(InputError, match="another model"):
+        ids_of(whole_vocab(lm), other)
 
 
 def test_weights_that_change_in_place_change_the_hash():
     lm = tiny_lm("llama", 3, name="mine")
     before = lm_id(lm)
-    with torch.no_grad(): next(lm.model.parameters()).mul_(2)
+    with torch.no_grad():
+        next(lm.model.parameters()).mul_(2)
     assert lm_id(lm) != before
 
 
@@ -119,27 +187,103 @@ def test_a_call_of_the_tokenizer_leaves_the_hash():
 
 @pytest.mark.parametrize("how", ["renamed", "saved anew", "bfloat16", "in memory"])
 def test_one_model_under_two_names_is_found(tmp_path, how):
-    lm = load_lm(save(tiny_lm("llama3", 0), tmp_path/"one"))
-    if how == "renamed": shutil.copytree(tmp_path/"one", tmp_path/"two")
-    if how == "saved anew": lm.tokenizer.model_max_length = 17; save(lm, tmp_path/"two")
-    if how == "bfloat16": save(lm.cast("bf16"), tmp_path/"two")
-    two = LM.wrap(copy.deepcopy(lm.model), lm.tokenizer, name="two") if how == "in memory" else load_lm(tmp_path/"two")
+    lm = load_lm(save(tiny_lm("llama3", 0), tmp_path / "one"))
+    if how == "renamed":
+        shutil.copytree(tmp_path / "one", tmp_path / "two")
+    if how == "saved anew":
+        lm.tokenizer.model_max_length = 17
+        save(lm, tmp_path / "two")
+    if how == "bfloat16":
+        save(lm.cast("bf16"), tmp_path / "two")
+    two = (
+        LM.wrap(copy.deepcopy(lm.model), lm.tokenizer, name="two") if how == "in memory" else load_lm(tmp_path / "two")
+    )
     assert two.name != lm.name and two.kin == lm.kin
     assert tiny_lm("llama3", 1).kin != lm.kin
-    task = load_task(make_place(tmp_path)/"mine.toml")
-    with pytest.raises(InputError, match="one and two are one model under two names"): transfer(lm, [5, 6], [two], task)
+    task = load_task(make_place(tmp_path) / "mine.toml")
+    with pytest.raises(InputError, match="one and two are one model under two names"):
+        transfer(lm, [5, 6], [two], task)
     load = Models(load=lambda name, dtype="float32": dict(one=lm, two=two)[name])
     load("one")
-    with pytest.raises(InputError, match="one and two are one model under two names"): load("two")
+    with pytest.raises(InputError, match="one and two are one model under two names"):
+        load("two")
 
 
 def test_a_target_that_took_part_under_another_name_is_refused(place, capsys):
-    refused(capsys, "one model under two names", "transferable", "--task", "mine.toml", "--models", "one_/run", "other", "--target", "one_/copy", "--steps", "2", "--holdout", "8", "--out", "t", "--quiet")
-    refused(capsys, "both called 'run'", "transferable", "--task", "mine.toml", "--models", "one_/run", "other", "--target", "two_/run", "--steps", "2", "--holdout", "8", "--out", "t", "--quiet")
-    open("p.toml", "w").write(PRESET.split("[[source]]")[0] + '[[source]]\nmodel = "./one_/run"\ncounterparts = ["./other"]\ntargets = ["./one_/copy"]\n[vocab]' + PRESET.split("[vocab]")[1])
+    refused(
+        capsys,
+        "one model under two names",
+        "transferable",
+        "--task",
+        "mine.toml",
+        "--models",
+        "one_/run",
+        "other",
+        "--target",
+        "one_/copy",
+        "--steps",
+        "2",
+        "--holdout",
+        "8",
+        "--out",
+        "t",
+        "--quiet",
+    )
+    refused(
+        capsys,
+        "both called 'run'",
+        "transferable",
+        "--task",
+        "mine.toml",
+        "--models",
+        "one_/run",
+        "other",
+        "--target",
+        "two_/run",
+        "--steps",
+        "2",
+        "--holdout",
+        "8",
+        "--out",
+        "t",
+        "--quiet",
+    )
+    open("p.toml", "w").write(
+        PRESET.split("[[source]]")[0]
+        + '[[source]]\nmodel = "./one_/run"\ncounterparts = ["./other"]\ntargets = ["./one_/copy"]\n[vocab]'
+        + PRESET.split("[vocab]")[1]
+    )
     refused(capsys, "one model under two names", "run", "p.toml", "--out", "r", "--quiet")
-    refused(capsys, "one model under two names", "effects", "one_/run", "one_/copy", "--task", "mine.toml", "--tokens", "4", "--texts", "8", "--out", "e.parquet")
-    refused(capsys, "both called 'run'", "effects", "one_/run", "two_/run", "--task", "mine.toml", "--tokens", "4", "--texts", "8", "--out", "e.parquet")
+    refused(
+        capsys,
+        "one model under two names",
+        "effects",
+        "one_/run",
+        "one_/copy",
+        "--task",
+        "mine.toml",
+        "--tokens",
+        "4",
+        "--texts",
+        "8",
+        "--out",
+        "e.parquet",
+    )
+    refused(
+        capsys,
+        "both called 'run'",
+        "effects",
+        "one_/run",
+        "two_/run",
+        "--task",
+        "mine.toml",
+        "--tokens",
+        "4",
+        "--texts",
+        "8",
+        "--out",
+        "e.parquet",
+    )
     refused(capsys, "both called 'run'", "stability", "one_/run", "two_/run", "--k", "4", "--out", "s.parquet")
     assert main(["stability", "one_/run", "one_/copy", "--k", "4", "--out", "s.parquet"]) == 0
     assert "one model under two names" in capsys.readouterr().err
@@ -149,11 +293,17 @@ def test_results_of_a_namesake_are_refused(place, capsys):
     assert main(["tune", "one_/run", *TUNE, "--out", "r"]) == 0
     refused(capsys, "run is another model in the results", "tune", "two_/run", *TUNE, "--out", "r")
     assert known_models(Store("r").cells()) == {"run": {lm_id(load_lm("one_/run"))}}
-    preset = PRESET.split("[[source]]")[0] + 'rows = ["Empty", "PEZ"]\n[[source]]\nmodel = "./{}/run"\n' + "[tuning]" + PRESET.split("[tuning]")[1]
-    for where in ("one_", "two_"): open(f"{where}.toml", "w").write(preset.format(where))
+    preset = (
+        PRESET.split("[[source]]")[0]
+        + 'rows = ["Empty", "PEZ"]\n[[source]]\nmodel = "./{}/run"\n'
+        + "[tuning]"
+        + PRESET.split("[tuning]")[1]
+    )
+    for where in ("one_", "two_"):
+        open(f"{where}.toml", "w").write(preset.format(where))
     assert main(["run", "one_.toml", "--out", "g", "--quiet"]) == 0
     refused(capsys, "run is another model in the results", "run", "two_.toml", "--out", "g", "--quiet")
-    check_known(dict(run={"unknown"} - {"unknown"}), "run", "a"*64)   # older results do not say
+    check_known(dict(run={"unknown"} - {"unknown"}), "run", "a" * 64)  # older results do not say
 
 
 def test_exports_know_the_model(place, capsys):
@@ -162,17 +312,22 @@ def test_exports_know_the_model(place, capsys):
     to_json(one.encode(" good film"), task, [one], "p.json", given=dict(task="mine.toml", models=["one_/run"]))
     for what in ("r", "p.json"):
         for to, out in (("python", "x.py"), ("lm-eval", "x"), ("peft", "y")):
-            with pytest.raises(InputError, match="another model"): export_prompt(what, to, out, task="mine.toml", model="two_/run")
+            with pytest.raises(InputError, match="another model"):
+                export_prompt(what, to, out, task="mine.toml", model="two_/run")
             capsys.readouterr()
-            assert export_prompt(what, to, out, task="mine.toml", model="one_/copy")      # renamed: the same model
+            assert export_prompt(what, to, out, task="mine.toml", model="one_/copy")  # renamed: the same model
             assert "its accuracy there is another one" not in capsys.readouterr().err
         save_peft(read_prompt(what)["ids"], one, "a")
         assert len(load_peft("a", load_lm("one_/copy"))) and len(load_peft("a"))
-        with pytest.raises(InputError, match="an adapter for another model"): load_peft("a", two)
+        with pytest.raises(InputError, match="an adapter for another model"):
+            load_peft("a", two)
     body = json.loads(open("p.json").read())
-    for key in ("sha256", "kin"): body["certificates"][0]["model"].pop(key)
+    for key in ("sha256", "kin"):
+        body["certificates"][0]["model"].pop(key)
     open("old.json", "w").write(json.dumps(body))
-    assert export_prompt("old.json", "peft", "z", task="mine.toml", model="one_/run")     # an older file: by its name, and that is said
+    assert export_prompt(
+        "old.json", "peft", "z", task="mine.toml", model="one_/run"
+    )  # an older file: by its name, and that is said
     assert "does not say which model run was" in capsys.readouterr().err
 
 
@@ -181,18 +336,25 @@ def test_a_prompt_of_a_model_in_memory_goes_to_its_folder(place):
     held = LM.wrap(copy.deepcopy(one.model), one.tokenizer, name="run")
     to_json(held.encode(" good film"), load_task("mine.toml"), [held], "m.json")
     assert export_prompt("m.json", "peft", "z", task="mine.toml", model="one_/run")
-    with pytest.raises(InputError, match="another model"): export_prompt("m.json", "peft", "q", task="mine.toml", model="two_/run")
+    with pytest.raises(InputError, match="another model"):
+        export_prompt("m.json", "peft", "q", task="mine.toml", model="two_/run")
 
 
 def test_a_namesake_reads_the_text_not_the_ids():
     a, b = tiny_lm("gpt2", 0, name="run"), tiny_lm("gemma3", 1, name="run")
     ids = a.encode(" good film")
-    assert reads_as_tuned(a, ids, b) == ([a.token_bytes[i] for i in ids] == [b.token_bytes.get(i) for i in b.encode(a.decode(ids))])
+    assert reads_as_tuned(a, ids, b) == (
+        [a.token_bytes[i] for i in ids] == [b.token_bytes.get(i) for i in b.encode(a.decode(ids))]
+    )
 
 
 def test_identities_of_results_from_before_stand():
     "A hash of files and a revision identify as they did."
     lm = tiny_lm("gpt2")
-    for info, want in ((dict(kind="folder", sha256="ab"*32), "abababababab"), (dict(kind="hub", revision="c"*40), "cccccccccccc"), (dict(kind="package", sha256="d"*64, license="x"), "dddddddddddd")):
+    for info, want in (
+        (dict(kind="folder", sha256="ab" * 32), "abababababab"),
+        (dict(kind="hub", revision="c" * 40), "cccccccccccc"),
+        (dict(kind="package", sha256="d" * 64, license="x"), "dddddddddddd"),
+    ):
         lm._info = info
         assert lm_id(lm) == want and "memory" not in lm.info and "memory" not in lm_facts(lm)

@@ -1,11 +1,24 @@
 "A prompt in any place, in a chat template or without one: the engine against one whole pass over the same ids, on every architecture."
+
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hpt_nb.places import Placed, placing
-from hpt_nb.scoring import PrefixScorer, arrange, count_joins, label_ids, label_logprobs, label_logprobs_many, plain_logits, prefix_embeddings, run_losses, text_ids, texts_cut
+from hpt_nb.scoring import (
+    PrefixScorer,
+    arrange,
+    count_joins,
+    label_ids,
+    label_logprobs,
+    label_logprobs_many,
+    plain_logits,
+    prefix_embeddings,
+    run_losses,
+    text_ids,
+    texts_cut,
+)
 from hpt_nb.store import InputError
 from hpt_nb.tasks import task_format
 from tiny import ARCHS, tiny_lm
@@ -13,11 +26,13 @@ from tiny import ARCHS, tiny_lm
 PLACES = ["before", "between", "after", "Q: {text} {prompt} A:", "Sum up: {prompt} Text: {text} So"]
 TEXTS = ["good", "a rather longer text about the film and the story", "no", "It was a bad movie, a terrible plot"]
 PROMPT = " the film"
-CHAT = ("{% for m in messages %}<|turn|>{{m.role}}\n{{m.content}}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}")
+CHAT = "{% for m in messages %}<|turn|>{{m.role}}\n{{m.content}}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
 
 
 def task_of(**kw):
-    return SimpleNamespace(**{**dict(labels=(" great", " bad", " film"), suffix=" It was", max_text_tokens=32, strip=True), **kw})
+    return SimpleNamespace(
+        **{**dict(labels=(" great", " bad", " film"), suffix=" It was", max_text_tokens=32, strip=True), **kw}
+    )
 
 
 def chat_lm(arch, template=CHAT, **kw):
@@ -31,17 +46,24 @@ def chat_lm(arch, template=CHAT, **kw):
 
 def whole_ids(lm, task, text, prompt=PROMPT):
     "Every id of an input, put together here."
-    ids = lm.encode(text.strip())[:task.max_text_tokens]
+    ids = lm.encode(text.strip())[: task.max_text_tokens]
     form = task_format(task, bool(lm.bos_ids))
     return placing(lm, task, form.ends(lm)).whole(lm.bos_ids, lm.encode(prompt), ids)
 
 
 @torch.no_grad()
-def plainly(lm, ids, labels): return lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1, labels].float()
+def plainly(lm, ids, labels):
+    return lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1, labels].float()
 
 
-CASES = [task_of(prompt_at=p) for p in PLACES] + [task_of(prompt_at=p, chat=True) for p in ("before", "after", "{text}\n{prompt}")] + \
-        [task_of(prompt_at="before", chat=True, system="You judge. {prompt}"), task_of(prompt_at="between", chat=True, system="You judge.")]
+CASES = (
+    [task_of(prompt_at=p) for p in PLACES]
+    + [task_of(prompt_at=p, chat=True) for p in ("before", "after", "{text}\n{prompt}")]
+    + [
+        task_of(prompt_at="before", chat=True, system="You judge. {prompt}"),
+        task_of(prompt_at="between", chat=True, system="You judge."),
+    ]
+)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -51,7 +73,8 @@ def test_logits_equal_the_plain_pass_in_every_place(arch):
         labels = label_ids(lm, task, remarks=False)
         want = torch.stack([plainly(lm, whole_ids(lm, task, t), labels) for t in TEXTS])
         seqs, prefix = text_ids(lm, task, TEXTS), prefix_embeddings(lm, PROMPT)
-        with torch.no_grad(): assert (plain_logits(lm, labels, prefix, seqs) - want).abs().max() < 1e-4
+        with torch.no_grad():
+            assert (plain_logits(lm, labels, prefix, seqs) - want).abs().max() < 1e-4
         for way, max_tokens in (("packed", None), ("packed", 70), ("padded", None)):
             got = PrefixScorer(lm, labels, way, max_tokens).logits(prefix, seqs)
             assert (got - want).abs().max() < 1e-4, (vars(task), way, max_tokens)
@@ -62,31 +85,46 @@ def test_logits_equal_the_plain_pass_in_every_place(arch):
 def test_gradients_equal_those_of_the_plain_pass_in_every_place(arch):
     lm = chat_lm(arch)
     for task in CASES:
-        labels, seqs = label_ids(lm, task, remarks=False), text_ids(lm, task, TEXTS)*2
+        labels, seqs = label_ids(lm, task, remarks=False), text_ids(lm, task, TEXTS) * 2
         prefix = torch.cat([prefix_embeddings(lm, PROMPT), prefix_embeddings(lm, lm.encode(PROMPT)[::-1])]).float()
-        runs, targets = [0]*4 + [1]*4, [0, 1, 2, 0]*2
+        runs, targets = [0] * 4 + [1] * 4, [0, 1, 2, 0] * 2
         leaf = prefix.clone().requires_grad_()
-        each = torch.nn.functional.cross_entropy(plain_logits(lm, labels, leaf, seqs, runs), torch.tensor(targets), reduction="none")
-        want, = torch.autograd.grad(each.sum()/4, leaf)
-        if not want[:, len(lm.bos_ids):].abs().max() > 1e-4:      # its toy looks back fewer tokens than lie between the label and the prompt
+        each = torch.nn.functional.cross_entropy(
+            plain_logits(lm, labels, leaf, seqs, runs), torch.tensor(targets), reduction="none"
+        )
+        (want,) = torch.autograd.grad(each.sum() / 4, leaf)
+        if (
+            not want[:, len(lm.bos_ids) :].abs().max() > 1e-4
+        ):  # its toy looks back fewer tokens than lie between the label and the prompt
             assert arch == "mistral"
-            with pytest.raises(InputError, match="does not see the prompt"): PrefixScorer(lm, labels, "packed").loss_and_grad(prefix, seqs, targets, runs)
+            with pytest.raises(InputError, match="does not see the prompt"):
+                PrefixScorer(lm, labels, "packed").loss_and_grad(prefix, seqs, targets, runs)
             continue
         for way in ("packed", "padded"):
             loss, grad = PrefixScorer(lm, labels, way).loss_and_grad(prefix, seqs, targets, runs)
             assert (loss - each.detach().view(2, 4).mean(1)).abs().max() < 1e-4, (vars(task), way)
-            assert grad.shape == prefix.shape and (grad - want).abs().max() < 1e-4*max(1, want.abs().max()), (vars(task), way)
+            assert grad.shape == prefix.shape and (grad - want).abs().max() < 1e-4 * max(1, want.abs().max()), (
+                vars(task),
+                way,
+            )
 
 
 def test_the_other_losses_go_the_same_way_in_every_place():
     lm = chat_lm("llama")
     for task in CASES:
         labels, seqs = label_ids(lm, task, remarks=False), text_ids(lm, task, TEXTS)
-        prefix, plain, fast = prefix_embeddings(lm, PROMPT).float(), PrefixScorer(lm, label_ids(lm, task, remarks=False), "plain"), PrefixScorer(lm, labels)
+        prefix, plain, fast = (
+            prefix_embeddings(lm, PROMPT).float(),
+            PrefixScorer(lm, label_ids(lm, task, remarks=False), "plain"),
+            PrefixScorer(lm, labels),
+        )
         for objective in ("centred", "vocabulary"):
             (a, ga), (b, gb) = (s.loss_and_grad(prefix, seqs, [0, 1, 2, 0], objective=objective) for s in (plain, fast))
-            assert (a - b).abs().max() < 1e-4 and (ga - gb).abs().max() < 1e-4*max(1, ga.abs().max()), (vars(task), objective)
-            one = run_losses(fast, prefix, seqs, [0, 1, 2, 0], [0]*4, objective)
+            assert (a - b).abs().max() < 1e-4 and (ga - gb).abs().max() < 1e-4 * max(1, ga.abs().max()), (
+                vars(task),
+                objective,
+            )
+            one = run_losses(fast, prefix, seqs, [0, 1, 2, 0], [0] * 4, objective)
             assert (one - a).abs().max() < 1e-4
 
 
@@ -94,12 +132,13 @@ def test_many_prompts_equal_each_alone_in_every_place():
     lm, prompts = chat_lm("gemma3"), [None, " the film", [30, 31], " good", ""]
     for task in CASES:
         want = torch.stack([label_logprobs(lm, task, TEXTS, p) for p in prompts])
-        for max_tokens in (None, 60): assert (label_logprobs_many(lm, task, TEXTS, prompts, max_tokens) - want).abs().max() < 1e-4
+        for max_tokens in (None, 60):
+            assert (label_logprobs_many(lm, task, TEXTS, prompts, max_tokens) - want).abs().max() < 1e-4
 
 
 def test_a_shared_head_is_read_once_and_what_cannot_be_shared_is_said(capsys):
     lm = chat_lm("llama")
-    seqs = text_ids(lm, task_of(chat=True), TEXTS*4)
+    seqs = text_ids(lm, task_of(chat=True), TEXTS * 4)
     prefix = prefix_embeddings(lm, PROMPT)
     wide, rest, place = arrange(lm, prefix, seqs)
     assert place[1] and wide.shape[1] == prefix.shape[1] + place[1]
@@ -107,25 +146,34 @@ def test_a_shared_head_is_read_once_and_what_cannot_be_shared_is_said(capsys):
     head, tail = place[1], len(rest[0]) - len(lm.encode(TEXTS[0]))
     scorer = PrefixScorer(lm, LABELS := label_ids(lm, task_of(), remarks=False), "packed")
     scorer.logits(prefix, seqs)
-    assert scorer.tokens < 2*(sum(map(len, rest)) + wide.shape[1])   # not the head with each text
+    assert scorer.tokens < 2 * (sum(map(len, rest)) + wide.shape[1])  # not the head with each text
     behind = text_ids(lm, task_of(prompt_at="after"), TEXTS)
     lm.name = "a model of its own"
     assert arrange(lm, prefix, behind)[2] == "inside"
-    assert "a model of its own: the prompt stands after what differs from text to text, so no prefix is shared" in capsys.readouterr().err
+    assert (
+        "a model of its own: the prompt stands after what differs from text to text, so no prefix is shared"
+        in capsys.readouterr().err
+    )
     assert head and tail > 0 and len(LABELS) == 3
 
 
 def test_one_text_shares_what_stands_before_its_prompt():
     lm = tiny_lm("gpt2")
     seqs = text_ids(lm, task_of(prompt_at="between"), TEXTS[1:2])
-    assert isinstance(seqs[0], Placed) and arrange(lm, prefix_embeddings(lm, PROMPT), seqs)[2] == (0, len(lm.encode(TEXTS[1])))
+    assert isinstance(seqs[0], Placed) and arrange(lm, prefix_embeddings(lm, PROMPT), seqs)[2] == (
+        0,
+        len(lm.encode(TEXTS[1])),
+    )
 
 
 def test_control_tokens_are_read_as_such_when_asked_or_refused():
     lm = chat_lm("llama3")
     turn = lm.tokenizer.convert_tokens_to_ids("<|turn|>")
     for task in (task_of(suffix="<|end|> It was"), task_of(prompt_at="<|turn|>{prompt}{text}")):
-        with pytest.raises(InputError, match="a control token of .* which would be read as characters; set control = true"): text_ids(lm, task, TEXTS)
+        with pytest.raises(
+            InputError, match="a control token of .* which would be read as characters; set control = true"
+        ):
+            text_ids(lm, task, TEXTS)
         ids = text_ids(lm, SimpleNamespace(**vars(task), control=True), TEXTS)[0]
         assert set(ids) & {turn, lm.tokenizer.convert_tokens_to_ids("<|end|>")}
     control = task_of(control=True)
@@ -143,25 +191,44 @@ def test_a_control_token_in_a_prompt_is_never_read_as_characters_in_silence(caps
 def test_what_a_text_says_stays_characters():
     lm = chat_lm("llama3")
     ids = text_ids(lm, task_of(chat=True), ["<|end|> good"])[0]
-    assert ids.count(lm.tokenizer.convert_tokens_to_ids("<|end|>")) == 1   # the template's own
+    assert ids.count(lm.tokenizer.convert_tokens_to_ids("<|end|>")) == 1  # the template's own
 
 
-@pytest.mark.parametrize("template, system, says", [(None, None, "no chat template"), (CHAT.replace("{{m.content}}", "{{raise_exception('no')}}"), None, "takes no user text"),
-    (CHAT.replace("{% for m in messages %}", "{% for m in messages if m.role == 'user' %}"), "Be kind.", "takes no system text"),
-    ("{% if messages[0].role == 'system' %}{{raise_exception('System role not supported')}}{% endif %}" + CHAT, "Be kind.", r"takes no system text \(System role not supported\)")])
+@pytest.mark.parametrize(
+    "template, system, says",
+    [
+        (None, None, "no chat template"),
+        (CHAT.replace("{{m.content}}", "{{raise_exception('no')}}"), None, "takes no user text"),
+        (
+            CHAT.replace("{% for m in messages %}", "{% for m in messages if m.role == 'user' %}"),
+            "Be kind.",
+            "takes no system text",
+        ),
+        (
+            "{% if messages[0].role == 'system' %}{{raise_exception('System role not supported')}}{% endif %}" + CHAT,
+            "Be kind.",
+            r"takes no system text \(System role not supported\)",
+        ),
+    ],
+)
 def test_what_a_chat_template_cannot_take_is_refused(template, system, says):
-    with pytest.raises(InputError, match=says): text_ids(chat_lm("llama3", template), task_of(chat=True, system=system), TEXTS)
+    with pytest.raises(InputError, match=says):
+        text_ids(chat_lm("llama3", template), task_of(chat=True, system=system), TEXTS)
 
 
 def test_joins_are_counted():
     lm = tiny_lm("gpt2")
     glued = count_joins(lm, task_of(prompt_at="{text}{prompt}"), ["the", "It"], "re")
-    assert glued["n"] == 2 and glued["differ"] == [n for n, t in enumerate(["the", "It"]) if lm.encode(t + "re It was") != lm.encode(t) + lm.encode("re") + lm.encode(" It was")]
+    assert glued["n"] == 2 and glued["differ"] == [
+        n
+        for n, t in enumerate(["the", "It"])
+        if lm.encode(t + "re It was") != lm.encode(t) + lm.encode("re") + lm.encode(" It was")
+    ]
     assert count_joins(lm, task_of(), ["good"], " the")["differ"] == []
 
 
 def test_a_text_that_is_too_long_is_cut_and_counted_in_every_place():
-    lm, long = chat_lm("qwen2"), " ".join(["a film and a story"]*20)
+    lm, long = chat_lm("qwen2"), " ".join(["a film and a story"] * 20)
     for task in CASES:
         assert texts_cut(lm, task, [long, "good"]) == 1
         made = placing(lm, task, lm.encode(task.suffix))
@@ -171,5 +238,6 @@ def test_a_text_that_is_too_long_is_cut_and_counted_in_every_place():
 def test_bos_stands_once_however_a_template_writes_it():
     lm = chat_lm("llama", "<s>" + CHAT)
     other = chat_lm("llama")
-    for one in (lm, other): assert whole_ids(one, task_of(chat=True), "good").count(one.tokenizer.bos_token_id) == 1
+    for one in (lm, other):
+        assert whole_ids(one, task_of(chat=True), "good").count(one.tokenizer.bos_token_id) == 1
     assert whole_ids(lm, task_of(chat=True), "good") == whole_ids(other, task_of(chat=True), "good")

@@ -1,4 +1,5 @@
 "A place goes along: through tuning, exports, a prompt's JSON, the command line; and what cannot carry it refuses."
+
 import json
 from types import SimpleNamespace
 
@@ -16,9 +17,18 @@ from hpt_nb.tasks import Split, Task
 from test_places import PROMPT, TEXTS, chat_lm
 
 SPLIT = Split(tuple(TEXTS), (1, 0, 0, 0))
-def task_of(**kw): return Task("mine", kw.pop("suffix", " It was"), (" great", " bad"), SPLIT, SPLIT, SPLIT, **kw)
 
-CASES = [dict(prompt_at="after"), dict(prompt_at="{text}\n{prompt}", chat=True), dict(chat=True, system="You judge. {prompt}"), dict(control=True, suffix="<|end|> It was")]
+
+def task_of(**kw):
+    return Task("mine", kw.pop("suffix", " It was"), (" great", " bad"), SPLIT, SPLIT, SPLIT, **kw)
+
+
+CASES = [
+    dict(prompt_at="after"),
+    dict(prompt_at="{text}\n{prompt}", chat=True),
+    dict(chat=True, system="You judge. {prompt}"),
+    dict(control=True, suffix="<|end|> It was"),
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -32,42 +42,61 @@ def test_exports_give_the_same_answers(case, tmp_path):
     assert (torch.tensor(made.logprobs(lm, TEXTS)) - want).abs().max() < 1e-4
     assert made.body()["order"] == json.loads(to_json(PROMPT, task, [lm]))["order"]
     to_lm_eval(PROMPT, task, tmp_path, lm=lm)
-    doc = json.loads((tmp_path/"hpt_mine.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    text = lm.encode(doc["text"])[:doc["cut"]]
+    doc = json.loads((tmp_path / "hpt_mine.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    text = lm.encode(doc["text"])[: doc["cut"]]
     ids = put_together(lm.tokenizer, doc["parts"], doc["prompt"], text, doc["suffix"], doc["control"], lm.bos_ids)
     s = text_ids(lm, task, TEXTS)[0]
     at = getattr(s, "at", 0)
     assert ids == s[:at] + lm.encode(PROMPT) + s[at:] and doc["parts"] == portable(task)
-    source = (tmp_path/"hpt_task.py").read_text(encoding="utf-8")
+    source = (tmp_path / "hpt_task.py").read_text(encoding="utf-8")
     assert "def put_together(" in source and "def chat_frame(" in source
     compile(source, "hpt_task.py", "exec")
 
 
 def test_a_peft_adapter_stands_first_or_not_at_all():
     check_carried(task_of(), "peft")
-    with pytest.raises(InputError, match="a PEFT adapter stands before everything"): check_carried(task_of(prompt_at="after"), "peft")
-    with pytest.raises(InputError, match="peft does not carry the task's chat = True"): check_carried(task_of(chat=True), "peft")
-    assert "put_together" not in to_python(PROMPT, task_of())   # a plain task's export is what it was
+    with pytest.raises(InputError, match="a PEFT adapter stands before everything"):
+        check_carried(task_of(prompt_at="after"), "peft")
+    with pytest.raises(InputError, match="peft does not carry the task's chat = True"):
+        check_carried(task_of(chat=True), "peft")
+    assert "put_together" not in to_python(PROMPT, task_of())  # a plain task's export is what it was
 
 
 @pytest.mark.parametrize("case", CASES[:3], ids=str)
 def test_a_prompt_is_tuned_where_it_stands(case):
     lm, task = chat_lm("llama3"), task_of(**case)
-    run, = tune_runs(lm, task, [RunSpec(SearchSpace(lm), "pez", 0)], PezConfig(n_tokens=2, steps=2, batch=4, eval_every=1, holdout_n=4), progress=False)
+    (run,) = tune_runs(
+        lm,
+        task,
+        [RunSpec(SearchSpace(lm), "pez", 0)],
+        PezConfig(n_tokens=2, steps=2, batch=4, eval_every=1, holdout_n=4),
+        progress=False,
+    )
     got = (label_logprobs(lm, task, TEXTS, run.prompt_ids).argmax(-1) == torch.tensor(SPLIT.labels)).float().mean()
     assert run.best_holdout == pytest.approx(float(got))
 
 
-@pytest.mark.parametrize("line, says", [('prompt_at = "{prompt} alone"', "has no {text}"), ('prompt_at = "{prompt}{text}{prompt}"', "{prompt} stands 2 times"),
-    ('system = "Be kind."', "set chat = true"), ("chat = 1", "chat is 1")])
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ('prompt_at = "{prompt} alone"', "has no {text}"),
+        ('prompt_at = "{prompt}{text}{prompt}"', "{prompt} stands 2 times"),
+        ('system = "Be kind."', "set chat = true"),
+        ("chat = 1", "chat is 1"),
+    ],
+)
 def test_what_cannot_be_is_one_line_before_any_model(line, says, tmp_path, capsys):
-    (tmp_path/"d.csv").write_text("text,label\ngood,1\nbad,0\nfine,1\npoor,0\n")
-    (tmp_path/"t.toml").write_text(f'suffix = " It was"\nlabels = [" bad", " good"]\n{line}\n[data]\ntrain = "d.csv"\nvalidation = "d.csv"\n')
-    assert exit_code(["eval", "no-such-model", "--task", str(tmp_path/"t.toml")]) == 2
+    (tmp_path / "d.csv").write_text("text,label\ngood,1\nbad,0\nfine,1\npoor,0\n")
+    (tmp_path / "t.toml").write_text(
+        f'suffix = " It was"\nlabels = [" bad", " good"]\n{line}\n[data]\ntrain = "d.csv"\nvalidation = "d.csv"\n'
+    )
+    assert exit_code(["eval", "no-such-model", "--task", str(tmp_path / "t.toml")]) == 2
     err = capsys.readouterr().err.strip()
     assert says in err and len(err.splitlines()) == 1
 
 
 def exit_code(argv):
-    try: return cli.main(argv)
-    except SystemExit as e: return e.code
+    try:
+        return cli.main(argv)
+    except SystemExit as e:
+        return e.code

@@ -1,4 +1,5 @@
 """The project's frame: notebooks and modules agree, nothing is stale, nothing belongs to one machine only."""
+
 import ast
 import configparser
 import importlib
@@ -16,35 +17,49 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NBS, LIB = ROOT/"nbs", ROOT/"hpt_nb"
+NBS, LIB = ROOT / "nbs", ROOT / "hpt_nb"
 NOTEBOOKS = sorted(NBS.glob("*.ipynb"))
-CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d[a-z]?_", p.name)]   # 05a stands between 05 and 06
-REPORTS = [p for p in CHAPTERS if p.name.startswith(("29_", "3"))]   # the only ones that keep outputs
-BY_HAND = ("__init__.py", "__main__.py")   # the names of the package, and `python -m hpt_nb`: no notebook makes them
+CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d[a-z]?_", p.name)]  # 05a stands between 05 and 06
+REPORTS = [p for p in CHAPTERS if p.name.startswith(("29_", "3"))]  # the only ones that keep outputs
+BY_HAND = ("__init__.py", "__main__.py")  # the names of the package, and `python -m hpt_nb`: no notebook makes them
 MODULES = sorted(p for p in LIB.glob("*.py") if p.name not in (*BY_HAND, "_modidx.py"))
 SETTINGS = configparser.ConfigParser(delimiters=["="], interpolation=None)
-SETTINGS.read(ROOT/"settings.ini", encoding="utf-8")
+SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = SETTINGS["DEFAULT"]
 FLAGS = SETTINGS["tst_flags"].split()
 
-def by_name(paths): return pytest.mark.parametrize("path", paths, ids=lambda p: p.name)
+
+def by_name(paths):
+    return pytest.mark.parametrize("path", paths, ids=lambda p: p.name)
+
 
 def cells(path, kind="code"):
     "Sources of a notebook's cells of one kind."
-    return ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
+    return [
+        "".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind
+    ]
 
-def directives(source): return re.findall(r"^#\|\s*(.+?)\s*$", source, re.M)
-def flagged(source, *flags): return any(d.split()[0].rstrip(":") in flags for d in directives(source))
+
+def directives(source):
+    return re.findall(r"^#\|\s*(.+?)\s*$", source, re.M)
+
+
+def flagged(source, *flags):
+    return any(d.split()[0].rstrip(":") in flags for d in directives(source))
+
+
 def module_of(path):
     "Module that a notebook exports to, or None."
     return next((d.split()[1] for s in cells(path) for d in directives(s) if d.startswith("default_exp ")), None)
 
+
 def project_files():
     "Files of the project: everything that .gitignore does not name."
-    ignored = {line.rstrip("/") for line in (ROOT/".gitignore").read_text().splitlines() if line} | {".git"}
+    ignored = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line} | {".git"}
     for folder, subs, names in os.walk(ROOT):
         subs[:] = [s for s in subs if s not in ignored and not s.endswith(".egg-info")]
-        yield from (Path(folder)/n for n in names)
+        yield from (Path(folder) / n for n in names)
+
 
 def run(*args, cwd=ROOT, **env):
     "Run a command; its standard output. A failure shows what it printed."
@@ -52,42 +67,57 @@ def run(*args, cwd=ROOT, **env):
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
+
 # ---- notebooks and modules ----
 
+
 def test_each_module_has_its_notebook():
-    assert {p.stem: re.search(r"File to edit: (\S+\.ipynb)", p.read_text(encoding="utf-8"))[1] for p in MODULES} == \
-           {module_of(p): f"../nbs/{p.name}" for p in NOTEBOOKS if module_of(p)}
+    assert {p.stem: re.search(r"File to edit: (\S+\.ipynb)", p.read_text(encoding="utf-8"))[1] for p in MODULES} == {
+        module_of(p): f"../nbs/{p.name}" for p in NOTEBOOKS if module_of(p)
+    }
+
 
 def test_chapters_stand_in_reading_order():
     assert NOTEBOOKS and [p.name for p in NOTEBOOKS if p not in CHAPTERS] == ["index.ipynb"]
     for p in CHAPTERS:
-        if p not in REPORTS: assert module_of(p) == p.stem.partition("_")[2], f"{p.name} exports to {module_of(p)}"
+        if p not in REPORTS:
+            assert module_of(p) == p.stem.partition("_")[2], f"{p.name} exports to {module_of(p)}"
+
 
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory):
     "A copy of the notebooks, exported and cleaned anew."
     root = tmp_path_factory.mktemp("fresh")
-    shutil.copy(ROOT/"settings.ini", root)
-    shutil.copytree(NBS, root/"nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    (root/"hpt_nb").mkdir()
-    for name in BY_HAND: shutil.copy(LIB/name, root/"hpt_nb")
+    shutil.copy(ROOT / "settings.ini", root)
+    shutil.copytree(NBS, root / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    (root / "hpt_nb").mkdir()
+    for name in BY_HAND:
+        shutil.copy(LIB / name, root / "hpt_nb")
     bin_ = Path(sys.executable).parent
-    run(bin_/"nbdev_export", cwd=root)
-    run(bin_/"nbdev_clean", cwd=root)
+    run(bin_ / "nbdev_export", cwd=root)
+    run(bin_ / "nbdev_clean", cwd=root)
     return root
 
+
 def test_export_is_current(fresh):
-    made = {p.name: p.read_text(encoding="utf-8") for p in (fresh/"hpt_nb").glob("*.py")}
+    made = {p.name: p.read_text(encoding="utf-8") for p in (fresh / "hpt_nb").glob("*.py")}
     here = {p.name: p.read_text(encoding="utf-8") for p in LIB.glob("*.py")}
     assert made.keys() == here.keys()
     assert [n for n in made if made[n] != here[n]] == [], "run: make readme"
 
+
 @by_name(NOTEBOOKS)
 def test_notebook_is_clean(path, fresh):
-    assert (fresh/"nbs"/path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), f"run: nbdev_clean --fname {path}"
-    if path in REPORTS: return
+    assert (fresh / "nbs" / path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), (
+        f"run: nbdev_clean --fname {path}"
+    )
+    if path in REPORTS:
+        return
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        assert not cell.get("outputs") and cell.get("execution_count") is None, f"{path.name} keeps an output:\n{''.join(cell['source'])}"
+        assert not cell.get("outputs") and cell.get("execution_count") is None, (
+            f"{path.name} keeps an output:\n{''.join(cell['source'])}"
+        )
+
 
 @by_name(CHAPTERS)
 def test_notebook_runs(path):
@@ -98,48 +128,61 @@ def test_notebook_runs(path):
     assert not any(flagged(s, "default_exp") and flagged(s, *FLAGS) for s in cells(path))
     assert [s for s in cells(path) if flagged(s, "export", "exporti", "exports") and s not in runs] == []
 
+
 @by_name(CHAPTERS)
 def test_slow_cells_are_read_back(path):
     "A run of slow cells ends by storing its result; the next cell reads it, so that the notebook stands on a laptop too."
     code = cells(path)
     for i, source in enumerate(code):
-        if flagged(source, "slow") and not flagged(code[i+1], "slow"):
+        if flagged(source, "slow") and not flagged(code[i + 1], "slow"):
             assert re.search(r"\bkeep\w*\(", source), f"slow cell {i} of {path.name} stores nothing"
-            assert "recall(" in code[i+1], f"slow cell {i} of {path.name} is not read back"
+            assert "recall(" in code[i + 1], f"slow cell {i} of {path.name} is not read back"
+
 
 @by_name(CHAPTERS)
 def test_chapter_opens_with_title_and_subtitle(path):
     assert re.match(r"# .+\n\n> .+", cells(path, "markdown")[0])
 
+
 # ---- the library ----
+
 
 def imports(path):
     "Modules of this package that a module imports, inside functions too."
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            if node.level == 0 and not module.startswith("hpt_nb"): continue
+            if node.level == 0 and not module.startswith("hpt_nb"):
+                continue
             module = module.removeprefix("hpt_nb").strip(".")
             yield from [module.split(".")[0]] if module else [a.name for a in node.names if a.name != "__version__"]
             assert all(a.name != "*" for a in node.names), f"{path.name} imports * from {module}"
         elif isinstance(node, ast.Import):
             yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("hpt_nb."))
 
+
 @by_name(MODULES)
 def test_imports_only_earlier_chapters(path):
     order = [module_of(p) for p in CHAPTERS if module_of(p)]
-    assert set(imports(path)) <= set(order[:order.index(path.stem)])
+    assert set(imports(path)) <= set(order[: order.index(path.stem)])
 
-def test_no_name_is_undefined_or_unused(): run(sys.executable, "-m", "pyflakes", *MODULES)
+
+def test_no_name_is_undefined_or_unused():
+    run(sys.executable, "-m", "pyflakes", *MODULES)
+
 
 NOTEBOOK_TOOLS = ("nbdev", "fastcore", "execnb", "IPython", "pytest")
+
 
 @by_name(MODULES)
 def test_import_is_lean(path):
     "Using the library needs no notebook tools; store, tasks and report need no torch, and drawing waits until something is drawn."
     loaded = run(sys.executable, "-c", f"import sys, hpt_nb.{path.stem}; print(*sys.modules)").split()
-    unwanted = NOTEBOOK_TOOLS + (("torch", "transformers", "matplotlib") if path.stem in ("store", "tasks", "report") else ())
+    unwanted = NOTEBOOK_TOOLS + (
+        ("torch", "transformers", "matplotlib") if path.stem in ("store", "tasks", "report") else ()
+    )
     assert [m for m in unwanted if m in loaded] == []
+
 
 @by_name(MODULES)
 def test_public_functions_are_documented(path):
@@ -147,126 +190,221 @@ def test_public_functions_are_documented(path):
     public = [getattr(module, n) for n in module.__all__]
     assert [o.__name__ for o in public if (inspect.isfunction(o) or inspect.isclass(o)) and not o.__doc__] == []
 
+
 # ---- the package ----
+
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     "The wheel, built from a copy with what this environment has: nothing is fetched."
     root = tmp_path_factory.mktemp("wheel")
-    for name in ("settings.ini", "setup.py", "MANIFEST.in", "LICENSE", "NOTICE", "README.md"): shutil.copy(ROOT/name, root)
-    shutil.copytree(LIB, root/"hpt_nb", ignore=shutil.ignore_patterns("__pycache__"))
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", root/"out", root)
-    with zipfile.ZipFile(next((root/"out").glob("*.whl"))) as z:
+    for name in ("settings.ini", "setup.py", "MANIFEST.in", "LICENSE", "NOTICE", "README.md"):
+        shutil.copy(ROOT / name, root)
+    shutil.copytree(LIB, root / "hpt_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--wheel-dir",
+        root / "out",
+        root,
+    )
+    with zipfile.ZipFile(next((root / "out").glob("*.whl"))) as z:
         return {n: z.read(n).decode("utf-8") for n in z.namelist()}
 
+
 def test_wheel_holds_the_library(wheel):
-    want = {f"hpt_nb/{p.relative_to(LIB).as_posix()}" for p in LIB.rglob("*") if p.suffix in (".py", ".toml", ".json", ".typed")}
+    want = {
+        f"hpt_nb/{p.relative_to(LIB).as_posix()}"
+        for p in LIB.rglob("*")
+        if p.suffix in (".py", ".toml", ".json", ".typed")
+    }
     assert {n for n in wheel if n.startswith("hpt_nb/")} == want
-    for name in ("LICENSE", "NOTICE"): assert any(n.endswith(name) for n in wheel)
+    for name in ("LICENSE", "NOTICE"):
+        assert any(n.endswith(name) for n in wheel)
+
 
 def test_wheel_says_what_settings_say(wheel):
     meta = message_from_string(next(v for n, v in wheel.items() if n.endswith(".dist-info/METADATA")))
     loose = lambda reqs: {re.sub(r"[\s\"']", "", r).lower() for r in reqs}
     said = loose(meta.get_all("Requires-Dist"))
     plain = {r for r in said if "extra==" not in r}
-    split = lambda r: (re.match(r"[\w.-]+", r)[0], frozenset(re.sub(r"^[\w.-]+", "", r.split(";")[0]).split(",")), r.partition(";")[2])
+    split = lambda r: (
+        re.match(r"[\w.-]+", r)[0],
+        frozenset(re.sub(r"^[\w.-]+", "", r.split(";")[0]).split(",")),
+        r.partition(";")[2],
+    )
     assert {split(r) for r in plain} == {split(r) for r in loose(SETTINGS["requirements"].split())}
     assert len(said - plain) == sum(len(SETTINGS[k].split()) for k in SETTINGS if k.endswith("_requirements"))
     assert meta["Version"] == SETTINGS["version"] and meta["Requires-Python"] == f">={SETTINGS['min_python']}"
     urls = dict(u.split(", ", 1) for u in meta.get_all("Project-URL"))
-    assert {"Documentation", "Source", "Issues", "Changelog"} <= set(urls) and all(u.startswith("https://") for u in urls.values())
-    assert {"Typing :: Typed", "Development Status :: 3 - Alpha", "Intended Audience :: Science/Research"} <= set(meta.get_all("Classifier"))
+    assert {"Documentation", "Source", "Issues", "Changelog"} <= set(urls) and all(
+        u.startswith("https://") for u in urls.values()
+    )
+    assert {"Typing :: Typed", "Development Status :: 3 - Alpha", "Intended Audience :: Science/Research"} <= set(
+        meta.get_all("Classifier")
+    )
     assert set(meta.get_all("License-File")) == {"LICENSE", "NOTICE"} and meta["License"] == "Apache-2.0"
     assert "hpt = hpt_nb.cli:main" in next(v for n, v in wheel.items() if n.endswith("entry_points.txt"))
 
+
 def test_constraints_meet_the_requirements():
     from packaging.requirements import Requirement
+
     pins = {}
-    for line in (ROOT/"constraints.txt").read_text().splitlines():
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
         if not line.startswith("#"):
             pin = Requirement(line)
-            assert re.fullmatch(r"==[^+*]+", str(pin.specifier)), f"{line}: need one exact version, without a local part"
+            assert re.fullmatch(r"==[^+*]+", str(pin.specifier)), (
+                f"{line}: need one exact version, without a local part"
+            )
             pins[pin.name.lower()] = str(pin.specifier)[2:]
     for req in map(Requirement, " ".join(SETTINGS[f"{kind}requirements"] for kind in ("", "dev_", "docs_")).split()):
-        if req.marker is None: assert req.specifier.contains(pins[req.name.lower()]), str(req)
+        if req.marker is None:
+            assert req.specifier.contains(pins[req.name.lower()]), str(req)
     assert pins["torch"] == "2.13.0"
+
 
 # ---- files ----
 
-TEXT = [p for p in project_files() if p.suffix in (".py", ".ipynb", ".md", ".toml", ".ini", ".yml", ".css", ".txt", ".json", ".in", "") and p.name != "LICENSE"]
+TEXT = [
+    p
+    for p in project_files()
+    if p.suffix in (".py", ".ipynb", ".md", ".toml", ".ini", ".yml", ".css", ".txt", ".json", ".in", "")
+    and p.name != "LICENSE"
+]
+
 
 def test_no_file_of_one_machine():
     "No path of somebody's machine, no package registry by name."
     homes = re.compile(r"(?<![\w.])/(?:root|home|Users|work|mnt|tmp)/[\w.]")
-    hosts = re.compile(r"pypi\.|python" + r"hosted\.|anaconda\." + r"org|--(?:extra-)?index-url\s+\S+:|--find-links\s+\S")
-    seen = [(p.relative_to(ROOT).as_posix(), m[0]) for p in TEXT if p != Path(__file__) for pattern in (homes, hosts)
-            for m in [pattern.search(p.read_text(encoding="utf-8"))] if m]
+    hosts = re.compile(
+        r"pypi\.|python" + r"hosted\.|anaconda\." + r"org|--(?:extra-)?index-url\s+\S+:|--find-links\s+\S"
+    )
+    seen = [
+        (p.relative_to(ROOT).as_posix(), m[0])
+        for p in TEXT
+        if p != Path(__file__)
+        for pattern in (homes, hosts)
+        for m in [pattern.search(p.read_text(encoding="utf-8"))]
+        if m
+    ]
     assert seen == []
+
 
 def test_requirements_stand_in_settings_only():
-    names = {re.match(r"[\w.-]+", r)[0] for r in " ".join(SETTINGS[f"{kind}requirements"] for kind in ("", "dev_", "docs_")).split()}
+    names = {
+        re.match(r"[\w.-]+", r)[0]
+        for r in " ".join(SETTINGS[f"{kind}requirements"] for kind in ("", "dev_", "docs_")).split()
+    }
     stated = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(names)))})\s*(?:==|>=|<=|~=)\s*\d")
-    seen = [(p.relative_to(ROOT).as_posix(), m[0]) for p in TEXT if p.name not in ("settings.ini", "constraints.txt")
-            for m in [stated.search(p.read_text(encoding="utf-8"))] if m]
+    seen = [
+        (p.relative_to(ROOT).as_posix(), m[0])
+        for p in TEXT
+        if p.name not in ("settings.ini", "constraints.txt")
+        for m in [stated.search(p.read_text(encoding="utf-8"))]
+        if m
+    ]
     assert seen == []
 
+
 LARGE = {"results/study-main.pack": "248 tuned prompts, each scored on three models text by text, and two vocabularies"}
+
 
 def test_files_are_small_and_hold_no_weights():
     for p in project_files():
         most = 2 if p.relative_to(ROOT).as_posix() in LARGE else 1
-        assert p.stat().st_size < most*2**20, f"{p} is over {most} MiB"
+        assert p.stat().st_size < most * 2**20, f"{p} is over {most} MiB"
         assert p.suffix not in (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".pkl"), p
 
+
 def test_continuous_integration_runs_make_test():
-    assert os.access(ROOT/".ci/run", os.X_OK) and "make test" in (ROOT/".ci/run").read_text()
+    assert os.access(ROOT / ".ci/run", os.X_OK) and "make test" in (ROOT / ".ci/run").read_text()
+
 
 # ---- the README ----
 
-README = (ROOT/"README.md").read_text(encoding="utf-8")
-def fenced(language): return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def fenced(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
 
 def test_the_readme_says_what_the_study_found():
     "Each verdict of the first screen, and the mean of a row, as they are stored."
     from hpt_nb.verdicts import deciding, said, stored_means, stored_verdicts
+
     claims = deciding(stored_verdicts()[0]).set_index("claim")
-    for name in ("source", "targets", "skill", "skill elsewhere"): assert said(claims.loc[name]) in README, name
-    one = stored_means().query("task == 'sst2' and source == 'gemma-3-270m' and row == 'PEZ' and role == 'original'").iloc[0]
+    for name in ("source", "targets", "skill", "skill elsewhere"):
+        assert said(claims.loc[name]) in README, name
+    one = (
+        stored_means()
+        .query("task == 'sst2' and source == 'gemma-3-270m' and row == 'PEZ' and role == 'original'")
+        .iloc[0]
+    )
     assert f"{one.raw:.1f} / {one.calibrated:.1f}" in README
+
 
 def test_stored_verdicts_are_those_of_the_packs():
     "The cells that they were computed from are the cells that lie in results/."
     from hpt_nb.verdicts import KEPT, cells_of
-    assert json.loads(KEPT.read_text(encoding="utf-8"))["config"]["cells"] == cells_of(ROOT/"results"), "run the slow cells of 35_study again"
+
+    assert json.loads(KEPT.read_text(encoding="utf-8"))["config"]["cells"] == cells_of(ROOT / "results"), (
+        "run the slow cells of 35_study again"
+    )
+
 
 def test_stored_results_are_listed():
     "Each with its commit and the page that shows it; none that no page shows."
     run(sys.executable, "tools/inventory.py", "--check")
 
-def test_readme_is_current(): run(sys.executable, "tools/readme.py", "--check")
+
+def test_readme_is_current():
+    run(sys.executable, "tools/readme.py", "--check")
+
 
 def test_readme_maps_every_notebook():
     assert re.findall(r"^\| \[\w+\]\(nbs/(\w+\.ipynb)\)", README, re.M) == [p.name for p in CHAPTERS]
     assert {*re.findall(r"\]\(nbs/(\w+\.ipynb)\)", README)} <= {p.name for p in NOTEBOOKS}
 
+
 def test_readme_commands_exist():
     first = fenced("sh")[0]
     assert [line.split("#")[0].split() for line in first.strip().splitlines()] == [["make", "report"], ["make", "test"]]
     assert README.index(first) < 1500, "the two commands belong to the first screen"
-    targets = set(re.findall(r"^(\w+):", (ROOT/"Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"`make (\w+)`", README)) | {"report", "test"} <= targets
+
 
 def test_readme_example_fits_the_library():
     "Every name that the example imports exists, and takes the arguments that it is given."
     tree = ast.parse("\n".join(fenced("python")))
-    names = {a.name: getattr(importlib.import_module(n.module), a.name) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+    names = {
+        a.name: getattr(importlib.import_module(n.module), a.name)
+        for n in ast.walk(tree)
+        if isinstance(n, ast.ImportFrom)
+        for a in n.names
+    }
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", None) in names]
     assert len(names) >= 4 and {c.func.id for c in calls} == set(names)
-    for c in calls: inspect.signature(names[c.func.id]).bind(*c.args, **{k.arg: k.value for k in c.keywords})
+    for c in calls:
+        inspect.signature(names[c.func.id]).bind(*c.args, **{k.arg: k.value for k in c.keywords})
+
 
 def test_readme_command_lines_fit_the_command():
     "Every subcommand and every option that the README shows is one that `hpt` knows."
-    lines = [line.split("#")[0].split() for block in fenced("sh")[1:] for line in block.splitlines() if line.startswith("hpt ")]
+    lines = [
+        line.split("#")[0].split()
+        for block in fenced("sh")[1:]
+        for line in block.splitlines()
+        if line.startswith("hpt ")
+    ]
     assert {line[1] for line in lines} >= {"vocab", "stability", "tune", "eval", "run", "report"}
     for command in {line[1] for line in lines}:
         known = run(sys.executable, "-c", "from hpt_nb.cli import main; main()", command, "--help")

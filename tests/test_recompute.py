@@ -4,6 +4,7 @@ The scores of `results/offline` need the package data in the cache; those of the
 
     HPT_DATA=FOLDER pytest tests/test_recompute.py      # FOLDER holds sst2.toml and ag_news.toml, as `hpt run --data` takes them
 """
+
 import os
 import random
 from functools import lru_cache
@@ -21,32 +22,45 @@ DATA = os.environ.get("HPT_DATA")
 
 
 @lru_cache
-def cells(folder): return Store(ROOT / "results" / folder).cells("eval")
+def cells(folder):
+    return Store(ROOT / "results" / folder).cells("eval")
 
 
 def few():
     "Of each task: a tuned prompt by ids, one as text on its own model, one on the target, and an Empty row; the first of each in file order. The other model is scored once."
-    want = [("Ours", "original", "ids"), ("PEZ", "original", "text"), ("Ours", "transfer", "text"), ("Empty", "original", "ids")]
-    for row, role, mode in want: yield "offline", first("offline", task="movie_snippets", target="smollm2-135m", row=row, role=role, mode=mode)
+    want = [
+        ("Ours", "original", "ids"),
+        ("PEZ", "original", "text"),
+        ("Ours", "transfer", "text"),
+        ("Empty", "original", "ids"),
+    ]
+    for row, role, mode in want:
+        yield "offline", first("offline", task="movie_snippets", target="smollm2-135m", row=row, role=role, mode=mode)
 
 
-def first(folder, **config): return next(c for c in cells(folder) if all(c["config"][k] == v for k, v in config.items()))
+def first(folder, **config):
+    return next(c for c in cells(folder) if all(c["config"][k] == v for k, v in config.items()))
 
 
 @lru_cache
 def model(name):
-    if not (cache_dir() / "models").is_dir(): pytest.skip("the package models are not in the cache; make report fetches them")
+    if not (cache_dir() / "models").is_dir():
+        pytest.skip("the package models are not in the cache; make report fetches them")
     from hpt_nb.models import load_lm
+
     return load_lm(name, dtype="float32", device="cpu")
 
 
 @lru_cache
 def data(folder, task):
     from hpt_nb.tasks import load_task
+
     if folder == "offline":
-        if not any((cache_dir() / task).glob("*")): pytest.skip("the package data are not in the cache; make report fetches them")
+        if not any((cache_dir() / task).glob("*")):
+            pytest.skip("the package data are not in the cache; make report fetches them")
         return load_task(task)
-    if not DATA: pytest.skip("HPT_DATA names no folder with sst2.toml and ag_news.toml")
+    if not DATA:
+        pytest.skip("HPT_DATA names no folder with sst2.toml and ag_news.toml")
     return load_task(Path(DATA) / f"{task}.toml")
 
 
@@ -56,58 +70,82 @@ def same_kind(meta):
     return all(meta.get(k) in (here[k], None) for k in ("cpu", "simd")) and meta["device"] == "cpu"
 
 
-@pytest.mark.parametrize("folder,cell", list(few()), ids=lambda x: x if isinstance(x, str) else "{task}-{target}-{row}-{role}-{mode}".format(**x["config"]))
+@pytest.mark.parametrize(
+    "folder,cell",
+    list(few()),
+    ids=lambda x: x if isinstance(x, str) else "{task}-{target}-{row}-{role}-{mode}".format(**x["config"]),
+)
 def test_a_stored_score_comes_out_again(folder, cell):
     config, stored = cell["config"], cell["result"]
     task, lm = data(folder, config["task"]), model(config["target"])
     assert task.hash == config["task_hash"] and config["dtype"] == "float32"
     split = task.subset("validation", config["n"], seed=0)
-    if config["mode"] == "text": assert lm.encode(stored["prompt_text"]) == config["prompt_ids"]
+    if config["mode"] == "text":
+        assert lm.encode(stored["prompt_text"]) == config["prompt_ids"]
     got = evaluate(lm, task, split, config["prompt_ids"])
     assert got["labels"] == stored["labels"]
     changed = sum(a != b for a, b in zip(got["predictions"], stored["predictions"]))
-    if same_kind(cell["meta"]): assert changed == 0 and got["correct"] == stored["correct"]
-    else: assert changed <= max(1, len(got["labels"]) // 50)     # another processor sums in another order: a near tie may turn
+    if same_kind(cell["meta"]):
+        assert changed == 0 and got["correct"] == stored["correct"]
+    else:
+        assert changed <= max(
+            1, len(got["labels"]) // 50
+        )  # another processor sums in another order: a near tie may turn
 
 
 # ---- the study, by plain transformers ----
+
 
 def picked(n=10, seed=0):
     "Ten scores at random from the study's packs, and two of the check in float32."
     rng = random.Random(seed)
     every = [(f, c) for f in ("study-main.pack", "study-agnews.pack", "study-objective.pack") for c in cells(f)]
-    in_dtype = lambda dtype: [one for one in every if one[1]["config"]["dtype"] == dtype and one[1]["config"]["prompt_ids"]]
+    in_dtype = lambda dtype: [
+        one for one in every if one[1]["config"]["dtype"] == dtype and one[1]["config"]["prompt_ids"]
+    ]
     return rng.sample(in_dtype("bfloat16"), n) + rng.sample(in_dtype("float32"), 2)
 
 
 @lru_cache
 def plain(name, dtype):
     from hpt_nb.models import load_lm
+
     return load_lm(name, dtype=dtype, device="cpu")
 
 
 def plain_logprobs(lm, task, texts, prompt_ids):
     "(n, C) label log-probabilities: one text at a time, one pass of transformers, nothing shared."
     from hpt_nb.scoring import label_ids, text_ids
+
     words, out = label_ids(lm, task), []
     for ids in text_ids(lm, task, texts):
         whole = [*lm.bos_ids, *prompt_ids, *(int(i) for i in ids)]
-        with torch.no_grad(): logits = lm.model(input_ids=torch.tensor([whole])).logits[0, -1]
+        with torch.no_grad():
+            logits = lm.model(input_ids=torch.tensor([whole])).logits[0, -1]
         out.append(torch.log_softmax(logits.float()[torch.as_tensor(words)], 0))
     return torch.stack(out)
 
 
 @pytest.mark.skipif(not DATA, reason="HPT_DATA names no folder with sst2.toml and ag_news.toml")
-@pytest.mark.parametrize("pack, cell", picked(), ids=lambda x: x if isinstance(x, str) else "{task}-{source}-{row}-{seed}-on-{target}-{dtype}".format(**x["config"]))
+@pytest.mark.parametrize(
+    "pack, cell",
+    picked(),
+    ids=lambda x: x if isinstance(x, str) else "{task}-{source}-{row}-{seed}-on-{target}-{dtype}".format(**x["config"]),
+)
 def test_the_study_s_scores_by_plain_transformers(pack, cell):
     "In bfloat16 within 2 texts, and 0.1 of a log-probability on nearly every text; in float32 the same count."
     config, stored = cell["config"], cell["result"]
-    if not (cache_dir() / "models").is_dir(): pytest.skip("the package models are not in the cache; make report fetches them")
+    if not (cache_dir() / "models").is_dir():
+        pytest.skip("the package models are not in the cache; make report fetches them")
     task, lm = data(pack, config["task"]), plain(config["target"], config["dtype"])
     split = task.subset("validation", config["n"], seed=0)
     logp = plain_logprobs(lm, task, split.texts, config["prompt_ids"])
     correct = int((logp.argmax(1) == torch.as_tensor(split.labels)).sum())
     apart = (logp - torch.as_tensor(decode_logp(stored["logp"], config["n"]))).abs().amax(1)
-    print(f"{correct} against {stored['correct']} right; log-probabilities differ by at most {apart.max():.3f}, on {int((apart > .1).sum())} texts by more than 0.1")
-    if config["dtype"] == "float32": assert correct == stored["correct"] and apart.max() < .01
-    else: assert abs(correct - stored["correct"]) <= 2 and apart.quantile(.98) <= .1
+    print(
+        f"{correct} against {stored['correct']} right; log-probabilities differ by at most {apart.max():.3f}, on {int((apart > 0.1).sum())} texts by more than 0.1"
+    )
+    if config["dtype"] == "float32":
+        assert correct == stored["correct"] and apart.max() < 0.01
+    else:
+        assert abs(correct - stored["correct"]) <= 2 and apart.quantile(0.98) <= 0.1

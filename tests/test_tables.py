@@ -1,4 +1,5 @@
 """Tables of texts and labels: what two programs read differently is not read, and the line says which row; nothing is read otherwise than it stands there, or dropped, without a word."""
+
 import csv
 import io
 import json
@@ -30,23 +31,29 @@ def task_of(folder, name, content, head=HEAD, data=""):
 
 def refused(work):
     "The line with which it is refused."
-    with pytest.raises(InputError) as e: work()
+    with pytest.raises(InputError) as e:
+        work()
     assert "\n" not in str(e.value) and str(e.value).isprintable()
     return str(e.value)
 
 
 # ---- csv and tsv ----
 
-def ours(text): return [fields for _, fields in tasks._csv_rows(text)]
+
+def ours(text):
+    return [fields for _, fields in tasks._csv_rows(text)]
 
 
-def by_csv(text): return [r for r in csv.reader(io.StringIO(text, newline=""), strict=True) if len(r) > 1 or r and r[0].strip()]
+def by_csv(text):
+    return [r for r in csv.reader(io.StringIO(text, newline=""), strict=True) if len(r) > 1 or r and r[0].strip()]
 
 
 def by_pandas(text):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return pd.read_csv(io.StringIO(text, newline=""), header=None, dtype=str, keep_default_na=False, index_col=False).values.tolist()
+        return pd.read_csv(
+            io.StringIO(text, newline=""), header=None, dtype=str, keep_default_na=False, index_col=False
+        ).values.tolist()
 
 
 FIELD = st.text(alphabet=st.sampled_from(list('ab ,"\n\t;é')), max_size=6)
@@ -60,9 +67,16 @@ def written(rows, quoting=csv.QUOTE_MINIMAL, end="\n"):
 
 
 @MANY
-@given(TABLE, st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]), st.sampled_from(["\n", "\r\n", "\r"]), st.booleans())
+@given(
+    TABLE,
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.booleans(),
+)
 def test_what_a_program_writes_is_read_as_it_is(rows, quoting, end, last):
-    text = written(rows, csv.QUOTE_ALL if end == "\r" else quoting, end)   # a line break other than the writer's own is not quoted by it
+    text = written(
+        rows, csv.QUOTE_ALL if end == "\r" else quoting, end
+    )  # a line break other than the writer's own is not quoted by it
     assert ours(text if last else text.removesuffix(end)) == rows
 
 
@@ -72,8 +86,13 @@ def test_what_two_programs_read_differently_is_refused(rows, data):
     "A table with one slip in it: read as Python's csv and pandas both read it, or refused in a line that names the row."
     text = written([[f"c{i}" for i in range(len(rows[0]))], *rows])
     at = data.draw(st.integers(0, len(text)))
-    text = text[:at] + data.draw(st.sampled_from(['"', ",", "\n", '""', ',"', ""])) + text[at + data.draw(st.integers(0, 2)):]
-    try: frame = tasks._table(tasks._csv_rows(text))
+    text = (
+        text[:at]
+        + data.draw(st.sampled_from(['"', ",", "\n", '""', ',"', ""]))
+        + text[at + data.draw(st.integers(0, 2)) :]
+    )
+    try:
+        frame = tasks._table(tasks._csv_rows(text))
     except InputError as e:
         assert "\n" not in str(e) and any(word in str(e) for word in ("row ", "head", "two columns", "empty"))
         return
@@ -81,43 +100,97 @@ def test_what_two_programs_read_differently_is_refused(rows, data):
     assert got == by_csv(text) == by_pandas(text)
 
 
-@pytest.mark.parametrize("text, row", [
-    ('text,label\nfine,1\na great, moving film,0\n', "row 2 (line 3) has 3 fields"), ("text,label\ngood,1,1\nbad,0,1\n", "row 1 (line 2) has 3 fields"), ("id,text,label\n1,x,y,0\n", "row 1 (line 2) has 4 fields"),
-    ("text,label\na,1\nb\n", "row 2 (line 3) has 1 fields"), ("id,text,label\n1,x\n", "row 1 (line 2) has 2 fields"), ('text,label\n"two\nlines",1\nshort\n', "row 2 (line 4) has 1 fields"),
-    ("text,label,label\na,1,0\n", "two columns are called 'label'"), ("text,text,label\na,b,0\n", "two columns are called 'text'"), ("id,id,text,label\n1,2,a,0\n", "two columns are called 'id'"),
-    ('text,label\nfine,1\n"open,0\n', "row 2 (line 3) has a quotation mark that is never closed"), ('text,label\n"he said "yes" to me",1\n', "row 1 (line 2) has more after a closing quotation mark"),
-    ('text,label\n"a" ,1\n', "more after a closing"), ('text,label\na 5" disk,1\n', "inside a field that is not quoted"), ('text,label\n "a, b",1\n', "inside a field that is not quoted"), ('"text,label\na,1\n', "its head has a quotation mark")])
-def test_a_csv_that_can_be_read_in_two_ways(tmp_path, text, row): assert row in refused(lambda: task_of(tmp_path, "val.csv", text))
+@pytest.mark.parametrize(
+    "text, row",
+    [
+        ("text,label\nfine,1\na great, moving film,0\n", "row 2 (line 3) has 3 fields"),
+        ("text,label\ngood,1,1\nbad,0,1\n", "row 1 (line 2) has 3 fields"),
+        ("id,text,label\n1,x,y,0\n", "row 1 (line 2) has 4 fields"),
+        ("text,label\na,1\nb\n", "row 2 (line 3) has 1 fields"),
+        ("id,text,label\n1,x\n", "row 1 (line 2) has 2 fields"),
+        ('text,label\n"two\nlines",1\nshort\n', "row 2 (line 4) has 1 fields"),
+        ("text,label,label\na,1,0\n", "two columns are called 'label'"),
+        ("text,text,label\na,b,0\n", "two columns are called 'text'"),
+        ("id,id,text,label\n1,2,a,0\n", "two columns are called 'id'"),
+        ('text,label\nfine,1\n"open,0\n', "row 2 (line 3) has a quotation mark that is never closed"),
+        ('text,label\n"he said "yes" to me",1\n', "row 1 (line 2) has more after a closing quotation mark"),
+        ('text,label\n"a" ,1\n', "more after a closing"),
+        ('text,label\na 5" disk,1\n', "inside a field that is not quoted"),
+        ('text,label\n "a, b",1\n', "inside a field that is not quoted"),
+        ('"text,label\na,1\n', "its head has a quotation mark"),
+    ],
+)
+def test_a_csv_that_can_be_read_in_two_ways(tmp_path, text, row):
+    assert row in refused(lambda: task_of(tmp_path, "val.csv", text))
 
 
-@pytest.mark.parametrize("text, row", [
-    ("text\tlabel\ngreat\tfilm\t1\n", "row 1 (line 2) has 3 fields"), ("text\tlabel\nfine\t1\nshort\n", "row 2 (line 3) has 1 fields"), ("text\tlabel\tlabel\na\t1\t0\n", "two columns are called 'label'"),
-    ('text\tlabel\n"he said ""yes"""\t1\n', "row 1 (line 2) is quoted as in csv"), ('"text"\t"label"\na\t1\n', "no column 'text'"), ("text\tlabel\na\u2028b\t1\nc\rd\t1\n", "row 2 (line 3) has 1 fields")])
-def test_a_tsv_that_can_be_read_in_two_ways(tmp_path, text, row): assert row in refused(lambda: task_of(tmp_path, "val.tsv", text))
+@pytest.mark.parametrize(
+    "text, row",
+    [
+        ("text\tlabel\ngreat\tfilm\t1\n", "row 1 (line 2) has 3 fields"),
+        ("text\tlabel\nfine\t1\nshort\n", "row 2 (line 3) has 1 fields"),
+        ("text\tlabel\tlabel\na\t1\t0\n", "two columns are called 'label'"),
+        ('text\tlabel\n"he said ""yes"""\t1\n', "row 1 (line 2) is quoted as in csv"),
+        ('"text"\t"label"\na\t1\n', "no column 'text'"),
+        ("text\tlabel\na\u2028b\t1\nc\rd\t1\n", "row 2 (line 3) has 1 fields"),
+    ],
+)
+def test_a_tsv_that_can_be_read_in_two_ways(tmp_path, text, row):
+    assert row in refused(lambda: task_of(tmp_path, "val.tsv", text))
 
 
 @MANY
-@given(st.lists(st.tuples(st.text(alphabet=st.sampled_from(list("ab \u2028'\"")), min_size=1, max_size=8).filter(str.strip), st.sampled_from("01")), min_size=2, max_size=6))
+@given(
+    st.lists(
+        st.tuples(
+            st.text(alphabet=st.sampled_from(list("ab \u2028'\"")), min_size=1, max_size=8).filter(str.strip),
+            st.sampled_from("01"),
+        ),
+        min_size=2,
+        max_size=6,
+    )
+)
 def test_tsv_is_read_letter_for_letter(rows):
     text = "text\tlabel\n" + "".join(f"{t}\t{y}\n" for t, y in rows)
-    try: got = tasks._table(tasks._tsv_rows(text)).values.tolist()
-    except InputError as e: assert "quoted as in csv" in str(e) and any(t[0] == t[-1] == '"' and '""' in t[1:-1] for t, _ in rows)
-    else: assert got == [list(r) for r in rows]
+    try:
+        got = tasks._table(tasks._tsv_rows(text)).values.tolist()
+    except InputError as e:
+        assert "quoted as in csv" in str(e) and any(t[0] == t[-1] == '"' and '""' in t[1:-1] for t, _ in rows)
+    else:
+        assert got == [list(r) for r in rows]
 
 
 def test_a_column_without_a_name_and_blank_lines_do_no_harm(tmp_path):
     "As pandas writes them with an index, and as editors leave them."
-    assert task_of(tmp_path, "val.csv", ",text,label,\n0,fine,1,\n\n1,poor,0,\n   \n").validation == Split(("fine", "poor"), (1, 0))
+    assert task_of(tmp_path, "val.csv", ",text,label,\n0,fine,1,\n\n1,poor,0,\n   \n").validation == Split(
+        ("fine", "poor"), (1, 0)
+    )
 
 
 # ---- jsonl ----
 
-@pytest.mark.parametrize("text, says", [
-    ('{"text": "a", "label": 0}\n{"text": "b", "label": 1, "label": 0}\n', "val.jsonl: line 2 holds the key 'label' twice"), ('{"text": "a", "te\\u0078t": "b", "label": 0}\n', "holds the key 'text' twice"),
-    ('{"text": "a", "label": 0} {"text": "b", "label": 1}\n', "line 1 is not JSON"), ('{"text": "a", "label": 0}\n{"label": 1}\n', "row 2 has no text (nan)"), ('{"text": "a", "label": 0}\n{"text": "b"}\n', "row 2 has the unknown label nan"),
-    ('[{"text": "a", "label": 0}]', "line 1 is not a JSON object"), ('{"text": ["a"], "label": 0}\n', "row 1 has no text (['a'])"), ('{"text": "a", "label": [0]}\n', "unknown label [0]"), ('{"text": "a", "label": NaN}\n', "unknown label nan"),
-    ('{"text": 5, "label": 0}\n', "row 1 has no text (5): a number"), ('{"text": "a", "label": true}\n', "unknown label True (true or false, neither a word nor a number)")])
-def test_a_jsonl_that_is_wrong(tmp_path, text, says): assert says in refused(lambda: task_of(tmp_path, "val.jsonl", text))
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (
+            '{"text": "a", "label": 0}\n{"text": "b", "label": 1, "label": 0}\n',
+            "val.jsonl: line 2 holds the key 'label' twice",
+        ),
+        ('{"text": "a", "te\\u0078t": "b", "label": 0}\n', "holds the key 'text' twice"),
+        ('{"text": "a", "label": 0} {"text": "b", "label": 1}\n', "line 1 is not JSON"),
+        ('{"text": "a", "label": 0}\n{"label": 1}\n', "row 2 has no text (nan)"),
+        ('{"text": "a", "label": 0}\n{"text": "b"}\n', "row 2 has the unknown label nan"),
+        ('[{"text": "a", "label": 0}]', "line 1 is not a JSON object"),
+        ('{"text": ["a"], "label": 0}\n', "row 1 has no text (['a'])"),
+        ('{"text": "a", "label": [0]}\n', "unknown label [0]"),
+        ('{"text": "a", "label": NaN}\n', "unknown label nan"),
+        ('{"text": 5, "label": 0}\n', "row 1 has no text (5): a number"),
+        ('{"text": "a", "label": true}\n', "unknown label True (true or false, neither a word nor a number)"),
+    ],
+)
+def test_a_jsonl_that_is_wrong(tmp_path, text, says):
+    assert says in refused(lambda: task_of(tmp_path, "val.jsonl", text))
 
 
 @MANY
@@ -126,14 +199,22 @@ def test_no_key_of_an_object_is_lost(tmp_path_factory, pairs):
     path = tmp_path_factory.mktemp("j") / "a.jsonl"
     path.write_text("{" + ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in pairs) + "}\n")
     twice = len({k for k, _ in pairs}) < len(pairs)
-    if twice: assert "twice" in refused(lambda: tasks._read_file(path))
-    else: assert tasks._read_file(path).to_dict("records") == [dict(pairs)] or not pairs
+    if twice:
+        assert "twice" in refused(lambda: tasks._read_file(path))
+    else:
+        assert tasks._read_file(path).to_dict("records") == [dict(pairs)] or not pairs
 
 
 # ---- parquet ----
 
+
 def parquet(path, metadata=None, **columns):
-    pq.write_table(pa.table({k: v if isinstance(v, (pa.Array, pa.ChunkedArray)) else pa.array(v) for k, v in columns.items()}).replace_schema_metadata(metadata), path)
+    pq.write_table(
+        pa.table(
+            {k: v if isinstance(v, (pa.Array, pa.ChunkedArray)) else pa.array(v) for k, v in columns.items()}
+        ).replace_schema_metadata(metadata),
+        path,
+    )
     return path
 
 
@@ -152,9 +233,19 @@ def test_parquet_gives_its_own_columns_alone(tmp_path):
     assert set(tasks._read_file(tmp_path / "i.parquet")) == {"text", "label"}
 
 
-@pytest.mark.parametrize("column, says", [
-    (dict(text=[b"good", b"bad"]), "row 1 has bytes for a text (b'good')"), (dict(text=[1, 2]), "row 1 has no text (1): a number"), (dict(text=["a", None]), "row 2 has no text"), (dict(label=[b"0", b"1"]), "unknown label b'0' (bytes, neither a word nor a number)"),
-    (dict(label=[True, False]), "unknown label True (true or false"), (dict(label=[0., .5]), "row 2 has the unknown label 0.5"), (dict(label=[0, None]), "row 2 has the unknown label nan"), (dict(label=[[0], [1]]), "unknown label")])
+@pytest.mark.parametrize(
+    "column, says",
+    [
+        (dict(text=[b"good", b"bad"]), "row 1 has bytes for a text (b'good')"),
+        (dict(text=[1, 2]), "row 1 has no text (1): a number"),
+        (dict(text=["a", None]), "row 2 has no text"),
+        (dict(label=[b"0", b"1"]), "unknown label b'0' (bytes, neither a word nor a number)"),
+        (dict(label=[True, False]), "unknown label True (true or false"),
+        (dict(label=[0.0, 0.5]), "row 2 has the unknown label 0.5"),
+        (dict(label=[0, None]), "row 2 has the unknown label nan"),
+        (dict(label=[[0], [1]]), "unknown label"),
+    ],
+)
 def test_parquet_columns_of_other_kinds(tmp_path, column, says):
     parquet(tmp_path / "v.parquet", **{**dict(text=["good", "bad"], label=[0, 1]), **column})
     assert says in refused(lambda: task_of(tmp_path, "val.parquet", (tmp_path / "v.parquet").read_bytes()))
@@ -162,45 +253,123 @@ def test_parquet_columns_of_other_kinds(tmp_path, column, says):
 
 # ---- labels ----
 
-@pytest.mark.parametrize("classes, column, want", [
-    (None, ["bad", "great"], (0, 1)), (None, ["0", "1"], (0, 1)), (None, [0, 1], (0, 1)), (None, [0., 1.], (0, 1)), (None, ["0.0", "1.00"], (0, 1)), ([1, 5], [1., 5.], (0, 1)), ([1., 5.], ["1.0", "5"], (0, 1)), (["1.0", "5.0"], [1, 5], (0, 1)),
-    (["caf\u00e9", "bar"], ["cafe\u0301", "bar "], (0, 1)), (["cafe\u0301", "bar"], ["caf\u00e9", " bar"], (0, 1)), ([-1, 1], ["-1.0", "1"], (0, 1)), ([.5, 1.5], [.5, 1.5], (0, 1)), (["007", "7"], ["7", "007"], (1, 0))])
+
+@pytest.mark.parametrize(
+    "classes, column, want",
+    [
+        (None, ["bad", "great"], (0, 1)),
+        (None, ["0", "1"], (0, 1)),
+        (None, [0, 1], (0, 1)),
+        (None, [0.0, 1.0], (0, 1)),
+        (None, ["0.0", "1.00"], (0, 1)),
+        ([1, 5], [1.0, 5.0], (0, 1)),
+        ([1.0, 5.0], ["1.0", "5"], (0, 1)),
+        (["1.0", "5.0"], [1, 5], (0, 1)),
+        (["caf\u00e9", "bar"], ["cafe\u0301", "bar "], (0, 1)),
+        (["cafe\u0301", "bar"], ["caf\u00e9", " bar"], (0, 1)),
+        ([-1, 1], ["-1.0", "1"], (0, 1)),
+        ([0.5, 1.5], [0.5, 1.5], (0, 1)),
+        (["007", "7"], ["7", "007"], (1, 0)),
+    ],
+)
 def test_two_spellings_of_a_label_are_one(classes, column, want):
     names = tasks._label_names((" bad", " great"), classes, "x")
-    assert tasks._to_split(pd.DataFrame({"text": ["a", "b"], "label": pd.Series(column, dtype=object)}), "text", "label", names, True, "x").labels == want
+    assert (
+        tasks._to_split(
+            pd.DataFrame({"text": ["a", "b"], "label": pd.Series(column, dtype=object)}),
+            "text",
+            "label",
+            names,
+            True,
+            "x",
+        ).labels
+        == want
+    )
 
 
-@pytest.mark.parametrize("classes", [["1", "1.0"], [1, 1.], ["caf\u00e9", "cafe\u0301"], ["a", " a"]])
-def test_classes_that_are_one(classes): assert "need 2 different names" in refused(lambda: tasks._label_names((" bad", " great"), classes, "x"))
+@pytest.mark.parametrize("classes", [["1", "1.0"], [1, 1.0], ["caf\u00e9", "cafe\u0301"], ["a", " a"]])
+def test_classes_that_are_one(classes):
+    assert "need 2 different names" in refused(lambda: tasks._label_names((" bad", " great"), classes, "x"))
 
 
 @MANY
-@given(st.one_of(st.integers(-3, 5), st.floats(), st.booleans(), st.text(max_size=2), st.none(), st.floats(width=32).map(np.float32), st.integers(-3, 5).map(np.int64), st.binary(max_size=2), st.complex_numbers()))
-@example(.9)
+@given(
+    st.one_of(
+        st.integers(-3, 5),
+        st.floats(),
+        st.booleans(),
+        st.text(max_size=2),
+        st.none(),
+        st.floats(width=32).map(np.float32),
+        st.integers(-3, 5).map(np.int64),
+        st.binary(max_size=2),
+        st.complex_numbers(),
+    )
+)
+@example(0.9)
 @example(float("inf"))
 def test_a_label_is_a_whole_number_or_named(y):
-    whole = not isinstance(y, (str, bytes, type(None))) and y == y and abs(y) != float("inf") and not (isinstance(y, complex)) and y == int(y)
-    if whole: assert Split(("a",), (y,)).labels == (int(y),)
-    else: assert "label" in refused(lambda: Split(("a",), (y,)))
+    whole = (
+        not isinstance(y, (str, bytes, type(None)))
+        and y == y
+        and abs(y) != float("inf")
+        and not (isinstance(y, complex))
+        and y == int(y)
+    )
+    if whole:
+        assert Split(("a",), (y,)).labels == (int(y),)
+    else:
+        assert "label" in refused(lambda: Split(("a",), (y,)))
 
 
 # ---- what a data set says of its own classes ----
 
+
 def stated(path, names, column=(0, 1, 1, 0)):
-    meta = {"huggingface": json.dumps({"info": {"features": {"text": {"dtype": "string", "_type": "Value"}, "label": {"names": names, "_type": "ClassLabel"}}}})}
-    return parquet(path, meta, text=[f"text {i} of {path.stem}" for i in range(len(column))], label=list(column)).read_bytes()
+    meta = {
+        "huggingface": json.dumps(
+            {
+                "info": {
+                    "features": {
+                        "text": {"dtype": "string", "_type": "Value"},
+                        "label": {"names": names, "_type": "ClassLabel"},
+                    }
+                }
+            }
+        )
+    }
+    return parquet(
+        path, meta, text=[f"text {i} of {path.stem}" for i in range(len(column))], label=list(column)
+    ).read_bytes()
 
 
-@pytest.mark.parametrize("names, labels, classes, want, says", [
-    (["negative", "positive"], [" negative", " positive"], None, (0, 1, 1, 0), ""), (["negative", "positive"], [" positive", " negative"], None, (1, 0, 0, 1), "read by the names"), (["Negative", "Positive"], [" positive", " negative"], None, (1, 0, 0, 1), "read by the names"),
-    (["neg", "pos"], [" good", " bad"], ["pos", "neg"], (1, 0, 0, 1), "read by the names"), (["neg", "pos"], [" bad", " good"], ["neg", "pos"], (0, 1, 1, 0), ""), (["neg", "pos"], [" bad", " good"], None, (0, 1, 1, 0), "in the order of the label words: 'neg' is ' bad'"),
-    (["1", "2"], [" bad", " good"], [1, 2], (0, 1, 1, 0), ""), (["neg", "pos"], [" good", " bad"], [1, 0], (1, 0, 0, 1), ""), (["a", "A"], [" A", " a"], None, (1, 0, 0, 1), "read by the names"), (["neg", "neutral", "pos"], [" bad", " good"], ["neg", "pos"], "unknown label 'neutral'", ""),
-    (["sports", "world", "tech"], [" world", " sports", " science"], None, "'sports' is number 1 in the task", ""), (["neg", "pos"], [" bad", " good"], ["no", "yes"], "unknown label 0", "")])
+@pytest.mark.parametrize(
+    "names, labels, classes, want, says",
+    [
+        (["negative", "positive"], [" negative", " positive"], None, (0, 1, 1, 0), ""),
+        (["negative", "positive"], [" positive", " negative"], None, (1, 0, 0, 1), "read by the names"),
+        (["Negative", "Positive"], [" positive", " negative"], None, (1, 0, 0, 1), "read by the names"),
+        (["neg", "pos"], [" good", " bad"], ["pos", "neg"], (1, 0, 0, 1), "read by the names"),
+        (["neg", "pos"], [" bad", " good"], ["neg", "pos"], (0, 1, 1, 0), ""),
+        (["neg", "pos"], [" bad", " good"], None, (0, 1, 1, 0), "in the order of the label words: 'neg' is ' bad'"),
+        (["1", "2"], [" bad", " good"], [1, 2], (0, 1, 1, 0), ""),
+        (["neg", "pos"], [" good", " bad"], [1, 0], (1, 0, 0, 1), ""),
+        (["a", "A"], [" A", " a"], None, (1, 0, 0, 1), "read by the names"),
+        (["neg", "neutral", "pos"], [" bad", " good"], ["neg", "pos"], "unknown label 'neutral'", ""),
+        (["sports", "world", "tech"], [" world", " sports", " science"], None, "'sports' is number 1 in the task", ""),
+        (["neg", "pos"], [" bad", " good"], ["no", "yes"], "unknown label 0", ""),
+    ],
+)
 def test_numbers_mean_what_the_data_set_says(tmp_path, capsys, names, labels, classes, want, says):
-    head, data = HEAD.replace('[" bad", " great"]', json.dumps(labels)), f"classes = {json.dumps(classes)}\n" if classes else ""
-    for stem in ("train", "val"): stated(tmp_path / f"{stem}.parquet", names, (0, 1, 1, 0)*3 if stem == "train" else (0, 1, 1, 0))
+    head, data = (
+        HEAD.replace('[" bad", " great"]', json.dumps(labels)),
+        f"classes = {json.dumps(classes)}\n" if classes else "",
+    )
+    for stem in ("train", "val"):
+        stated(tmp_path / f"{stem}.parquet", names, (0, 1, 1, 0) * 3 if stem == "train" else (0, 1, 1, 0))
     (tmp_path / "t.toml").write_text(f'{head}[data]\ntrain = "train.parquet"\nvalidation = "val.parquet"\n{data}')
-    if isinstance(want, str): assert want in refused(lambda: load_task(tmp_path / "t.toml"))
+    if isinstance(want, str):
+        assert want in refused(lambda: load_task(tmp_path / "t.toml"))
     else:
         assert load_task(tmp_path / "t.toml").validation.labels == want
         err = capsys.readouterr().err
@@ -209,37 +378,74 @@ def test_numbers_mean_what_the_data_set_says(tmp_path, capsys, names, labels, cl
 
 def test_a_hub_data_set_states_its_names_too(tmp_path, monkeypatch, capsys):
     from datasets import ClassLabel, Dataset, Features, Value
-    made = Dataset.from_dict(dict(text=[f"text {i}" for i in range(8)], label=[0, 1]*4), features=Features(dict(text=Value("string"), label=ClassLabel(names=["no", "yes"]))))
-    monkeypatch.setattr("datasets.load_dataset", lambda *a, split=None, **k: made.map(lambda r: dict(text=f"{split} {r['text']}")))
-    (tmp_path / "t.toml").write_text('suffix = "?"\nlabels = [" yes", " no"]\nholdout = 2\n[data]\ntrain = "org/x"\nvalidation = "org/x"\n')
-    assert load_task(tmp_path / "t.toml").validation.labels == (1, 0)*4 and "not the order of the label words" in capsys.readouterr().err
+
+    made = Dataset.from_dict(
+        dict(text=[f"text {i}" for i in range(8)], label=[0, 1] * 4),
+        features=Features(dict(text=Value("string"), label=ClassLabel(names=["no", "yes"]))),
+    )
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda *a, split=None, **k: made.map(lambda r: dict(text=f"{split} {r['text']}"))
+    )
+    (tmp_path / "t.toml").write_text(
+        'suffix = "?"\nlabels = [" yes", " no"]\nholdout = 2\n[data]\ntrain = "org/x"\nvalidation = "org/x"\n'
+    )
+    assert (
+        load_task(tmp_path / "t.toml").validation.labels == (1, 0) * 4
+        and "not the order of the label words" in capsys.readouterr().err
+    )
 
 
 # ---- said, not silent ----
 
+
 def test_texts_that_are_dropped_are_counted_with_a_reason(tmp_path, capsys):
-    rows = [("it rains.", 0), ("it rains?", 1), ("fine", 1), ("Fine!", 1), ("seen", 0)] + [(f"text {i}", i % 2) for i in range(20)]
+    rows = [("it rains.", 0), ("it rains?", 1), ("fine", 1), ("Fine!", 1), ("seen", 0)] + [
+        (f"text {i}", i % 2) for i in range(20)
+    ]
     (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"{t},{y}\n" for t, y in rows))
     (tmp_path / "val.csv").write_text("text,label\nSEEN!,0\nother,1\n")
     (tmp_path / "t.toml").write_text(HEAD + '[data]\ntrain = "train.csv"\nvalidation = "val.csv"\n')
     task, err = load_task(tmp_path / "t.toml"), capsys.readouterr().err
-    assert "3 of 25 training texts are dropped: 2 stand there with two labels, such as 'it rains.' as ' bad' and 'it rains?' as ' great', and 1 also stand in another split, such as 'seen'" in err and err.count("\n") == 1
+    assert (
+        "3 of 25 training texts are dropped: 2 stand there with two labels, such as 'it rains.' as ' bad' and 'it rains?' as ' great', and 1 also stand in another split, such as 'seen'"
+        in err
+        and err.count("\n") == 1
+    )
     assert len(task.train) + len(task.holdout) == 22
 
 
-@pytest.mark.parametrize("train, holdout, says", [
-    ("".join(f"t {i}.,0\nt {i}?,1\n" for i in range(5)), 2, "two labels, such as 't 0.' as ' bad'"), ("a?,0\na.,1\nb,0\nc,1\n", 3, "3 texts to hold out of the 2 that are left: of 4 training texts 2 stand there with two labels"),
-    ("x,0\ny,1\nz,0\n", 1, "3 of 3 training texts are dropped: 3 also stand in another split, such as 'x'"), ("a?,0\na.,1\nb,0\nc,0\nd,0\n", 1, "have the label ' bad' (2 of 5 training texts are dropped: 2 stand there with two labels")])
+@pytest.mark.parametrize(
+    "train, holdout, says",
+    [
+        ("".join(f"t {i}.,0\nt {i}?,1\n" for i in range(5)), 2, "two labels, such as 't 0.' as ' bad'"),
+        (
+            "a?,0\na.,1\nb,0\nc,1\n",
+            3,
+            "3 texts to hold out of the 2 that are left: of 4 training texts 2 stand there with two labels",
+        ),
+        ("x,0\ny,1\nz,0\n", 1, "3 of 3 training texts are dropped: 3 also stand in another split, such as 'x'"),
+        (
+            "a?,0\na.,1\nb,0\nc,0\nd,0\n",
+            1,
+            "have the label ' bad' (2 of 5 training texts are dropped: 2 stand there with two labels",
+        ),
+    ],
+)
 def test_where_too_few_texts_are_left_the_reason_is_said(tmp_path, train, holdout, says):
     (tmp_path / "train.csv").write_text("text,label\n" + train)
     (tmp_path / "val.csv").write_text("text,label\nx,0\ny,1\nz,0\n")
-    (tmp_path / "t.toml").write_text(HEAD.replace("holdout = 4", f"holdout = {holdout}") + '[data]\ntrain = "train.csv"\nvalidation = "val.csv"\n')
+    (tmp_path / "t.toml").write_text(
+        HEAD.replace("holdout = 4", f"holdout = {holdout}") + '[data]\ntrain = "train.csv"\nvalidation = "val.csv"\n'
+    )
     assert says in refused(lambda: load_task(tmp_path / "t.toml"))
 
 
 def test_labels_of_two_kinds_in_one_column_are_said(tmp_path, capsys):
     task = task_of(tmp_path, "val.csv", "text,label\nfine,great\npoor,0\nodd,1\n")
-    assert "1 labels are words and 2 are numbers, which count the label words from 0: 0 is 'bad', 1 is 'great'" in capsys.readouterr().err
+    assert (
+        "1 labels are words and 2 are numbers, which count the label words from 0: 0 is 'bad', 1 is 'great'"
+        in capsys.readouterr().err
+    )
     assert task.validation.labels == (1, 0, 1) and task.info["labels as numbers"] == 2
     task_of(tmp_path, "val.csv", "text,label\nfine,great\npoor,bad\n")
     assert capsys.readouterr().err == ""
@@ -248,12 +454,16 @@ def test_labels_of_two_kinds_in_one_column_are_said(tmp_path, capsys):
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("ext", ["csv", "tsv", "jsonl"])
 def test_a_byte_order_mark_is_no_text(tmp_path, capsys, bom, ext):
-    rows = {"csv": "text,label\nfine,1\npoor,0\n", "tsv": "text\tlabel\nfine\t1\npoor\t0\n", "jsonl": '{"text": "fine", "label": 1}\n{"text": "poor", "label": 0}\n'}[ext]
+    rows = {
+        "csv": "text,label\nfine,1\npoor,0\n",
+        "tsv": "text\tlabel\nfine\t1\npoor\t0\n",
+        "jsonl": '{"text": "fine", "label": 1}\n{"text": "poor", "label": 0}\n',
+    }[ext]
     (tmp_path / "t.toml").write_bytes(b"")
     task_of(tmp_path, f"val.{ext}", bom + rows.encode())
     (tmp_path / "t.toml").write_bytes(bom + (tmp_path / "t.toml").read_bytes())
     assert load_task(tmp_path / "t.toml").validation.texts == ("fine", "poor") and capsys.readouterr().err == ""
-    task_of(tmp_path, f"val.{ext}", rows.replace("poor", "\ufeffpoor").encode())   # two files joined into one
+    task_of(tmp_path, f"val.{ext}", rows.replace("poor", "\ufeffpoor").encode())  # two files joined into one
     assert "1 texts hold a byte order mark (U+FEFF), the first in row 2" in capsys.readouterr().err
 
 
@@ -261,7 +471,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path, capsys, bom, ext):
 def test_other_encodings_are_named(tmp_path, encoding):
     says = refused(lambda: task_of(tmp_path, "val.csv", "text,label\ncaf\u00e9,1\npoor,0\n".encode(encoding)))
     assert "UTF-8" in says or "no column" in says
-    if encoding == "utf-16": assert "UTF-16, by its byte order mark" in says
+    if encoding == "utf-16":
+        assert "UTF-16, by its byte order mark" in says
 
 
 def test_a_folder_is_no_missing_file(tmp_path):

@@ -1,8 +1,10 @@
 "The names that others rely on, from the top, and a quick import."
+
 import subprocess
 import sys
 
 NAMES = "load_lm, load_task, common_vocab, stability, stable_vocab, label_logprobs, tune, transfer, transferable, audit, Prompt, Task, Vocab, HardPromptClassifier"
+
 
 def test_names_from_the_top_in_any_order():
     "Before and after their rooms are imported; `import hpt_nb` loads none of them."

@@ -1,4 +1,5 @@
 "A user's script under a type checker: quiet where it is right, and not where it is wrong."
+
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import hpt_nb
 
 ROOT = Path(__file__).parents[1]
-RIGHT = '''\
+RIGHT = """\
 from hpt_nb import InputError, Prompt, Run, Task, Vocab, audit, common_vocab, label_logprobs, load_lm, load_task, stable_vocab, transferable, tune
 
 task: Task = load_task("my.toml")
@@ -29,8 +30,8 @@ except InputError as e: print(e)
 else: print(found["advice"])
 worth = transferable("my.toml", ["smollm2-135m", "gemma-3-270m"], start=None, steps=100)
 print(worth["prompt"], best.curve["holdout"], best.best_step + 1)
-'''
-WRONG = '''\
+"""
+WRONG = """\
 from hpt_nb import Vocab, load_lm, load_task, tune
 load_lm(3)
 load_lm("a").nonsense
@@ -38,40 +39,46 @@ Vocab.load("v").top("many")
 load_task("t").subset("train", 3).texts.shape
 tune(load_lm("a"), load_task("t"))[0].best_holdout.upper()
 from hpt_nb import nothing_of_that_name
-'''
+"""
 # The libraries' own types take minutes to read and are not what is looked at: their names count as anything.
-CONFIG = '''\
+CONFIG = """\
 [mypy]
 follow_imports = silent
 ignore_missing_imports = True
 [mypy-torch.*,transformers.*,pandas.*,numpy.*,huggingface_hub.*,safetensors.*,pyarrow.*,scipy.*,matplotlib.*,tqdm.*,datasets.*,sklearn.*,seaborn.*,gguf.*]
 follow_imports = skip
-'''
+"""
 
 
 def test_the_type_checker_is_quiet_on_a_users_script_and_only_there(tmp_path):
     assert find_spec("mypy"), "mypy is a requirement of development; run: make setup"
-    for name, text in (("right.py", RIGHT), ("wrong.py", WRONG), ("mypy.ini", CONFIG)): (tmp_path/name).write_text(text)
-    done = subprocess.run([sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", "cache", "right.py", "wrong.py"],
-                          cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "MYPYPATH": str(ROOT)})
+    for name, text in (("right.py", RIGHT), ("wrong.py", WRONG), ("mypy.ini", CONFIG)):
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", "cache", "right.py", "wrong.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+    )
     said = re.findall(r"^(\w+\.py):(\d+): error: (.*)", done.stdout, re.M)
     assert [line for line in said if line[0] == "right.py"] == [], done.stdout + done.stderr
     assert [int(n) for _, n, _ in said] == [2, 3, 4, 5, 6, 7], done.stdout + done.stderr
 
 
 def test_the_package_says_that_it_is_typed():
-    assert (ROOT/"hpt_nb"/"py.typed").is_file() and len(RIGHT.splitlines()) <= 20
+    assert (ROOT / "hpt_nb" / "py.typed").is_file() and len(RIGHT.splitlines()) <= 20
 
 
 def test_names_for_the_type_checker_are_those_that_python_finds():
-    text = (ROOT/"hpt_nb"/"__init__.py").read_text(encoding="utf-8")
+    text = (ROOT / "hpt_nb" / "__init__.py").read_text(encoding="utf-8")
     typed = {}
     for module, names in re.findall(r"^    from \.(\w+) import (.+)$", text, re.M):
         typed.setdefault(module, set()).update(re.findall(r"(\w+) as \1", names))
     assert typed == {m: set(names) for m, names in hpt_nb._FROM.items()}
 
 
-FRESH = '''\
+FRESH = """\
 import sys, time
 began = time.process_time()
 import hpt_nb
@@ -90,7 +97,7 @@ assert [n for n in hpt_nb.__all__ if not callable(getattr(hpt_nb, n))] == []
 try: hpt_nb.nonsense
 except AttributeError as e: assert "nonsense" in str(e)
 else: raise SystemExit("no AttributeError")
-'''
+"""
 
 
 def test_the_package_alone_is_light_and_its_names_come_when_asked_for():

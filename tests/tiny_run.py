@@ -1,4 +1,5 @@
 "A folder with two tiny models, a task file with its data, and a preset of both: all that the command line needs."
+
 import pandas as pd
 
 from hpt_nb.store import Store
@@ -53,4 +54,7 @@ def make_place(d, preset=PRESET):
 
 def results(folder):
     "All that a table is made of: every score's identity, count and predictions."
-    return {c["hash"]: (c["result"]["correct"], c["result"]["n"], c["result"]["predictions"]) for c in Store(folder).cells("eval")}
+    return {
+        c["hash"]: (c["result"]["correct"], c["result"]["n"], c["result"]["predictions"])
+        for c in Store(folder).cells("eval")
+    }
