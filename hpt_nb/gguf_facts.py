@@ -8,7 +8,7 @@ __all__ = ['RULES', 'RULE_OF', 'WHOLE_PIECES', 'BOS_FIRST', 'cuts', 'pre_tokeniz
 # %% ../nbs/00b_gguf_facts.ipynb #9f0b0003
 import math
 
-from .store import InputError
+from .base import InputError
 
 # %% ../nbs/00b_gguf_facts.ipynb #9f0b0006
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2
