@@ -34,6 +34,7 @@ report: setup
 
 # The cheap checks come first: a stale export should not cost ten minutes.
 test: setup
+	$(BIN)/python tools/house.py
 	$(BIN)/python -m pytest -q tests/test_project.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/test_project.py $(SLOW:%=--ignore %) tests

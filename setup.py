@@ -1,4 +1,5 @@
 """Installs `hpt_nb`; every fact about the package is read from settings.ini."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -33,7 +34,9 @@ setup(
     package_data={cfg["lib_path"]: cfg["package_data"].split()},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "docs", "readability", "peft", "ray")},
+    extras_require={
+        name: cfg[f"{name}_requirements"].split() for name in ("dev", "docs", "readability", "peft", "ray")
+    },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

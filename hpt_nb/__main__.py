@@ -1,6 +1,8 @@
 """`python -m hpt_nb` is `hpt`."""
+
 import sys
 
 from .cli import main
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,7 @@ __all__ = ['encode_logp', 'decode_logp', 'kept_labels', 'label_numbers']
 import base64
 import binascii
 import numpy as np
-from .store import InputError
+from .base import InputError
 
 # %% ../nbs/00a_arrays.ipynb #a17c0e05
 def encode_logp(

@@ -93,7 +93,8 @@ def write_example(
     folder,  # made if missing
     models=("smollm2-135m", "gemma-3-270m"),  # the source, its counterpart, and further models to try the prompts on
 ) -> list:  # paths, the preset first
-    "Write an experiment that runs as it is. `InputError` for fewer than two models, and where one of its files is there already."
+    """Write an experiment that runs as it is.
+    `InputError` for fewer than two models, and where one of its files is there already."""
     if len(models) < 2:
         raise InputError(f"{len(models)} model given; need a source and a counterpart at least")
     folder, (source, other, *more) = Path(folder), map(str, models)

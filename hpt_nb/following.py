@@ -15,10 +15,11 @@ from .experiments import method_config
 
 # %% ../nbs/20_following.ipynb #97ca6262
 def _second(method, name: str, given: dict) -> dict:
-    "The models that a method takes beside the first, as its own function wants them. `InputError` for one that it does not take, or lacks."
-    odd = next((k for k, v in given.items() if v is not None and k != method.extra), None)
-    if odd:
-        raise InputError(f"method {name} takes no {odd}; leave it out")
+    """The models that a method takes beside the first, as its own function wants them.
+    `InputError` for one that it does not take, or lacks."""
+    unknown = next((k for k, v in given.items() if v is not None and k != method.extra), None)
+    if unknown:
+        raise InputError(f"method {name} takes no {unknown}; leave it out")
     value = given.get(method.extra)
     if method.needed and value is None:
         raise InputError(f"method {name} needs {method.extra}=, another loaded model")
@@ -40,7 +41,8 @@ def tune(
     on_judge=None,  # a `hpt_nb.pez.Callback`, or a list of them; one that returns True ends the pass
     **settings,  # the other fields of the method's configuration
 ) -> list[Run]:  # one for each seed
-    "Tune a prompt for each seed, by any method. `InputError` for an unknown method or setting, and for what the method cannot do."
+    """Tune a prompt for each seed, by any method.
+    `InputError` for an unknown method or setting, and for what the method cannot do."""
     how, cfg = method_config(method, steps=steps, **settings)
     more = _second(how, method, dict(also=also, judge=judge, policy=policy))
     if vocab is None and how.shares:

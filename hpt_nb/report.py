@@ -1210,7 +1210,7 @@ def check_varied(folder, preset):
     from hpt_nb.experiments import variations
 
     for name, level in variations(preset).items():
-        if not Store(Path(folder) / name)._paths("cells"):
+        if not Store(Path(folder) / name).paths("cells"):
             raise InputError(
                 f"{folder}: no results of {name or preset.name}; run hpt run {preset.name} --out {folder} to finish, or report without --preset"
             )

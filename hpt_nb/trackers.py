@@ -38,7 +38,8 @@ _log = logging.getLogger("hpt_nb.trackers")
 
 
 class Tracker:
-    "A callback: `write(values, step)` is called once for each step at which the runs were judged, `finish()` at the end. If either fails, that is logged once and the run goes on without."
+    """A callback: `write(values, step)` is called once for each step at which the runs were judged, `finish()` at the
+    end. If either fails, that is logged once and the run goes on without."""
 
     def __init__(self, write, finish=lambda: None, names=None):
         self.write, self.finish, self.names, self.told, self.silent = write, finish, names, 0, False
@@ -126,7 +127,8 @@ SERVICES = {  # word -> (package, what may stand after the colon, what stands fo
 def check_tracker(
     word: str,  # such as "log", "tensorboard:FOLDER", "trackio:PROJECT", "wandb:PROJECT"; "": none
 ) -> tuple:  # (service, what follows the colon or stands for it)
-    "A tracker's word in its parts. `InputError` for another service, or one whose package is not installed: known before anything is tuned."
+    """A tracker's word in its parts. `InputError` for another service, or one whose package is not installed: known
+    before anything is tuned."""
     if not word:
         return "", ""
     service, _, place = word.partition(":")
@@ -164,7 +166,7 @@ def tune_followed(
     specs,
     cfg,  # as for `tune_runs`
     tracker: Tracker,
-    run=tune_runs,  # another way of tuning: `tune_swaps`, `tune_rlprompt`, `tune_soft`, `tune_joint`, `tune_joint_swaps`
+    run=tune_runs,  # another way of tuning: `tune_swaps`, `tune_rlprompt`, `tune_soft`, `tune_joint`, ...
     **kw,  # its further arguments
 ) -> list:  # its Runs: the same as without a tracker
     "A pass, followed by a tracker: told each time the runs are judged, and closed at the end, whatever happens."

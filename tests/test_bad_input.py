@@ -490,10 +490,10 @@ def first(d, kind):
 
 def repack(p, **change):
     "Change a cell as a program would that writes our format."
-    from hpt_nb.store import _pack
+    from hpt_nb.records import record_text
 
     c = json.loads(p.read_text())
-    p.write_text(_pack(c["kind"], c["config"], change.get("result", c["result"]), change.get("meta", c["meta"])))
+    p.write_text(record_text(c["kind"], c["config"], change.get("result", c["result"]), change.get("meta", c["meta"])))
 
 
 RESULTS = [

@@ -42,12 +42,13 @@ def test_example_runs_on_tiny_models(monkeypatch, capsys):
 
 def ready():
     '"" if the example can run here as it stands; else why not. Nothing is fetched to find out.'
-    from hpt_nb.models import SHIPPED, _conversion, _whole
+    from hpt_nb.conversion import conversion_folder, is_whole
+    from hpt_nb.shipped import SHIPPED
 
     home = Path(os.environ.get("HPT_CACHE") or "~/.cache/hpt_nb").expanduser()
     if not home.is_dir():
         return f"the cache {home} is empty"
-    lacks = [n for n in ("smollm2-135m", "gemma-3-270m") if not _whole(_conversion(SHIPPED[n].sha256))] + [
+    lacks = [n for n in ("smollm2-135m", "gemma-3-270m") if not is_whole(conversion_folder(SHIPPED[n].sha256))] + [
         "movie_snippets"
     ] * (not any(home.glob("movie_snippets/*")))
     return f"not in the cache: {', '.join(lacks)}" if lacks else ""

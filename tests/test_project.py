@@ -131,7 +131,7 @@ def test_notebook_runs(path):
 
 @by_name(CHAPTERS)
 def test_slow_cells_are_read_back(path):
-    "A run of slow cells ends by storing its result; the next cell reads it, so that the notebook stands on a laptop too."
+    "A run of slow cells ends by storing its result, which the next cell reads: the notebook stands on a laptop too."
     code = cells(path)
     for i, source in enumerate(code):
         if flagged(source, "slow") and not flagged(code[i + 1], "slow"):
@@ -167,20 +167,63 @@ def test_imports_only_earlier_chapters(path):
     assert set(imports(path)) <= set(order[: order.index(path.stem)])
 
 
+# ---- the house style ----
+
+
+def test_the_house_is_in_order():
+    "Sizes of rooms, functions, lines and chapters; ruff; what still breaks a rule stands in tools/untidy.json."
+    run(sys.executable, "tools/house.py")
+
+
+@pytest.fixture(scope="session")
+def house():
+    sys.path.insert(0, str(ROOT / "tools"))
+    import house
+
+    return house
+
+
+SOURCES = {  # a module that breaks each rule, and one that nearly does
+    "over 350 lines": ("x = 1\n" * 351, "x = 1\n" * 350),
+    "a line over 120 characters": ("# %% a\n# " + "x" * 119, "__all__ = ['" + "x" * 120 + "']\n# %% a\n# " + "x" * 118),
+    "a function of 40 lines or more": ("def f():\n" + "    x\n" * 39, "@g\ndef f():\n" + "    x\n" * 38),
+    "a private name of another room": ("from .store import _x", "from os import _exit\nfrom . import __version__"),
+    "a method attached to a class": ("class A: pass\nA.f = 1", "class A: pass\na.f = A"),
+}
+
+
+@pytest.mark.parametrize("rule", SOURCES)
+def test_each_rule_of_the_house_can_be_broken(house, rule):
+    bad, good = SOURCES[rule]
+    assert (house.of_module("x.py", bad), house.of_module("x.py", good)) == ({rule}, set())
+
+
+def test_other_rules_of_the_house_can_be_broken(house):
+    grown, pair = "class A: pass\nclass A(A): pass", "class A: pass\nA.f, A.g = 1, 2"
+    assert house.of_module("x.py", grown) == house.of_module("x.py", pair) == {"a method attached to a class"}
+    assert house.of_module("neighbors.py", "x = 1\n" * 351) == set()
+    assert (house.of_chapter([{}] * 71), house.of_chapter([{}] * 70)) == ({"over 70 cells"}, set())
+    assert house.differences({"a": ["r"]}, {"b": ["s"]}) == [
+        "a: r",
+        "b: take 's' out of tools/untidy.json, it is mended",
+    ]
+    assert house.differences({"a": ["r"]}, {"a": ["r"]}) == []
+
+
 def test_no_name_is_undefined_or_unused():
     run(sys.executable, "-m", "pyflakes", *MODULES)
 
 
+LIGHT = ("base", "files", "records", "packs", "folders", "packing", "status", "fetch", "store", "kinds")
+LIGHT += ("tasks", "report")
 NOTEBOOK_TOOLS = ("nbdev", "fastcore", "execnb", "IPython", "pytest")
 
 
 @by_name(MODULES)
 def test_import_is_lean(path):
-    "Using the library needs no notebook tools; store, tasks and report need no torch, and drawing waits until something is drawn."
+    "Using the library needs no notebook tools; results and tasks need no torch, and drawing waits for something drawn."
     loaded = run(sys.executable, "-c", f"import sys, hpt_nb.{path.stem}; print(*sys.modules)").split()
-    unwanted = NOTEBOOK_TOOLS + (
-        ("torch", "transformers", "matplotlib") if path.stem in ("store", "tasks", "report") else ()
-    )
+    unwanted = NOTEBOOK_TOOLS + (("torch", "transformers", "matplotlib") if path.stem in LIGHT else ())
     assert [m for m in unwanted if m in loaded] == []
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 from tokenizers import normalizers
 
-from hpt_nb import store
+from hpt_nb import base
 from hpt_nb.practice import reads_as_tuned
 from hpt_nb.scoring import evaluate, label_ids, prompt_to_ids, read_text
 from hpt_nb.store import InputError
@@ -42,7 +42,7 @@ WORDS = (
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(store, "_SAID", {})
+    monkeypatch.setattr(base, "_SAID", {})
 
 
 def words_of(lm, *labels, suffix=" It was"):
@@ -162,7 +162,7 @@ def test_every_way_to_a_score_says_what_is_read(capsys, kind, prompt, says):
             lambda: transfer(LMS["bytelevel"], LMS["bytelevel"].encode(prompt), [lm], task, split)
         )  # a model is no target of itself
     for work in ways:
-        store._SAID.clear()
+        base._SAID.clear()
         work()
         err = capsys.readouterr().err
         assert says in err and err.count("\n") == bool(says), err

@@ -101,7 +101,7 @@ def test_step_0_stops_a_run_whose_format_does_not_give_the_paper_s_counts(here, 
         "facebook/opt-1.3b on sst2: the paper prints no count for this model" in out
         and "the paper's split has 7,600 texts, and this one 40" in out
     )
-    assert {c["kind"] for c in map(lambda c: c[1], Store("x")._notes("cells"))} == {
+    assert {c["kind"] for c in map(lambda c: c[1], Store("x").notes("cells"))} == {
         "step0"
     }  # nothing was tuned or scored beside it
     cells = Store("x").cells("step0")

@@ -15,7 +15,7 @@ import venv
 import zipfile
 import pytest
 from hypothesis import given, settings, strategies as st
-import hpt_nb.store as store_module
+import hpt_nb.folders as folders
 from hpt_nb.store import (
     InputError,
     Store,
@@ -234,9 +234,9 @@ def test_a_cell_that_was_deleted_meanwhile_is_passed_over(tmp_path, monkeypatch)
     s = Store(tmp_path)
     for i in range(3):
         s.put("toy", {"i": i}, {"i": i}, {})
-    listed = s._paths("cells")
+    listed = s.paths("cells")
     listed[1].unlink()
-    monkeypatch.setattr(s, "_paths", lambda *_: listed)
+    monkeypatch.setattr(s, "paths", lambda *_: listed)
     assert len(s.cells()) == 2
 
 
@@ -398,8 +398,8 @@ def test_what_failed_after_a_worker_began_it_is_not_running_though_its_heartbeat
     s, other = Store(tmp_path), dict(PART, seed=99)
     s.plan([("tune", PART), ("tune", other)])
     dates = iter(f"2026-01-01T00:00:0{i}+00:00" for i in range(9))
-    real = store_module.provenance
-    monkeypatch.setattr(store_module, "provenance", lambda *a, **k: real(*a, **k) | dict(date=next(dates)))
+    real = folders.provenance
+    monkeypatch.setattr(folders, "provenance", lambda *a, **k: real(*a, **k) | dict(date=next(dates)))
     with s.working([("tune", PART), ("tune", other)]):
         assert list(status(s).state) == ["running", "running"]
         s.fail("tune", PART, "its worker died")
@@ -412,7 +412,7 @@ def test_heartbeats_are_fresh_while_the_worker_lives(tmp_path):
     s = Store(tmp_path)
     s.plan([("tune", PART)])
     with s.working([("tune", PART)], every_s=0.05):
-        (beat,) = s._paths("running")
+        (beat,) = s.paths("running")
         os.utime(beat, (0, 0))  # as if long ago...
         for _ in range(400):
             if status(s).state.tolist() == ["running"]:
@@ -420,10 +420,10 @@ def test_heartbeats_are_fresh_while_the_worker_lives(tmp_path):
             time.sleep(0.01)
         assert status(s).state.tolist() == ["running"]  # ...until it is touched again
         assert "1 worker at it" in status_text(status(s))
-    assert status(s).state.tolist() == ["left"] and s._paths("running") == []
+    assert status(s).state.tolist() == ["left"] and s.paths("running") == []
     with pytest.raises(KeyError), s.working([("tune", PART)]):
         raise KeyError
-    assert s._paths("running") == []
+    assert s.paths("running") == []
 
 
 @pytest.mark.parametrize("age_s, gone", [(-1e6, False), (-10, False), (0, False), (3600, False), (2 * 86400, True)])
@@ -467,8 +467,8 @@ def test_a_folder_of_ten_thousand_cells(tmp_path, monkeypatch, capsys):
     "All are read, each file once; one more is written and one is asked for without a look at the others; the one damaged among them is named, and no other is lost."
     from hpt_nb.cli import main
 
-    n, s, read, opened = 10_000, Store(tmp_path), store_module._bytes, []
-    monkeypatch.setattr(store_module, "_bytes", lambda p: (opened.append(p.name), read(p))[1])
+    n, s, read, opened = 10_000, Store(tmp_path), folders.content, []
+    monkeypatch.setattr(folders, "content", lambda p: (opened.append(p.name), read(p))[1])
     with monkeypatch.context() as m:
         m.setattr(os, "fsync", lambda fd: None)  # a test of numbers, not of disks
         for i in range(n):
@@ -567,14 +567,15 @@ def test_no_commit_outside_git(tmp_path):
     "An installed copy names no commit, even inside somebody's repository."
     pkg = tmp_path / "site" / "hpt_nb"
     pkg.mkdir(parents=True)
-    import hpt_nb.store as store
+    import hpt_nb.records as records
 
-    (pkg / "store.py").write_bytes(open(store.__file__, "rb").read())
+    for name in ("base.py", "files.py", "records.py"):
+        shutil.copy(pathlib.Path(records.__file__).with_name(name), pkg)
     (pkg / "__init__.py").write_text("")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    ask = [sys.executable, "-c", "from hpt_nb.store import provenance as p; print(p()['commit'], p()['dirty'])"]
+    ask = [sys.executable, "-c", "from hpt_nb.records import provenance as p; print(p()['commit'], p()['dirty'])"]
 
     def answer():
         return subprocess.run(
@@ -591,7 +592,7 @@ def test_no_commit_outside_git(tmp_path):
     subprocess.run([*git, "commit", "-q", "-m", "y"], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     assert answer() == [head, "False"]
-    with open(pkg / "store.py", "a") as f:
+    with open(pkg / "records.py", "a") as f:
         f.write("# changed\n")
     assert answer() == [head, "True"]
 

@@ -15,7 +15,8 @@ import torch
 
 from hpt_nb import report
 from hpt_nb.cli import main
-from hpt_nb.store import InputError, Store, _pack, visible
+from hpt_nb.records import record_text
+from hpt_nb.store import InputError, Store, visible
 from tiny_run import PRESET, TASK, make_place
 
 LIB = Path(__file__).parents[1] / "hpt_nb"
@@ -338,7 +339,7 @@ def evil(place, tmp_path_factory):
     for p in sorted((d / "x" / "cells").glob("tune-*.json")):  # a prompt may be any text
         c = json.loads(p.read_text())
         c["result"]["tokens"] = [next(prompts, HTML), *EVIL.values()]
-        p.write_text(_pack(c["kind"], c["config"], c["result"], c["meta"]))
+        p.write_text(record_text(c["kind"], c["config"], c["result"], c["meta"]))
     return d
 
 

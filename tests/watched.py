@@ -45,10 +45,10 @@ def move_clock(seconds):
     "Have this process read a clock that is ahead by so much."
     from datetime import timedelta
     from types import SimpleNamespace
-    from hpt_nb import store
+    from hpt_nb import records
 
-    right, now = store.datetime, time.time
-    store.datetime = SimpleNamespace(now=lambda tz: right.now(tz) + timedelta(seconds=seconds))
+    right, now = records.datetime, time.time
+    records.datetime = SimpleNamespace(now=lambda tz: right.now(tz) + timedelta(seconds=seconds))
     time.time = lambda: now() + seconds
 
 

@@ -15,7 +15,7 @@ HEAD = """# Stored results
 
 <!-- Made by tools/inventory.py; `make readme` makes it again. -->
 
-Every number on a page comes from one of these files. Each carries its configuration, commit, device, number format, seeds and time. Packs and folders hold one small file for each finished result (chapter [00](../nbs/00_store.ipynb)).
+Every number on a page comes from one of these files. Each carries its configuration, commit, device, number format, seeds and time. Packs and folders hold one small file for each finished result (chapter [00e](../nbs/00e_folders.ipynb)).
 """
 FOLDERS = {
     "Runs": ("results", ("*.pack", "*/")),
