@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MOST', 'SEEDS', 'SCHEMA', 'visible', 'InputError', 'WriteError', 'messages', 'remark', 'say_remarks',
            'holding_remarks', 'whole', 'listed', 'number', 'check_fields', 'config_hash', 'write_atomic',
-           'check_writable', 'provenance', 'is_pack', 'Store', 'status', 'duration', 'status_text', 'level_folders',
-           'keep', 'recall', 'cache_dir', 'pack', 'read_pack', 'packed_cell', 'taken_out', 'pack_levels',
-           'unpacked_folder', 'unpack', 'to_go_on', 'sha256_file', 'fetch_package']
+           'check_writable', 'provenance', 'is_pack', 'Store', 'finder', 'status', 'duration', 'status_text',
+           'level_folders', 'keep', 'recall', 'cache_dir', 'pack', 'read_pack', 'packed_cell', 'taken_out',
+           'pack_levels', 'unpacked_folder', 'unpack', 'to_go_on', 'sha256_file', 'fetch_package']
 
 # %% ../nbs/00i_store.ipynb #07dd75cf
 from hpt_nb.base import (  # noqa: F401
@@ -31,7 +31,7 @@ from .folders import Store, level_folders  # noqa: F401
 from .packing import pack, to_go_on, unpack, unpacked_folder  # noqa: F401
 from .packs import is_pack, pack_levels, packed_cell, read_pack, taken_out  # noqa: F401
 from .records import SCHEMA, config_hash, keep, provenance, recall  # noqa: F401
-from .status import duration, status, status_text  # noqa: F401
+from .status import duration, finder, status, status_text  # noqa: F401
 
 _all_ = [
     "MOST",
@@ -54,6 +54,7 @@ _all_ = [
     "provenance",
     "is_pack",
     "Store",
+    "finder",
     "status",
     "duration",
     "status_text",

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def messages_are_shown():
-    "On stderr, as the command line shows them: what is said there can be tested where nothing but the library is called."
+    "On stderr, as the command line shows them: what is said can be tested where nothing but the library is called."
     from hpt_nb.store import messages
 
     with messages():

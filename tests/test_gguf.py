@@ -1,4 +1,5 @@
-"""GGUF files of every kind: the same model read from safetensors with the right configuration, ids by the rule that the file names, and a line on what is not read."""
+"""GGUF files of every kind: the same model read from safetensors with the right configuration, ids by the rule that the
+file names, and a line on what is not read."""
 
 import json
 import re
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import hpt_nb.gguf_mending as gguf_mending
 import hpt_nb.models as models
 from hpt_nb.gguf_facts import BOS_FIRST, RULE_OF, RULES, WHOLE_PIECES, cuts, pre_tokenizer
-from hpt_nb.models import SHIPPED, load_lm
+from hpt_nb.models import load_lm
 from hpt_nb.store import InputError, cache_dir
 from tiny import TEXT, tiny_tokenizer
 

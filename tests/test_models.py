@@ -1,4 +1,5 @@
-"""What would bore a reader of the chapters on models: every architecture, every family of tokenizers, every way in which a model's files can be bad."""
+"""What would bore a reader of the chapters on models: every architecture, every family of tokenizers, every way in
+which a model's files can be bad."""
 
 import json
 import os

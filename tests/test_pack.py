@@ -1,4 +1,5 @@
-"Packs: the same cells give the same bytes and come back as they were; damaged and foreign ones are refused in one line; a kill leaves nothing half-made; the command line reads them in a folder's place."
+"""Packs: the same cells give the same bytes and come back as they were; damaged and foreign ones are refused in one
+line; a kill leaves nothing half-made; the command line reads them in a folder's place."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"A prompt in any place, in a chat template or without one: the engine against one whole pass over the same ids, on every architecture."
+"A prompt in any place, with or without a chat template: the engine against one pass over the same ids, everywhere."
 
 from types import SimpleNamespace
 
@@ -26,7 +26,10 @@ from tiny import ARCHS, tiny_lm
 PLACES = ["before", "between", "after", "Q: {text} {prompt} A:", "Sum up: {prompt} Text: {text} So"]
 TEXTS = ["good", "a rather longer text about the film and the story", "no", "It was a bad movie, a terrible plot"]
 PROMPT = " the film"
-CHAT = "{% for m in messages %}<|turn|>{{m.role}}\n{{m.content}}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+CHAT = (
+    "{% for m in messages %}<|turn|>{{m.role}}\n{{m.content}}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
 
 
 def task_of(**kw):

@@ -1,7 +1,6 @@
 "A place goes along: through tuning, exports, a prompt's JSON, the command line; and what cannot carry it refuses."
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Any task file, preset or stored result: it is understood, or refused in one printable line. Nothing else ever happens."""
+"""Any task file, preset or stored result: it is understood, or refused in one printable line; nothing else happens."""
 
 import json
 import os

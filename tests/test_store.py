@@ -1,4 +1,5 @@
-"The results store: hashes, damaged files, concurrent writers, failures, plans and their state; packages that cannot be fetched. Disks and kills: test_faults.py."
+"""The results store: hashes, damaged files, concurrent writers, failures, plans and their state; packages that cannot
+be fetched. Disks and kills: test_faults.py."""
 
 import hashlib
 import io
@@ -464,7 +465,8 @@ def test_a_writer_whose_temporary_file_was_cleaned_writes_again(tmp_path, monkey
 
 
 def test_a_folder_of_ten_thousand_cells(tmp_path, monkeypatch, capsys):
-    "All are read, each file once; one more is written and one is asked for without a look at the others; the one damaged among them is named, and no other is lost."
+    """All are read, each file once; one more is written and one is asked for without a look at the others; the one
+    damaged among them is named, and no other is lost."""
     from hpt_nb.cli import main
 
     n, s, read, opened = 10_000, Store(tmp_path), folders.content, []
@@ -645,7 +647,10 @@ def _wheel(folder, name="toy_data", version="1.0"):
 def _sdist(folder, name="toy_data", version="1.0"):
     "A minimal source distribution whose build needs nothing, and its SHA-256."
     meta = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    backend = f"import os\ndef prepare_metadata_for_build_wheel(d, c=None):\n    i='{name}-{version}.dist-info'; os.mkdir(d+'/'+i); open(d+'/'+i+'/METADATA','w').write({meta!r}); return i\ndef build_wheel(*a, **k): 1/0\n"
+    backend = (
+        f"import os\ndef prepare_metadata_for_build_wheel(d, c=None):\n    i='{name}-{version}.dist-info'; os.mkdir(d+'/'+i); "
+        f"open(d+'/'+i+'/METADATA','w').write({meta!r}); return i\ndef build_wheel(*a, **k): 1/0\n"
+    )
     files = {
         "PKG-INFO": meta,
         "backend.py": backend,
