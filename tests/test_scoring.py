@@ -8,7 +8,7 @@ import torch
 import torch._dynamo
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
-from hpt_nb import scoring
+from hpt_nb import compiled, engine, scoring
 from hpt_nb.models import LM
 from hpt_nb.store import InputError
 from hpt_nb.scoring import (
@@ -97,14 +97,14 @@ def test_many_prompts_go_on_in_smaller_passes_when_memory_runs_out(monkeypatch):
         SimpleNamespace(labels=(" great", " bad"), suffix=". It was", max_text_tokens=32, strip=True),
     )
     texts, prompts = ["good", "a rather longer text", "no"], [[i] for i in range(20, 40)]
-    want, real = label_logprobs_many(lm, task, texts, prompts), PrefixScorer._laid
+    want, real = label_logprobs_many(lm, task, texts, prompts), engine.Packed.laid
 
-    def small(self, kv, p, lay):
+    def small(self, lay):
         if lay.ids.numel() > 150:
             raise torch.cuda.OutOfMemoryError
-        return real(self, kv, p, lay)
+        return real(self, lay)
 
-    monkeypatch.setattr(PrefixScorer, "_laid", small)
+    monkeypatch.setattr(engine.Packed, "laid", small)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert torch.allclose(label_logprobs_many(lm, task, texts, prompts, max_tokens=4096), want, atol=1e-5)
 
@@ -229,7 +229,7 @@ class _Once(torch.autograd.Function):
 def test_memory_that_runs_out_on_the_way_back_counts_nothing_twice(joined, monkeypatch):
     "The later layers have their gradients by then; asked again in two halves, each text counts once."
     monkeypatch.setitem(scoring.JOINED_TOKENS, "cpu", joined)
-    monkeypatch.setattr(scoring, "JOINED_ROW", 64)
+    monkeypatch.setattr(engine, "JOINED_ROW", 64)
     lm, n = tiny_lm("llama"), 12
     ask = prefix_of(lm, 2, 10), texts_of(n, 300, longest=30), [i % 3 for i in range(n)], [i % 2 for i in range(n)]
     whole, poor = PrefixScorer(lm, LABELS, "packed", 4096), PrefixScorer(lm, LABELS, "packed", 4096)
@@ -390,7 +390,7 @@ def test_more_layers_than_torch_keeps_programs_are_compiled_all(no_programs, mon
     PrefixScorer(traced, LABELS, "packed").logits(prefix, texts, runs)
     assert 0 < no_programs["unique_graphs"] < 8
     torch._dynamo.reset()
-    monkeypatch.setattr(scoring, "PROGRAMS", 1)
+    monkeypatch.setattr(compiled, "PROGRAMS", 1)
     with pytest.raises(InputError, match="cannot be compiled here .*limit exceeded.*go on without compiling"):
         PrefixScorer(traced, LABELS, "packed").logits(prefix, texts, runs)
 
@@ -593,14 +593,14 @@ def test_logits_that_are_not_finite_name_their_text(way, value):
 def test_a_text_that_a_neighbour_has_spoilt_is_read_by_itself(monkeypatch):
     "A window ends before the bad token, so the text has its numbers; zero times NaN beside it had none."
     lm = tiny_lm("llama3")
-    real = scoring._unchecked
+    real = engine.raw_logits
 
-    def spoil(self, *args):
-        out = real(self, *args)
+    def spoil(*args):
+        out = real(*args)
         out[0] = float("nan")
         return out
 
-    monkeypatch.setattr(scoring, "_unchecked", spoil)
+    monkeypatch.setattr(engine, "raw_logits", spoil)
     prefix, texts = prefix_of(lm, 1, 3), texts_of(3, 300)
     assert torch.allclose(
         PrefixScorer(lm, LABELS, "packed").logits(prefix, texts), plain_logits(lm, LABELS, prefix, texts), atol=1e-5
