@@ -162,12 +162,12 @@ TASK_DOC = {**tomllib.loads(TASK), "max_text_tokens": 8, "strip": True, "holdout
 
 
 def no_hub(monkeypatch):
-    import hpt_nb.tasks as tasks
+    import hpt_nb.table_files as table_files
 
     def none(source, *a):
         raise InputError(f"data set {source!r} cannot be read here")
 
-    monkeypatch.setattr(tasks, "_read_hub", none)
+    monkeypatch.setattr(table_files, "_read_hub", none)
 
 
 @MANY
