@@ -176,7 +176,7 @@ def test_distinct_formats_differ_and_their_twins_do_not(arch):
 
     def received(f):
         return (
-            tuple(fingerprints._bos(lm, f)),
+            tuple(f.bos_ids(lm)),
             written(replace(f, **plain)),
             tuple(lm.encode(w)[0] for w in f.labels),
             f.dtype,
@@ -295,7 +295,6 @@ def test_equal_inputs_are_scored_once(monkeypatch):
             whole(self, prefix, seqs, *a, **kw),
         )[1],
     )
-    monkeypatch.setattr(PrefixScorer, "_choose", lambda self: "packed")  # the choice of a way asks for logits too
     found = fingerprint(lm, task, Split(SPLIT.texts * 2, SPLIT.labels * 2), **QUICK)
     assert len(scored) == len(set(scored)) == found.attrs["inputs"]
     assert {n for n, _ in scored} == {0, 1}
