@@ -129,7 +129,7 @@ def unknown_label(y, names: dict) -> str:
 def _is_empty(t) -> bool:
     return t is None or isinstance(t, float) and t != t or isinstance(t, str) and not t.strip()
 
-
+# %% ../nbs/02b_class_labels.ipynb #1d53cdf5
 def _check_columns(rows: pd.DataFrame, text: str, label: str, where: str):
     "`InputError` for a column that is not there, and for a table without rows."
     for what, col in (("text", text), ("label", label)):

@@ -94,7 +94,7 @@ class Pool:
             self.seqs.append(ids)
         return self._at[key]
 
-
+# %% ../nbs/12a_format_search.ipynb #e4e52afa
 class Distinct(NamedTuple):
     "A format, what the model receives in it, and the formats in which it receives the same."
 
@@ -183,7 +183,7 @@ def _guesses(lm: LM, pool: Pool, entries: list, max_tokens, tick) -> list:
             out[k] = logits[e.at][:, [column[i] for i in e.labels]].argmax(1)
     return out
 
-
+# %% ../nbs/12a_format_search.ipynb #9f03f85a
 def _row(entry: Distinct, correct: int, n: int, want: int | None) -> dict:
     "A row of the frame of `score_formats`."
     return {
@@ -235,7 +235,7 @@ def format_of(row) -> Format:
     "The format of a frame's row."
     return Format(*(row[c.name] for c in fields(Format)))
 
-# %% ../nbs/12a_format_search.ipynb #be7e233b
+# %% ../nbs/12a_format_search.ipynb #9eecb690
 def named_formats(
     task,  # labels, suffix
     **only,  # choices to keep to, as in `formats`

@@ -1,4 +1,4 @@
-"The engine against the plain pass, on every architecture: same logits, same gradients, whatever the lengths, batches and passes."
+"The engine against the plain pass, on every architecture: same logits, same gradients, whatever the passes."
 
 import shutil
 from types import SimpleNamespace
@@ -335,7 +335,7 @@ def test_bos_stands_before_the_prompt():
 
 
 def of_two_runs(lm, n=24):
-    "Prefixes of two runs, and short texts (a sliding window must reach back to the prefix), targets and runs for `loss_and_grad`."
+    "Prefixes of two runs, short texts (a sliding window must reach back to the prefix), and their targets and runs."
     return (
         prefix_of(lm, 2, 10),
         texts_of(n, len(lm.embeddings), longest=6),
@@ -361,7 +361,8 @@ def no_programs():
 
 @pytest.mark.parametrize("arch", ["gpt2", "opt", "neox", "llama", "gemma3"])
 def test_each_kind_of_layer_can_be_compiled(arch, no_programs):
-    "One of each way to take a cache and positions; all of `ARCHS` pass, at four seconds each. Traced whole, without the slow code generator: scored by a shared prefix, tuned by one joined to the rows."
+    """One of each way to take a cache and positions; all of `ARCHS` pass, at four seconds each. Traced whole, without
+    the slow code generator: scored by a shared prefix, tuned by one joined to the rows."""
     lm = tiny_lm(arch)
     assert_same(lm, compile_layers(lm, backend="eager"), *of_two_runs(lm))
     assert no_programs["unique_graphs"] > 0
@@ -384,7 +385,8 @@ def test_generated_code_gives_the_same_numbers(no_programs):
 
 
 def test_more_layers_than_torch_keeps_programs_are_compiled_all(no_programs, monkeypatch):
-    "torch.compile makes a program for each layer's number and gives up at the ninth, with a warning; ours share theirs, and giving up is an error."
+    """torch.compile makes a program for each layer's number and gives up at the ninth, with a warning; ours share
+    theirs, and giving up is an error."""
     lm = tiny_lm("llama", num_hidden_layers=12)
     traced, (prefix, texts, _, runs) = compile_layers(lm, backend="eager"), of_two_runs(lm)
     PrefixScorer(traced, LABELS, "packed").logits(prefix, texts, runs)
@@ -704,8 +706,8 @@ def test_lengths_near_the_true_maximum(kind, config, most):
     assert scorer.logits(prefix, [[30] * (most - 4)]).isfinite().all()
     for n in (most + 1, most + 2, most + 40):
         for ask in (
-            lambda: scorer.logits(prefix, [[30] * (n - 4), [31]]),
-            lambda: scorer.loss_and_grad(prefix, [[30] * (n - 4)], [0]),
+            lambda n=n: scorer.logits(prefix, [[30] * (n - 4), [31]]),
+            lambda n=n: scorer.loss_and_grad(prefix, [[30] * (n - 4)], [0]),
         ):
             with pytest.raises(InputError, match=f"up to {n} tokens, and tiny-{kind} reads {most};"):
                 ask()

@@ -1,4 +1,5 @@
-"""Tables of texts and labels: what two programs read differently is not read, and the line says which row; nothing is read otherwise than it stands there, or dropped, without a word."""
+"""Tables of texts and labels: what two programs read differently is not read, and the line says which row; nothing is
+read differently from what stands there, or dropped, without a word."""
 
 import csv
 import io
@@ -83,7 +84,7 @@ def test_what_a_program_writes_is_read_as_it_is(rows, quoting, end, last):
 @MANY
 @given(TABLE, st.data())
 def test_what_two_programs_read_differently_is_refused(rows, data):
-    "A table with one slip in it: read as Python's csv and pandas both read it, or refused in a line that names the row."
+    "A table with one slip in it: read as Python's csv and pandas both read it, or refused in a line with the row."
     text = written([[f"c{i}" for i in range(len(rows[0]))], *rows])
     at = data.draw(st.integers(0, len(text)))
     text = (
@@ -407,7 +408,8 @@ def test_texts_that_are_dropped_are_counted_with_a_reason(tmp_path, capsys):
     (tmp_path / "t.toml").write_text(HEAD + '[data]\ntrain = "train.csv"\nvalidation = "val.csv"\n')
     task, err = load_task(tmp_path / "t.toml"), capsys.readouterr().err
     assert (
-        "3 of 25 training texts are dropped: 2 stand there with two labels, such as 'it rains.' as ' bad' and 'it rains?' as ' great', and 1 also stand in another split, such as 'seen'"
+        "3 of 25 training texts are dropped: 2 stand there with two labels, such as 'it rains.' as ' bad' and "
+        "'it rains?' as ' great', and 1 also stand in another split, such as 'seen'"
         in err
         and err.count("\n") == 1
     )

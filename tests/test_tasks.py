@@ -1,4 +1,4 @@
-"Splits that never share a text, task files that are wrong in every way, and the known tasks on stand-ins for hub and packages."
+"Splits that never share a text, task files wrong in every way, the known tasks on stand-ins for hub and packages."
 
 import io
 import json
@@ -511,7 +511,8 @@ def test_tasks_imports_no_torch():
         [
             sys.executable,
             "-c",
-            "import hpt_nb.tasks, sys; assert not {'torch','transformers','datasets','nbdev','fastcore'} & set(sys.modules)",
+            "import hpt_nb.tasks, sys; "
+            "assert not {'torch','transformers','datasets','nbdev','fastcore'} & set(sys.modules)",
         ],
         check=True,
     )
