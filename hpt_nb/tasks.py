@@ -40,7 +40,7 @@ from hpt_nb.class_labels import (  # noqa: F401
     to_split,
     unknown_label,
 )
-from .formats import FORMATS, Format, strips, task_format  # noqa: F401
+from .input_formats import FORMATS, Format, strips, task_format  # noqa: F401
 from .task_files import place_of, read_toml
 from .datasets import RATING_BOUND, TASKS, movie_ratings  # noqa: F401
 
