@@ -16,7 +16,8 @@ def _logp(
     values,  # (n, C) numbers; array, list or torch tensor
     what: str = "logp",  # how the message names them
 ) -> np.ndarray:  # (n, C) float64
-    "Label log-probabilities as a float64 array. `InputError` for another shape, for no text, and for numbers that are not finite."
+    """Label log-probabilities as a float64 array. `InputError` for another shape, for no text, and for numbers that are
+    not finite."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
     out = np.asarray(values, dtype=np.float64)
@@ -45,7 +46,8 @@ def _labels(
     whole = out.astype(np.int64)
     if (whole != out).any() or whole.min() < 0 or whole.max() >= classes:
         raise InputError(
-            f"labels between {out.min()} and {out.max()} for {classes} classes; need whole numbers from 0 to {classes - 1}"
+            f"labels between {out.min()} and {out.max()} for {classes} classes; "
+            f"need whole numbers from 0 to {classes - 1}"
         )
     return whole
 
@@ -140,7 +142,8 @@ def pair_aucs(
     logp_nc,  # (n, C) label log-probabilities
     labels_n,  # (n,) class numbers
 ) -> dict:  # {(i, j): area}, i < j
-    "The area under the curve of log p_i - log p_j for each pair of classes that occur. `InputError` if fewer than two do."
+    """The area under the curve of log p_i - log p_j for each pair of classes that occur. `InputError` if fewer than two
+    do."""
     logp = _logp(logp_nc)
     labels = _labels(labels_n, *logp.shape)
     seen = np.unique(labels).tolist()
@@ -151,7 +154,8 @@ def pair_aucs(
 
 
 def auc(logp_nc, labels_n) -> float:
-    "Mean of `pair_aucs`, over the pairs of classes that occur: 1 is perfect order, 0.5 is chance. A class's bias does not change it."
+    """Mean of `pair_aucs`, over the pairs of classes that occur: 1 is perfect order, 0.5 is chance. A class's bias does
+    not change it."""
     areas = pair_aucs(logp_nc, labels_n)
     return sum(areas.values()) / len(areas)
 

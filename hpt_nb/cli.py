@@ -432,10 +432,10 @@ def cmd_predict(a):
     check_out(a.out)
     prompt, task = _prompt_to_use(a)
     from hpt_nb.models import load_lm
-    from hpt_nb.tasks import _read_file
+    from hpt_nb.tasks import read_file
     from tqdm.auto import tqdm
 
-    rows = _read_file(Path(a.file))
+    rows = read_file(Path(a.file))
     lm = load_lm(a.model, dtype=a.dtype, **({} if prompt.bos is None else dict(bos=prompt.bos)))
     say_remarks()
     with tqdm(total=len(rows), unit="text", desc=lm.name, disable=a.quiet or a.json) as bar:

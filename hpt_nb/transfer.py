@@ -23,8 +23,9 @@ def _unknown(lm, ids) -> int:
 def certify(
     lm: LM,
     prompt,  # ids, or text
-) -> dict:  # {"ids", "text", "reencoded_ids", "agrees", "unknown": tokens that are no text by themselves, or none that the tokenizer knows}; "added": how many are a <pad> row that the tuning added, where there are
-    "Does a prompt come back from this model as it went in: ids from their text, a text from its ids?"
+) -> dict:  # {"ids", "text", "reencoded_ids", "agrees", "unknown"}, and "added" where the tuning added <pad> rows
+    """Does a prompt come back from this model as it went in: ids from their text, a text from its ids? `unknown` counts
+    the tokens that are no text by themselves or that the tokenizer does not know, `added` the added <pad> rows."""
     if isinstance(prompt, str):
         read = read_text(lm, prompt)
         return dict(
@@ -37,48 +38,40 @@ def certify(
     ids = prompt_to_ids(lm, prompt)
     text = lm.decode(ids)
     again = lm.encode(text)
-    added = sum(
-        i < 0 for i in ids
-    )  # as text they are the characters <pad>, which this model and others read as any text
-    return dict(
-        ids=ids,
-        text=text,
-        reencoded_ids=again,
-        agrees=ids == again,
-        unknown=_unknown(lm, ids),
-        **(dict(added=added) if added else {}),
-    )
+    cert = dict(ids=ids, text=text, reencoded_ids=again, agrees=ids == again, unknown=_unknown(lm, ids))
+    # as text they are the characters <pad>, which this model and others read as any text
+    if added := sum(i < 0 for i in ids):
+        cert["added"] = added
+    return cert
 
 # %% ../nbs/11_transfer.ipynb #f056cb7f
+_SCORE = ("correct", "n", "accuracy", "predictions")  # what the text takes over from the ids where both are one
+
+
 def transfer(
     source: LM,
     ids,  # the prompt, as ids of `source`
     targets,  # other LMs
     task,
     split=None,  # texts and labels; None: the task's validation split
-) -> list[
-    dict
-]:  # a row a (model, mode): model, role, mode, prompt_ids, agrees (the source's certificate; on a target: does the text come back there?), correct, n, accuracy, predictions
-    "Accuracy of one prompt on its own model (ids, text) and on others (text). `InputError` for one model under two names."
+) -> list[dict]:  # a row for each (model, mode)
+    """Accuracy of one prompt on its own model (ids, text) and on others (text). Each row: model, role, mode,
+    prompt_ids, agrees (the source's certificate; on a target: does the text come back there?), correct, n, accuracy,
+    predictions. `InputError` for one model under two names."""
     split = split if split is not None else task.validation
     check_apart([source, *targets])
-    cert, rows = certify(source, ids), []
-    for lm, role, mode in [(source, "original", "ids"), (source, "original", "text")] + [
-        (t, "transfer", "text") for t in targets
-    ]:
-        there = (
-            certify(lm, cert["text"])
-            if lm is not source
-            else dict(ids=cert["ids"] if mode == "ids" else cert["reencoded_ids"], agrees=cert["agrees"])
-        )
-        here = there["ids"]
-        same = mode == "text" and lm is source and cert["agrees"]
-        score = (
-            {k: rows[0][k] for k in ("correct", "n", "accuracy", "predictions")}
-            if same
-            else evaluate(lm, task, split, here)
-        )
-        rows.append(dict(model=lm.name, role=role, mode=mode, prompt_ids=here, agrees=there["agrees"], **score))
+
+    def row(lm, role, mode, ids, agrees, score=None):
+        score = score or evaluate(lm, task, split, ids)
+        return dict(model=lm.name, role=role, mode=mode, prompt_ids=ids, agrees=agrees, **score)
+
+    cert = certify(source, ids)
+    rows = [row(source, "original", "ids", cert["ids"], cert["agrees"])]
+    same = {k: rows[0][k] for k in _SCORE} if cert["agrees"] else None
+    rows.append(row(source, "original", "text", cert["reencoded_ids"], cert["agrees"], same))
+    for lm in targets:
+        there = certify(lm, cert["text"])
+        rows.append(row(lm, "transfer", "text", there["ids"], there["agrees"]))
     return rows
 
 # %% ../nbs/11_transfer.ipynb #a9210d9a

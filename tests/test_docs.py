@@ -141,14 +141,14 @@ def test_equations_are_mathml(site, pages):
 
 
 def test_a_name_leads_to_its_definition(site, pages):
-    text = (site / "05_scoring.html").read_text(encoding="utf-8")
+    text = (site / "05k_scoring.html").read_text(encoding="utf-8")
     assert 'id="def-evaluate"' in text and 'id="def-label_logprobs"' in text
-    assert "05_scoring.html#def-evaluate" in (site / "11_transfer.html").read_text(
+    assert "05k_scoring.html#def-evaluate" in (site / "11_transfer.html").read_text(
         encoding="utf-8"
     )  # in code: evaluate is imported there
     assert "#def-transfer" in (site / "11_transfer.html").read_text(encoding="utf-8")  # in prose: `transfer`
     names = [h for h in pages["names.html"].links if "#def-" in h]
-    assert len(names) > 100 and "05_scoring.html#def-evaluate" in names
+    assert len(names) > 100 and "05k_scoring.html#def-evaluate" in names
 
 
 def test_directives_and_hidden_cells_are_not_shown(site):

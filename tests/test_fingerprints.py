@@ -1,4 +1,4 @@
-"The search for an input format: counts against one plain pass a text, equal ids scored once, planted formats found, faults named."
+"The search for an input format: counts against plain passes, equal ids once, planted formats found, faults named."
 
 import json
 from dataclasses import replace
@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hpt_nb import fingerprints
 from hpt_nb.fingerprints import (
     COUNTS,
     EMPTY,
@@ -175,12 +174,7 @@ def test_distinct_formats_differ_and_their_twins_do_not(arch):
     plain = dict(bos=False, labels=(), dtype="")  # these change no id of the text
 
     def received(f):
-        return (
-            tuple(fingerprints._bos(lm, f)),
-            written(replace(f, **plain)),
-            tuple(lm.encode(w)[0] for w in f.labels),
-            f.dtype,
-        )
+        return (tuple(f.bos_ids(lm)), written(replace(f, **plain)), tuple(lm.encode(w)[0] for w in f.labels), f.dtype)
 
     seen = [received(f) for f, *_ in left]
     assert len(seen) == len(set(seen))
@@ -295,7 +289,6 @@ def test_equal_inputs_are_scored_once(monkeypatch):
             whole(self, prefix, seqs, *a, **kw),
         )[1],
     )
-    monkeypatch.setattr(PrefixScorer, "_choose", lambda self: "packed")  # the choice of a way asks for logits too
     found = fingerprint(lm, task, Split(SPLIT.texts * 2, SPLIT.labels * 2), **QUICK)
     assert len(scored) == len(set(scored)) == found.attrs["inputs"]
     assert {n for n, _ in scored} == {0, 1}

@@ -1,5 +1,6 @@
 """Any task file, preset or stored result: it is understood, or refused in one printable line; nothing else happens."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -162,12 +163,12 @@ TASK_DOC = {**tomllib.loads(TASK), "max_text_tokens": 8, "strip": True, "holdout
 
 
 def no_hub(monkeypatch):
-    import hpt_nb.tasks as tasks
+    import hpt_nb.table_files as table_files
 
     def none(source, *a):
         raise InputError(f"data set {source!r} cannot be read here")
 
-    monkeypatch.setattr(tasks, "_read_hub", none)
+    monkeypatch.setattr(table_files, "_read_hub", none)
 
 
 @MANY
@@ -313,10 +314,8 @@ def test_no_name_leads_out_of_the_folder(tmp_path_factory, name):
     if got is not None:
         assert got.parent == base / "runs" / "files" and got.resolve().is_relative_to(base / "runs")
     for work in (lambda: s.put(name, {}, {}, {}), lambda: s.fail(name, {}, "x"), lambda: s.plan([(name, {})])):
-        try:
+        with contextlib.suppress(ValueError):
             work()
-        except ValueError:
-            pass
     s.plan([], name.encode("utf-8", "ignore").decode())
     assert {p.relative_to(base).parts[0] for p in base.rglob("*")} <= {"runs"} and {
         p.parent.name for p in base.rglob("*") if p.is_file()

@@ -1,4 +1,4 @@
-"The engine against the plain pass, on every architecture: same logits, same gradients, whatever the lengths, batches and passes."
+"The engine against the plain pass, on every architecture: same logits, same gradients, whatever the passes."
 
 import shutil
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import torch
 import torch._dynamo
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
-from hpt_nb import scoring
+from hpt_nb import compiled, engine, scoring
 from hpt_nb.models import LM
 from hpt_nb.store import InputError
 from hpt_nb.scoring import (
@@ -97,14 +97,14 @@ def test_many_prompts_go_on_in_smaller_passes_when_memory_runs_out(monkeypatch):
         SimpleNamespace(labels=(" great", " bad"), suffix=". It was", max_text_tokens=32, strip=True),
     )
     texts, prompts = ["good", "a rather longer text", "no"], [[i] for i in range(20, 40)]
-    want, real = label_logprobs_many(lm, task, texts, prompts), PrefixScorer._laid
+    want, real = label_logprobs_many(lm, task, texts, prompts), engine.Packed.laid
 
-    def small(self, kv, p, lay):
+    def small(self, lay):
         if lay.ids.numel() > 150:
             raise torch.cuda.OutOfMemoryError
-        return real(self, kv, p, lay)
+        return real(self, lay)
 
-    monkeypatch.setattr(PrefixScorer, "_laid", small)
+    monkeypatch.setattr(engine.Packed, "laid", small)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert torch.allclose(label_logprobs_many(lm, task, texts, prompts, max_tokens=4096), want, atol=1e-5)
 
@@ -229,7 +229,7 @@ class _Once(torch.autograd.Function):
 def test_memory_that_runs_out_on_the_way_back_counts_nothing_twice(joined, monkeypatch):
     "The later layers have their gradients by then; asked again in two halves, each text counts once."
     monkeypatch.setitem(scoring.JOINED_TOKENS, "cpu", joined)
-    monkeypatch.setattr(scoring, "JOINED_ROW", 64)
+    monkeypatch.setattr(engine, "JOINED_ROW", 64)
     lm, n = tiny_lm("llama"), 12
     ask = prefix_of(lm, 2, 10), texts_of(n, 300, longest=30), [i % 3 for i in range(n)], [i % 2 for i in range(n)]
     whole, poor = PrefixScorer(lm, LABELS, "packed", 4096), PrefixScorer(lm, LABELS, "packed", 4096)
@@ -335,7 +335,7 @@ def test_bos_stands_before_the_prompt():
 
 
 def of_two_runs(lm, n=24):
-    "Prefixes of two runs, and short texts (a sliding window must reach back to the prefix), targets and runs for `loss_and_grad`."
+    "Prefixes of two runs, short texts (a sliding window must reach back to the prefix), and their targets and runs."
     return (
         prefix_of(lm, 2, 10),
         texts_of(n, len(lm.embeddings), longest=6),
@@ -361,7 +361,8 @@ def no_programs():
 
 @pytest.mark.parametrize("arch", ["gpt2", "opt", "neox", "llama", "gemma3"])
 def test_each_kind_of_layer_can_be_compiled(arch, no_programs):
-    "One of each way to take a cache and positions; all of `ARCHS` pass, at four seconds each. Traced whole, without the slow code generator: scored by a shared prefix, tuned by one joined to the rows."
+    """One of each way to take a cache and positions; all of `ARCHS` pass, at four seconds each. Traced whole, without
+    the slow code generator: scored by a shared prefix, tuned by one joined to the rows."""
     lm = tiny_lm(arch)
     assert_same(lm, compile_layers(lm, backend="eager"), *of_two_runs(lm))
     assert no_programs["unique_graphs"] > 0
@@ -384,13 +385,14 @@ def test_generated_code_gives_the_same_numbers(no_programs):
 
 
 def test_more_layers_than_torch_keeps_programs_are_compiled_all(no_programs, monkeypatch):
-    "torch.compile makes a program for each layer's number and gives up at the ninth, with a warning; ours share theirs, and giving up is an error."
+    """torch.compile makes a program for each layer's number and gives up at the ninth, with a warning; ours share
+    theirs, and giving up is an error."""
     lm = tiny_lm("llama", num_hidden_layers=12)
     traced, (prefix, texts, _, runs) = compile_layers(lm, backend="eager"), of_two_runs(lm)
     PrefixScorer(traced, LABELS, "packed").logits(prefix, texts, runs)
     assert 0 < no_programs["unique_graphs"] < 8
     torch._dynamo.reset()
-    monkeypatch.setattr(scoring, "PROGRAMS", 1)
+    monkeypatch.setattr(compiled, "PROGRAMS", 1)
     with pytest.raises(InputError, match="cannot be compiled here .*limit exceeded.*go on without compiling"):
         PrefixScorer(traced, LABELS, "packed").logits(prefix, texts, runs)
 
@@ -593,14 +595,14 @@ def test_logits_that_are_not_finite_name_their_text(way, value):
 def test_a_text_that_a_neighbour_has_spoilt_is_read_by_itself(monkeypatch):
     "A window ends before the bad token, so the text has its numbers; zero times NaN beside it had none."
     lm = tiny_lm("llama3")
-    real = scoring._unchecked
+    real = engine.raw_logits
 
-    def spoil(self, *args):
-        out = real(self, *args)
+    def spoil(*args):
+        out = real(*args)
         out[0] = float("nan")
         return out
 
-    monkeypatch.setattr(scoring, "_unchecked", spoil)
+    monkeypatch.setattr(engine, "raw_logits", spoil)
     prefix, texts = prefix_of(lm, 1, 3), texts_of(3, 300)
     assert torch.allclose(
         PrefixScorer(lm, LABELS, "packed").logits(prefix, texts), plain_logits(lm, LABELS, prefix, texts), atol=1e-5
@@ -704,8 +706,8 @@ def test_lengths_near_the_true_maximum(kind, config, most):
     assert scorer.logits(prefix, [[30] * (most - 4)]).isfinite().all()
     for n in (most + 1, most + 2, most + 40):
         for ask in (
-            lambda: scorer.logits(prefix, [[30] * (n - 4), [31]]),
-            lambda: scorer.loss_and_grad(prefix, [[30] * (n - 4)], [0]),
+            lambda n=n: scorer.logits(prefix, [[30] * (n - 4), [31]]),
+            lambda n=n: scorer.loss_and_grad(prefix, [[30] * (n - 4)], [0]),
         ):
             with pytest.raises(InputError, match=f"up to {n} tokens, and tiny-{kind} reads {most};"):
                 ask()

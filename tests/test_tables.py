@@ -1,4 +1,5 @@
-"""Tables of texts and labels: what two programs read differently is not read, and the line says which row; nothing is read otherwise than it stands there, or dropped, without a word."""
+"""Tables of texts and labels: what two programs read differently is not read, and the line says which row; nothing is
+read differently from what stands there, or dropped, without a word."""
 
 import csv
 import io
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from hpt_nb import tasks
+from hpt_nb import class_labels, table_files
 from hpt_nb.store import InputError
 from hpt_nb.tasks import Split, load_task
 
@@ -41,7 +42,7 @@ def refused(work):
 
 
 def ours(text):
-    return [fields for _, fields in tasks._csv_rows(text)]
+    return [fields for _, fields in table_files.csv_rows(text)]
 
 
 def by_csv(text):
@@ -83,7 +84,7 @@ def test_what_a_program_writes_is_read_as_it_is(rows, quoting, end, last):
 @MANY
 @given(TABLE, st.data())
 def test_what_two_programs_read_differently_is_refused(rows, data):
-    "A table with one slip in it: read as Python's csv and pandas both read it, or refused in a line that names the row."
+    "A table with one slip in it: read as Python's csv and pandas both read it, or refused in a line with the row."
     text = written([[f"c{i}" for i in range(len(rows[0]))], *rows])
     at = data.draw(st.integers(0, len(text)))
     text = (
@@ -92,7 +93,7 @@ def test_what_two_programs_read_differently_is_refused(rows, data):
         + text[at + data.draw(st.integers(0, 2)) :]
     )
     try:
-        frame = tasks._table(tasks._csv_rows(text))
+        frame = table_files.table_of(table_files.csv_rows(text))
     except InputError as e:
         assert "\n" not in str(e) and any(word in str(e) for word in ("row ", "head", "two columns", "empty"))
         return
@@ -153,7 +154,7 @@ def test_a_tsv_that_can_be_read_in_two_ways(tmp_path, text, row):
 def test_tsv_is_read_letter_for_letter(rows):
     text = "text\tlabel\n" + "".join(f"{t}\t{y}\n" for t, y in rows)
     try:
-        got = tasks._table(tasks._tsv_rows(text)).values.tolist()
+        got = table_files.table_of(table_files.tsv_rows(text)).values.tolist()
     except InputError as e:
         assert "quoted as in csv" in str(e) and any(t[0] == t[-1] == '"' and '""' in t[1:-1] for t, _ in rows)
     else:
@@ -200,9 +201,9 @@ def test_no_key_of_an_object_is_lost(tmp_path_factory, pairs):
     path.write_text("{" + ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in pairs) + "}\n")
     twice = len({k for k, _ in pairs}) < len(pairs)
     if twice:
-        assert "twice" in refused(lambda: tasks._read_file(path))
+        assert "twice" in refused(lambda: table_files.read_file(path))
     else:
-        assert tasks._read_file(path).to_dict("records") == [dict(pairs)] or not pairs
+        assert table_files.read_file(path).to_dict("records") == [dict(pairs)] or not pairs
 
 
 # ---- parquet ----
@@ -221,16 +222,16 @@ def parquet(path, metadata=None, **columns):
 def test_parquet_of_two_columns_of_one_name(tmp_path):
     table = pa.table([pa.array(["a", "b"]), pa.array([0, 1]), pa.array([1, 0])], names=["text", "label", "label"])
     pq.write_table(table, tmp_path / "val.parquet")
-    assert "two columns are called 'label'" in refused(lambda: tasks._read_file(tmp_path / "val.parquet"))
+    assert "two columns are called 'label'" in refused(lambda: table_files.read_file(tmp_path / "val.parquet"))
 
 
 def test_parquet_gives_its_own_columns_alone(tmp_path):
     "None from a folder's name, and none made an index."
     there = tmp_path / "label=1"
     there.mkdir()
-    assert list(tasks._read_file(parquet(there / "a.parquet", text=["a"]))) == ["text"]
+    assert list(table_files.read_file(parquet(there / "a.parquet", text=["a"]))) == ["text"]
     pd.DataFrame({"label": [0, 1]}, index=pd.Index(["a", "b"], name="text")).to_parquet(tmp_path / "i.parquet")
-    assert set(tasks._read_file(tmp_path / "i.parquet")) == {"text", "label"}
+    assert set(table_files.read_file(tmp_path / "i.parquet")) == {"text", "label"}
 
 
 @pytest.mark.parametrize(
@@ -273,9 +274,9 @@ def test_parquet_columns_of_other_kinds(tmp_path, column, says):
     ],
 )
 def test_two_spellings_of_a_label_are_one(classes, column, want):
-    names = tasks._label_names((" bad", " great"), classes, "x")
+    names = class_labels.label_names((" bad", " great"), classes, "x")
     assert (
-        tasks._to_split(
+        class_labels.to_split(
             pd.DataFrame({"text": ["a", "b"], "label": pd.Series(column, dtype=object)}),
             "text",
             "label",
@@ -289,7 +290,7 @@ def test_two_spellings_of_a_label_are_one(classes, column, want):
 
 @pytest.mark.parametrize("classes", [["1", "1.0"], [1, 1.0], ["caf\u00e9", "cafe\u0301"], ["a", " a"]])
 def test_classes_that_are_one(classes):
-    assert "need 2 different names" in refused(lambda: tasks._label_names((" bad", " great"), classes, "x"))
+    assert "need 2 different names" in refused(lambda: class_labels.label_names((" bad", " great"), classes, "x"))
 
 
 @MANY
@@ -407,7 +408,8 @@ def test_texts_that_are_dropped_are_counted_with_a_reason(tmp_path, capsys):
     (tmp_path / "t.toml").write_text(HEAD + '[data]\ntrain = "train.csv"\nvalidation = "val.csv"\n')
     task, err = load_task(tmp_path / "t.toml"), capsys.readouterr().err
     assert (
-        "3 of 25 training texts are dropped: 2 stand there with two labels, such as 'it rains.' as ' bad' and 'it rains?' as ' great', and 1 also stand in another split, such as 'seen'"
+        "3 of 25 training texts are dropped: 2 stand there with two labels, such as 'it rains.' as ' bad' and "
+        "'it rains?' as ' great', and 1 also stand in another split, such as 'seen'"
         in err
         and err.count("\n") == 1
     )

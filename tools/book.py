@@ -95,7 +95,8 @@ class Index:
                     home = modules.get(node.module.split(".")[1])
                     for a in node.names:
                         if home and a.name in self.seen[home]:
-                            self.seen[page].setdefault(a.asname or a.name, home)
+                            # a front room offers what another one defines
+                            self.seen[page].setdefault(a.asname or a.name, self.seen[home][a.name])
 
     def find(self, page: str, name: str):
         "Page that defines what `page` calls `name`: its own or imported, else the only one that has it. None if unknown."
