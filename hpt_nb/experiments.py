@@ -60,7 +60,7 @@ from hpt_nb.pez import (
     fast_dtype,
     shown_tokens,
     tune_runs,
-    _start,
+    start_vectors,
 )
 from .swaps import SWAP_METHODS, tune_swaps
 from .rlprompt import RLConfig, tune_rlprompt
@@ -1391,7 +1391,7 @@ def start_prompts(preset, source: LM, task, listed: str) -> list:
     cfg, space = preset.tuning_for(listed), SearchSpace(source)
     drawn = cfg.init == "random" and not getattr(cfg, "start", "")
     seeds = preset.seeds if drawn else (preset.seeds[0],)
-    starts = [space.project(_start(source, task, RunSpec(space, "pez", seed), cfg)).tolist() for seed in seeds]
+    starts = [space.project(start_vectors(source, task, RunSpec(space, "pez", seed), cfg)).tolist() for seed in seeds]
     return [(seed if drawn else None, ids) for seed, ids in zip(seeds, starts)]
 
 
