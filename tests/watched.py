@@ -35,7 +35,7 @@ def watch(log, every_s=60):
     if "HPT_TEST_CLOCK_S" in os.environ:
         move_clock(float(os.environ["HPT_TEST_CLOCK_S"]))
     experiments.REGISTRY.update(
-        {m: replace(x, run=tune_runs) for m, x in experiments.REGISTRY.items() if x.run is tune}
+        {m: replace(x, run_at=tune_runs) for m, x in experiments.REGISTRY.items() if x.run is tune}
     )
     experiments.Scoring.results = results
     note("begin", os.getpid())
