@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 
 from hpt_nb.models import load_lm
-from hpt_nb.pez import PezConfig, RunSpec, SearchSpace, _Pass, batch_at, tune_runs
+from hpt_nb.pez import PezConfig, RunSpec, SearchSpace, PezPass, batch_at, tune_runs
 from hpt_nb.scoring import PrefixScorer, compile_layers, label_ids, prefix_embeddings, text_ids
 from hpt_nb.store import provenance, write_atomic
 from hpt_nb.tasks import load_task
@@ -120,7 +120,7 @@ def our_pass(lm, task, runs, batch):
         replace(task, train=type(task.train)(task.train.texts[:2000], task.train.labels[:2000])),
         SearchSpace(lm),
     )
-    return _Pass(
+    return PezPass(
         lm, few, [RunSpec(space, "pez-reprojected", s) for s in range(runs)], PezConfig(batch=batch, holdout_n=16)
     )
 

@@ -104,7 +104,7 @@ def search(folder):
     from hpt_nb.models import load_lm
     from hpt_nb.pez import RunSpec, SearchSpace
     from hpt_nb.scoring import PrefixScorer
-    from hpt_nb.swaps import GCG, _SwapPass
+    from hpt_nb.swaps import GCG, SwapPass
     from hpt_nb.tasks import Split, Task
 
     job, lm = read(folder), load_lm(folder, dtype="float32")
@@ -121,7 +121,7 @@ def search(folder):
     )
 
     def begin(seed):
-        p = _SwapPass(lm, task, [RunSpec(space, "gcg", seed)], cfg)
+        p = SwapPass(lm, task, [RunSpec(space, "gcg", seed)], cfg)
         p.prompts, side = [tuple(job["ids"]["start"])], p.source
         side.scorer, side.train, side.labels = (
             PrefixScorer(lm, torch.arange(lm.n_rows)),

@@ -27,12 +27,12 @@ def child(task, model, runs, steps):
     import torch  # before hpt_nb, which would choose for itself
     from hpt_nb.experiments import SHARE, count_weights, product_rate
     from hpt_nb.models import load_lm
-    from hpt_nb.pez import PezConfig, RunSpec, SearchSpace, _Pass, fast_dtype
+    from hpt_nb.pez import PezConfig, RunSpec, SearchSpace, PezPass, fast_dtype
     from hpt_nb.tasks import load_task
 
     dtype = str(fast_dtype()).removeprefix("torch.")
     lm, task = load_lm(model, dtype=dtype), load_task(task)
-    p = _Pass(
+    p = PezPass(
         lm,
         task,
         [RunSpec(SearchSpace(lm), "pez", seed) for seed in range(runs)],

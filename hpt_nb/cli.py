@@ -9,8 +9,6 @@ __all__ = ['KEEPING', 'cmd_vocab', 'cmd_stability', 'cmd_tune', 'cmd_eval', 'cmd
 
 # %% ../nbs/21_cli.ipynb #292b191f
 import argparse
-import ast
-import importlib.util
 import json
 import os
 import signal
@@ -261,6 +259,7 @@ def cmd_tune(a):
             row="tune",
             method=a.method,
             **extra([lm_id(m) for m in seconds]),
+            **({"package": method.package} if method.package else {}),
             vocab=dict(kind=kind, s=len(space), hash=vocab.hash),
             seed=s,
             dtype=dtype,
@@ -804,10 +803,35 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _methods() -> dict:
-    "name -> what it is, of each method in the registry; read from its source, since importing it loads torch."
-    lines = ast.parse(Path(importlib.util.find_spec("hpt_nb.experiments").origin).read_text(encoding="utf-8")).body
-    table = next(line.value for line in lines if isinstance(line, ast.Assign) and line.targets[0].id == "REGISTRY")
-    return {key.value: method.args[0].value for key, method in zip(table.keys, table.values)}
+    "name -> what it is, of each method that there is."
+    from hpt_nb.methods import methods
+
+    return {name: m.about for name, m in methods().items()}
+
+
+def _method_help(actions: dict):
+    "What help says of --method and of the options that take the models which methods need beside."
+    from hpt_nb.methods import methods
+
+    actions["method"].help = "; ".join(f"{name}: {about}" for name, about in _methods().items()).replace("%", "%%")
+    for option, text in _BESIDE.items():
+        names = [name for name, m in methods().items() if m.extra == option]
+        actions[option].help = text.format(f"{', '.join(names[:-1])} and {names[-1]}" if names[1:] else names[0])
+
+
+_BESIDE = dict(
+    also="the other models, for {}; --vocab must be of them all",
+    judge="the model that accepts, for {}",
+    policy="the model that writes, for {} (the tuned model itself)",
+)
+
+
+def _text_methods() -> str:
+    "What help says of transferable's --method: those whose prompt is text."
+    from hpt_nb.methods import FROM_TEXT, USUAL, methods
+
+    names = [name for name, m in methods().items() if not m.vectors]
+    return f"({USUAL}; {FROM_TEXT} with --start) {', '.join(names[:-1])} or {names[-1]}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -888,19 +912,13 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("model", metavar="MODEL", help=models)
     c.add_argument("--task", required=True)
     c.add_argument("--out", required=True, help="results folder")
-    method = c.add_argument("--method", default="pez")
-    c.later = lambda: setattr(
-        method, "help", "; ".join(f"{name}: {about}" for name, about in _methods().items()).replace("%", "%%")
+    beside = dict(
+        method=c.add_argument("--method", default="pez"),
+        also=c.add_argument("--also", nargs="+", action="extend", metavar="MODEL"),
+        judge=c.add_argument("--judge", metavar="MODEL"),
+        policy=c.add_argument("--policy", metavar="MODEL"),
     )
-    c.add_argument(
-        "--also",
-        nargs="+",
-        action="extend",
-        metavar="MODEL",
-        help="the other models, for joint (tuned together), joint-choice (chosen together) and joint-swaps; --vocab must be of them all",
-    )
-    c.add_argument("--judge", metavar="MODEL", help="the model that accepts, for mixed")
-    c.add_argument("--policy", metavar="MODEL", help="the model that writes, for rlprompt (the tuned model itself)")
+    c.later = lambda: _method_help(beside)
     c.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other settings of the method")
     c.add_argument("--vocab", help="parquet of hpt stability or hpt vocab: only its tokens may be chosen")
     c.add_argument("--top", type=_positive(), metavar="S", help="its S most stable")
@@ -1164,10 +1182,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="your own prompt: the search begins at it, and it stays unless something better is found",
     )
-    c.add_argument(
-        "--method",
-        help="(pez; joint-swaps with --start) pez, pez-reprojected, autoprompt, mixed, gcg, rlprompt, joint, joint-choice or joint-swaps",
-    )
+    searched = c.add_argument("--method")
+    c.later = lambda: setattr(searched, "help", _text_methods())
     c.add_argument("--seeds", default="0,1,2", help="one prompt each; the best on the holdout is kept (0,1,2)")
     for name, default in dict(steps=200, batch=8, tokens=10, holdout=200).items():
         c.add_argument(f"--{name}", type=_positive(), help=f"({default})")

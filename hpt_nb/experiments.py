@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'REGISTRY', 'MANUAL', 'MOMENT', 'SHARED_TOKENS', 'CARRY_TEXTS', 'CARRY_LOOKS', 'SIZES', 'CLASSES', 'TEXTS',
-           'SHARE', 'OVERHEAD', 'row_vocab', 'Method', 'method_config', 'Arm', 'Source', 'VocabConfig', 'Preset',
-           'presets', 'variations', 'parse_preset', 'load_preset', 'lm_id', 'tune_config', 'eval_config',
-           'known_models', 'check_known', 'tune_facts', 'score_facts', 'Models', 'models_to_keep', 'vocab_config',
-           'stored_vocab', 'scored_vocab', 'check_words', 'example_words', 'near_tokens', 'keep_examples', 'passes',
-           'run_rows', 'label_tokens', 'pass_vocabs', 'tuning_dtypes', 'moment_prompts', 'tune_pass', 'task_key',
-           'start_prompts', 'random_ids', 'untuned', 'untuned_rows', 'Scoring', 'score_prompt', 'carried_config',
-           'score_vectors', 'reading_config', 'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed',
-           'weight', 'Bar', 'step0', 'step0_text', 'step0_refusal', 'check_step0', 'begin', 'announce', 'is_finished',
-           'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
+           'SHARE', 'OVERHEAD', 'row_vocab', 'method_config', 'Arm', 'Source', 'VocabConfig', 'Preset', 'presets',
+           'variations', 'parse_preset', 'load_preset', 'lm_id', 'tune_config', 'eval_config', 'known_models',
+           'check_known', 'tune_facts', 'score_facts', 'Models', 'models_to_keep', 'vocab_config', 'stored_vocab',
+           'scored_vocab', 'check_words', 'example_words', 'near_tokens', 'keep_examples', 'passes', 'run_rows',
+           'label_tokens', 'pass_vocabs', 'tuning_dtypes', 'moment_prompts', 'tune_pass', 'task_key', 'start_prompts',
+           'random_ids', 'untuned', 'untuned_rows', 'Scoring', 'score_prompt', 'carried_config', 'score_vectors',
+           'reading_config', 'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed', 'weight', 'Bar',
+           'step0', 'step0_text', 'step0_refusal', 'check_step0', 'begin', 'announce', 'is_finished', 'run_preset',
+           'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run', 'Method']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
 import gc
@@ -32,10 +32,10 @@ try:
     import tomllib
 except ModuleNotFoundError:
     import tomli as tomllib  # Python 3.10
-from .status import finder
-from .store import SEEDS, InputError, Store, WriteError, check_fields, config_hash, provenance, whole
+from .methods import Method, fact, method_named, methods  # noqa: F401
+from .store import SEEDS, InputError, Store, WriteError, _finder, check_fields, config_hash, provenance, whole
 from .arrays import encode_logp, kept_labels
-from .models import LM, as_device, find, gguf_header, identity, load_lm
+from .models import LM, gguf_header, _find, as_device, identity, load_lm
 from .tasks import FORMATS, load_task, task_format
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
@@ -50,31 +50,8 @@ from hpt_nb.scoring import (
     text_ids,
     texts_cut,
 )
-from hpt_nb.pez import (
-    COMPILE_STEPS,
-    METHODS,
-    PEZ_STARTS,
-    PezConfig,
-    RunSpec,
-    SearchSpace,
-    facts,
-    fast_dtype,
-    shown_tokens,
-    tune_runs,
-    _start,
-)
-from .swaps import SWAP_METHODS, tune_swaps
-from .rlprompt import RLConfig, tune_rlprompt
-from hpt_nb.soft import (
-    SOFT_METHODS,
-    SoftConfig,
-    anchor_rows,
-    evaluate_vectors,
-    transfer_soft,
-    tune_soft,
-    vectors_from_text,
-)
-from .joint import JOINT_METHODS, JointConfig, JointSwapConfig, tune_joint, tune_joint_swaps
+from .pez import COMPILE_STEPS, PezConfig, RunSpec, SearchSpace, facts, fast_dtype, shown_tokens, start_vectors
+from .soft import anchor_rows, evaluate_vectors, transfer_soft, vectors_from_text
 from .readability import prompt_perplexities
 from .fingerprints import empty_rows, wanted
 from .trackers import check_tracker, follower
@@ -139,103 +116,8 @@ def _with(cut: Vocab, base: Vocab, name: str, add) -> Vocab:
     return base.take([place[token] for token in cut.ids_for(name).tolist()] + more)
 
 # %% ../nbs/14_experiments.ipynb #ddf597e3
-@dataclass(frozen=True)
-class Method:
-    "A way of tuning a prompt."
-
-    about: str
-    config: object  # its configuration as published; `dataclasses.replace` it
-    run: object  # (lm, task, specs, cfg, progress=, checkpoint=, desc=, on_step=) -> Runs
-    extra: str = ""  # keyword of `run` that takes a second model
-    needed: bool = False  # must that model be given? In an experiment it is the counterpart
-    cost: object = (
-        None  # (configuration, tokens a text, classes) -> tokens a run reads (forward, backward), holdout aside
-    )
-    kinds: tuple = ("whole", "random", "common", "stable")  # vocabularies that it can search
-    shares: bool = False  # where no vocabulary is given, does it search what its models have in common?
-
-
-def _steps(c, t, classes):
-    return (c.steps * (c.batch * t + (c.n_tokens or 0)),) * 2
-
-
-def _swaps(c, t, classes):
-    return (c.n_candidates + 2) * _steps(c, t, classes)[0], _steps(c, t, classes)[0]
-
-
-def _reward(c, t, classes):
-    return c.steps * c.prompts * (c.shots * classes * t + c.n_tokens), 0
-
-
-def _both(c, t, classes):
-    return tuple(2 * k for k in _steps(c, t, classes))
-
-
-def _joint_swaps(c, t, classes):
-    back = 2 * c.steps * c.gradient_n * t
-    return 2 * c.steps * t * ((1 + c.n_candidates) * c.gradient_n + (1 + c.finalists) * c.fresh_n), back
-
-
-REGISTRY = {
-    "pez": Method("PEZ as published (Wen et al. 2023, Algorithm 1)", PezConfig(), tune_runs, cost=_steps),
-    "pez-reprojected": Method(
-        "PEZ as released: projected once more after each update",
-        PezConfig(**PEZ_STARTS["pez-reprojected"]),
-        tune_runs,
-        cost=_steps,
-    ),
-    "autoprompt": Method("AutoPrompt (Shin et al. 2020)", SWAP_METHODS["autoprompt"], tune_swaps, cost=_swaps),
-    "mixed": Method(
-        "mixed training (Rakotonirina et al. 2023): one model proposes, another accepts",
-        SWAP_METHODS["mixed"],
-        tune_swaps,
-        "judge",
-        True,
-        _swaps,
-    ),
-    "gcg": Method("GCG (Zou et al. 2023)", SWAP_METHODS["gcg"], tune_swaps, cost=_swaps),
-    "rlprompt": Method(
-        "RLPrompt (Deng et al. 2022); z-scores as released",
-        RLConfig(zscore="prompt"),
-        tune_rlprompt,
-        "policy",
-        cost=_reward,
-    ),
-    "soft": Method(
-        "prompt tuning (Lester et al. 2021); its tokens are the nearest ones", SoftConfig(), tune_soft, cost=_steps
-    ),
-    "optiprompt": Method(
-        "OptiPrompt (Zhong et al. 2021): soft, from a manual prompt given as init", SoftConfig(), tune_soft, cost=_steps
-    ),
-    "joint": Method(
-        "PEZ on several models at once: the token nearest to all of them",
-        JointConfig(),
-        tune_joint,
-        "also",
-        True,
-        _both,
-        ("common", "stable"),
-    ),
-    "joint-choice": Method(
-        "PEZ on one model, the prompt chosen by the holdout accuracy on all",
-        JointConfig(),
-        tune_joint,
-        "also",
-        True,
-        _steps,
-        ("common", "stable"),
-    ),
-    "joint-swaps": Method(
-        "swaps that several models gain from, one token at a time, from a text of one's own (start)",
-        JointSwapConfig(),
-        tune_joint_swaps,
-        "also",
-        True,
-        _joint_swaps,
-        ("common", "stable"),
-        True,
-    ),
-}
+_all_ = ["Method"]
+REGISTRY = methods()  # name -> Method; those of packages that are installed among them
 
 
 def method_config(
@@ -243,9 +125,7 @@ def method_config(
     **given,  # fields of its configuration; None: as published
 ) -> tuple:  # (Method, its configuration)
     "A method of the registry and its configuration. `InputError` for an unknown method or field, or a value of the wrong kind."
-    if name not in REGISTRY:
-        raise InputError(f"unknown method {name!r}; known: {', '.join(REGISTRY)}")
-    method, out = REGISTRY[name], {}
+    method, out = method_named(name), {}
     defaults = asdict(method.config)
     for key, value in given.items():
         if value is None:
@@ -422,15 +302,15 @@ class Preset:
     def starts_of(self, method: str, task: str) -> dict:
         "What a way of PEZ says of its start where the preset says nothing."
         named = {*self.given, *self.by_task.get(task, {}).get("tuning", {})}
-        return {k: v for k, v in PEZ_STARTS.get(method, {}).items() if k not in named}
+        return {k: v for k, v in fact(method, "settings").items() if k not in named}
 
     def config_for(self, method: str, task: str, row: str = ""):
         "A method's configuration: [tuning] for PEZ; another's is as published, with [tuning]'s prompt length, texts a step and holdout texts (all of it for joint tuning), and then what [method.NAME] says; in a row of the preset's own, with what that row says."
         tuning, own = self.tuning_for(task), self.arm(row).tuning if row else {}
-        if method in METHODS:
+        if fact(method, "tuning") == "all":
             return replace(tuning, **(self.starts_of(method, task) | own))
         shared = {f.name for f in fields(REGISTRY[method].config)} & (
-            set(asdict(tuning)) if method in JOINT_METHODS else {"n_tokens", "batch", "holdout_n"}
+            set(asdict(tuning)) if fact(method, "tuning") == "shared" else {"n_tokens", "batch", "holdout_n"}
         )
         return method_config(
             method,
@@ -445,13 +325,13 @@ class Preset:
     def budgets_for(self, task: str, method: str = "pez", row: str = "") -> tuple:
         "Numbers of steps after which a method's prompts are kept, ascending; the last is the whole run. Only PEZ keeps more than one."
         steps = self.config_for(method, task, row).steps
-        asked = self.by_task.get(task, {}).get("budgets", self.budgets) if method in METHODS else ()
+        asked = self.by_task.get(task, {}).get("budgets", self.budgets) if fact(method, "tuning") == "all" else ()
         return tuple(sorted({*(b for b in asked if b < steps), steps}))
 
     def moments_for(self, task: str, method: str, row: str) -> tuple:
         "Steps at which a row's prompt of the moment is scored."
         steps = self.config_for(method, task, row).steps
-        return tuple(b for b in self.moments if b <= steps) if method in METHODS else ()
+        return tuple(b for b in self.moments if b <= steps) if fact(method, "tuning") == "all" else ()
 
 # %% ../nbs/14_experiments.ipynb #371b568e
 def presets() -> list:
@@ -822,7 +702,7 @@ def parse_preset(
             for own in (settings, there.get("method", {})):
                 if not isinstance(own.get(m, {}), dict):
                     raise InputError(f"{where}: [method] {m} = {own[m]!r}; need a table of its settings")
-            if m in METHODS and (m in settings or m in there.get("method", {})):
+            if fact(m, "tuning") == "all" and (m in settings or m in there.get("method", {})):
                 raise InputError(f"{where}: [method.{m}]; PEZ's settings stand in [tuning]")
             try:
                 preset.config_for(m, t)
@@ -895,6 +775,8 @@ def tune_config(
         more["compiled"] = True
     if arm and row not in ROWS:
         more["arm"] = arm.config
+    if package := fact(method, "package"):
+        more["package"] = package
     return dict(
         task=task.name,
         task_hash=task.hash,
@@ -1040,7 +922,7 @@ class Models:
             return known[name]
         if not self.own:
             return self._named(self(name).name, name)
-        _, lm_name, info = find(name)
+        _, lm_name, info = _find(name)
         self._named(lm_name, name)
         self._meet(name, info | dict(name=lm_name))
         return lm_name
@@ -1392,7 +1274,7 @@ def start_prompts(preset, source: LM, task, listed: str) -> list:
     cfg, space = preset.tuning_for(listed), SearchSpace(source)
     drawn = cfg.init == "random" and not getattr(cfg, "start", "")
     seeds = preset.seeds if drawn else (preset.seeds[0],)
-    starts = [space.project(_start(source, task, RunSpec(space, "pez", seed), cfg)).tolist() for seed in seeds]
+    starts = [space.project(start_vectors(source, task, RunSpec(space, "pez", seed), cfg)).tolist() for seed in seeds]
     return [(seed if drawn else None, ids) for seed, ids in zip(seeds, starts)]
 
 
@@ -1438,7 +1320,7 @@ def _wanted(source_cfg, method=None) -> list:
     soft = (
         [(source_cfg.model, "original", "vectors")]
         + [(t, "transfer", "vectors") for t in source_cfg.targets if t in source_cfg.counterparts]
-        if method in SOFT_METHODS
+        if fact(method, "vectors")
         else []
     )
     return (
@@ -1680,7 +1562,7 @@ class Unit:
         if self.kind == "score":
             return f"scoring {self.task} prompts of {self.source} on {self.target}"
         return f"tuning {self.source} on {self.task}" + (
-            "" if self.methods[0] in METHODS else f" by {', '.join(self.methods)}"
+            "" if fact(self.methods[0], "tuning") == "all" else f" by {', '.join(self.methods)}"
         )
 
 
@@ -1820,7 +1702,7 @@ class Job:
         at=lambda share: None,  # called with the share that is done
     ) -> list | None:  # the unit's prompts; None if it failed, now or before
         "Do a unit. What fails is noted with its reason. `WriteError` where nothing can be written."
-        failed = finder([] if self.retry else [(f["kind"], f["config"], f) for f in self.store.failures()])
+        failed = _finder([] if self.retry else [(f["kind"], f["config"], f) for f in self.store.failures()])
         if unit.kind != "score":
             self.scoring = None  # it holds a model
         if unit.kind != "score" and any(failed(*p) for p in unit.pieces):
@@ -1968,7 +1850,7 @@ def _ids_of(prompt, part, lm) -> tuple | None:
 
 def note_failed(store: Store, unit: Unit, reason, pieces=None):
     "Note why a unit (or those pieces of it) failed, at each cell that is not there."
-    done = finder([(c["kind"], c["config"], True) for _, c in store.notes("cells")])
+    done = _finder([(c["kind"], c["config"], True) for _, c in store._notes("cells")])
     for kind, part in unit.pieces if pieces is None else pieces:
         if not done(kind, part):
             store.fail(kind, part, reason)
@@ -2178,7 +2060,7 @@ def announce(preset: Preset, out, data=None, split: int = 0):
 
 def is_finished(store: Store, units) -> bool:
     "Does the store hold every piece of these units?"
-    done = finder([(c["kind"], c["config"], c) for c in store.cells()])
+    done = _finder([(c["kind"], c["config"], c) for c in store.cells()])
     return all(done(*p) for u in units for p in u.pieces)
 
 
@@ -2368,7 +2250,7 @@ def pieces(
                         )
                     )
                     prompts += len(runs) * (budgets + len(preset.moments_for(name, method, row)))
-                    vectors += len(runs) * (method in SOFT_METHODS)
+                    vectors += len(runs) * (fact(method, "vectors"))
                 for t in (s.model, *s.targets):
                     size, there = model_size(t)
                     soft = vectors if t == s.model or t in s.counterparts else 0

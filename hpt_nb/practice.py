@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .status import finder
+from .methods import fact, FROM_TEXT, USUAL
 from hpt_nb.store import (
     SEEDS,
     InputError,
     Store,
+    _finder,
     check_writable,
     config_hash,
     listed,
@@ -37,7 +38,6 @@ from .vocab import Vocab, ids_of
 from .selection import TokenRules, select
 from .scoring import check_lengths, evaluate, label_ids, text_ids
 from .pez import RunSpec, SearchSpace, fast_dtype, storable
-from .soft import SOFT_METHODS
 from hpt_nb.experiments import (
     REGISTRY,
     SHARE,
@@ -108,9 +108,9 @@ def tuning_config(
 ) -> tuple:  # (Method, its configuration)
     "A method of the registry with sizes for a small machine. `InputError` for one whose prompt is not made of tokens, or cannot be kept to a stable vocabulary."
     known, cfg = method_config(method)
-    if method in SOFT_METHODS:
+    if fact(method, "vectors"):
         raise InputError(
-            f"method {method} gives vectors of one model, not a text that another can read; choose {', '.join(m for m in REGISTRY if m not in SOFT_METHODS)}"
+            f"method {method} gives vectors of one model, not a text that another can read; choose {', '.join(m for m in REGISTRY if not fact(m, 'vectors'))}"
         )
     if "stable" not in known.kinds:
         raise InputError(f"method {method} does not search a chosen vocabulary")
@@ -493,7 +493,7 @@ def _left(store: Store, load, names, targets, task, method, cfg, seeds, dtype, k
     "Of the parts of the work those that the folder does not hold yet. {}: it is finished."
     if not store.cells("vocab"):
         return parts
-    lms, done = [load(m) for m in names], finder([(c["kind"], c["config"], c) for c in store.cells()])
+    lms, done = [load(m) for m in names], _finder([(c["kind"], c["config"], c) for c in store.cells()])
     common, base = (
         stored_vocab(store, lms, VocabConfig(k=k, s=s)),
         dict(task=task.name, task_hash=task.hash, source=lms[0].name),
@@ -557,7 +557,7 @@ def transferable(
     "From a labelled file to a prompt and what it is worth on each model. Call it again with the same folder to go on. `InputError` for what cannot work, before anything is tuned."
     if start is not None and not start:
         raise InputError("start is empty; give the prompt to begin at, or leave it out")
-    method = method or ("joint-swaps" if start else "pez")
+    method = method or (FROM_TEXT if start else USUAL)
     if start:
         settings = dict(objective="centred", start=start) | settings  # what is looked for is skill, not a lean
     how, cfg = tuning_config(method, **settings)
@@ -663,7 +663,7 @@ def plan_transferable(
     **settings,  # all as for `transferable`
 ) -> str:
     "What `transferable` would do, and how long it would take here. No model is loaded or fetched, and nothing is written. `InputError` for what cannot work, as far as that can be known."
-    method = method or ("joint-swaps" if start else "pez")
+    method = method or (FROM_TEXT if start else USUAL)
     if start:
         settings = dict(objective="centred", start=start) | settings
     _, cfg = tuning_config(method, **settings)

@@ -29,6 +29,7 @@ from html import escape
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from .methods import fact, methods
 from .store import InputError, Store, check_writable, level_folders, status, write_atomic
 from .verdicts import stored_verdicts, verdict_table
 from .paper import setting
@@ -899,15 +900,9 @@ def _values(column) -> str:
     return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values) or DASH
 
 
-_OPTIMIZERS = dict.fromkeys(("pez", "pez-reprojected", "soft", "joint", "joint-choice"), ("Adafactor", "lr")) | {
-    "optiprompt": ("Adam", "adam_lr"),
-    "rlprompt": ("Adam", "lr"),
-}  # method -> optimizer, the setting that holds its rate; swaps have neither
-
-
 def _rate(method: str, g: pd.DataFrame) -> str:
     "A method's learning rate, from the setting that it reads."
-    name = _OPTIMIZERS.get(method, (None, None))[1]
+    name = fact(method, "rate")
     return _values(g[name] if name in g else [r[name] for r in g.rest if isinstance(r, dict) and name in r])
 
 
@@ -939,7 +934,7 @@ def settings_table(
         "Learning rate": _of_methods(df, _rate),
         "Training steps": _of_tasks(df[df.tokens.notna()], lambda g: _values(g.steps)),
         "Train batch size": df.batch,
-        "Optimizer": _of_methods(df, lambda m, g: _OPTIMIZERS.get(m, ("none",))[0]),
+        "Optimizer": _of_methods(df, lambda m, g: fact(m, "optimizer")),
         "Search": df.method,
         "Prompt tokens": [
             n if isinstance(ids, float) or ids is None else len(ids) for n, ids in zip(df.n_tokens, df.tuned_ids)
@@ -2314,19 +2309,7 @@ _READ_NOTE = (
 )
 
 # %% ../nbs/16_report.ipynb #bd7395b8
-METHOD_COLORS = {
-    "pez": "#0072B2",
-    "pez-reprojected": "#56B4E9",
-    "autoprompt": "#E69F00",
-    "mixed": "#B8860B",
-    "gcg": "#D55E00",
-    "rlprompt": "#CC79A7",
-    "soft": "#009E73",
-    "optiprompt": "#6B8E23",
-    "joint": "#7B3294",
-    "joint-choice": "#C2A5CF",
-    "joint-swaps": "#4A1486",
-}
+METHOD_COLORS = {name: m.color for name, m in methods().items()}
 VOCAB_MARKS = {"whole": "o", "random": "s", "common": "D", "stable": "^"}
 _WAY = ["method", "steps", "vocab", "counterpart", "read"]
 
@@ -2531,9 +2514,9 @@ def _versus(way: tuple, ways) -> list:
             if w[0] == method and w[1] == steps and w[4] == read and w[2] in ("whole", "random") and w[3] in (DASH, cp)
         ]
     return out + [
-        (f"pez, {w[1]} steps", w)
+        (f"{w[0]}, {w[1]} steps", w)
         for w in ways
-        if w[0] == "pez" and method in ("mixed", "joint", "joint-choice") and w[2] == vocab and w[3] in (DASH, cp)
+        if w[0] == fact(method, "against") and w[2] == vocab and w[3] in (DASH, cp)
     ]
 
 
@@ -2818,7 +2801,7 @@ def methods_section(df: pd.DataFrame, tunes: pd.DataFrame, weights: dict = None)
     parts = []
     for task, source in tables(df):
         ms, lacks = complete_ways(method_scores(df, task, source))
-        if not {m for m in ms.method if not is_fixed(m)} - {"pez", "pez-reprojected"}:
+        if all(is_fixed(m) or fact(m, "tuning") == "all" for m in ms.method):
             continue
         here = tunes[(tunes.task == task) & (tunes.source == source)]
         spent, soft, note = spent_frame(here, weights), soft_table(ms, here), part_note(ms)

@@ -121,7 +121,8 @@ def test_a_vocabulary_that_three_models_agree_on_serves_every_method(place, caps
     "The artefact of `hpt stability`: J is Eq. 6's mean over the pairs of models, counted here by sets in float64; each method takes it, and chooses from its best tokens alone."
     from itertools import combinations
     import numpy as np
-    from hpt_nb.experiments import JOINT_METHODS, REGISTRY
+    from hpt_nb.experiments import REGISTRY
+    from hpt_nb.joint import JOINT_METHODS
     from hpt_nb.models import load_lm
 
     lm = tiny_lm("gpt2", 7)
@@ -496,11 +497,11 @@ def test_tune_that_is_told_to_stop_goes_on_where_it_was(place, name, tmp_path):
 import signal, sys, os
 from hpt_nb import pez
 from hpt_nb.cli import main
-own = pez._Pass.advance
+own = pez.PezPass.advance
 def advance(self):
     if self.step == 3 and not os.path.exists("again"): os.kill(os.getpid(), signal.%s)
     own(self)
-pez._Pass.advance = advance
+pez.PezPass.advance = advance
 raise SystemExit(main(sys.argv[1:]))
 """
         % name

@@ -70,6 +70,10 @@ def test_contributing_speaks_of_what_exists():
     for name, module in (
         ("SHIPPED", "models"),
         ("TASKS", "tasks"),
+        ("BUILT_IN", "methods"),
+        ("Method", "methods"),
+        ("Pass", "tuning"),
+        ("run_pass", "tuning"),
         ("REGISTRY", "experiments"),
         ("METHOD_COLORS", "report"),
         ("SearchSpace", "pez"),

@@ -7,14 +7,14 @@ import torch
 
 from hpt_nb.joint import (
     JointConfig,
+    JointPass,
     JointSwapConfig,
-    _JointPass,
-    _JointSwaps,
-    _Round,
+    JointSwapPass,
     nearest_together,
     tune_joint,
     tune_joint_swaps,
 )
+from hpt_nb.joint_swaps import _Round
 from hpt_nb.pez import PezConfig, RunSpec, SearchSpace, tune_runs
 from hpt_nb.scoring import evaluate
 from hpt_nb.store import InputError
@@ -36,7 +36,7 @@ def test_each_step_takes_the_token_of_highest_sum(models, by_J):
     lms = [tiny_lm(a, seed=i) for i, a in enumerate(models)]
     vocab = common_vocab(lms).sample(20, seed=0)
     vocab = replace(vocab, J=torch.linspace(1, 0.2, 20))
-    p = _JointPass(lms[0], toy_task(), specs(lms[0], vocab), replace(CFG, by_J=by_J, init="random"), lms[1:])
+    p = JointPass(lms[0], toy_task(), specs(lms[0], vocab), replace(CFG, by_J=by_J, init="random"), lms[1:])
     met = set()
     for _ in range(4):
         for r, prompt in enumerate(p.project().tolist()):
@@ -63,7 +63,7 @@ def test_each_step_takes_the_token_of_highest_sum(models, by_J):
 def test_every_model_reads_the_same_tokens():
     lms = [tiny_lm("gpt2"), tiny_lm("gemma3", 1)]
     vocab = common_vocab(lms)
-    p = _JointPass(lms[0], toy_task(), specs(lms[0], vocab), CFG, lms[1])
+    p = JointPass(lms[0], toy_task(), specs(lms[0], vocab), CFG, lms[1])
     for _ in range(3):
         a, b = (p.ids(side, p.positions()).tolist() for side in p.sides)
         for x, y in zip(a, b):
@@ -132,7 +132,7 @@ def test_every_round_of_joint_swaps_is_what_enumeration_says(models, objective, 
     "Every loss that a round saw, in float64; which swaps were tried again, and which was taken."
     lms = [tiny_lm(a, seed=i) for i, a in enumerate(models)]
     vocab, cfg = common_vocab(lms), replace(SWAPS, objective=objective, rule=rule)
-    p = _JointSwaps(lms[0], toy_task(), specs(lms[0], vocab, "joint-swaps", (0, 3)), cfg, lms[1:])
+    p = JointSwapPass(lms[0], toy_task(), specs(lms[0], vocab, "joint-swaps", (0, 3)), cfg, lms[1:])
     own = [m.encode(cfg.start) for m in lms]
     assert [list(p.ids(0, p.prompts[0], k)) for k in range(len(lms))] == own
 
@@ -176,7 +176,7 @@ def test_every_round_of_joint_swaps_is_what_enumeration_says(models, objective, 
 def test_candidates_are_the_swaps_of_greatest_joint_gain():
     lms = [tiny_lm("gpt2"), tiny_lm("gemma3", 1)]
     vocab = common_vocab(lms)
-    p = _JointSwaps(
+    p = JointSwapPass(
         lms[0],
         toy_task(),
         specs(lms[0], vocab, "joint-swaps", (0,)),
@@ -214,7 +214,7 @@ def test_joint_swaps_alone_in_company_and_cut(objective, tmp_path):
             run.best_holdout,
         )
         assert run.start_text == cfg.start and lms[1].decode(lms[1].encode(run.prompt_text)) == run.prompt_text
-    p = _JointSwaps(lms[0], task, both, cfg, lms[1])
+    p = JointSwapPass(lms[0], task, both, cfg, lms[1])
     for _ in range(3):
         p.advance()
         if p.step % 2 == 0:
@@ -258,7 +258,7 @@ def test_joint_tuning_keeps_a_written_start_until_it_is_replaced(method, objecti
         replace(CFG, start=words, objective=objective, steps=12, lr=0.1, batch=6),
         set(vocab.ids_for(lms[0].name).tolist()),
     )
-    p = _JointPass(lms[0], task, specs(lms[0], vocab, method), cfg, lms[1])
+    p = JointPass(lms[0], task, specs(lms[0], vocab, method), cfg, lms[1])
     gone, kept = [[False] * len(own[0]) for _ in range(2)], []
     assert [p.ids(side, p.positions()).tolist() for side in p.sides] == [[of] * 2 for of in own]
     for _ in range(12):
@@ -272,7 +272,7 @@ def test_joint_tuning_keeps_a_written_start_until_it_is_replaced(method, objecti
         kept.append(int(p.kept.sum()))
     assert kept[-1] < kept[0]
     unbroken = tune_joint(lms[0], task, specs(lms[0], vocab, method), cfg, lms[1], progress=False)
-    p = _JointPass(lms[0], task, specs(lms[0], vocab, method), cfg, lms[1])
+    p = JointPass(lms[0], task, specs(lms[0], vocab, method), cfg, lms[1])
     for _ in range(5):
         p.advance()
         if p.step % cfg.eval_every == 0:

@@ -13,7 +13,7 @@ import torch
 from transformers import Adafactor
 
 from hpt_nb import scoring
-from hpt_nb.pez import PezConfig, RunSpec, SearchSpace, _Pass, batch_at, facts, tune, tune_runs
+from hpt_nb.pez import PezConfig, PezPass, RunSpec, SearchSpace, batch_at, facts, tune, tune_runs
 from hpt_nb.models import pad_row
 from hpt_nb.scoring import text_ids
 from hpt_nb.store import InputError
@@ -57,7 +57,7 @@ def test_a_run_is_the_same_alone_and_in_company(arch, joined, monkeypatch):
 @pytest.mark.parametrize("method", ["pez", "pez-reprojected"])
 def test_every_id_is_allowed_at_every_step(method):
     lm, allowed = tiny_lm("llama"), set(ALLOWED.tolist())
-    p = _Pass(lm, toy_task(), [RunSpec(SearchSpace(lm, ALLOWED), method, 0)], CFG)
+    p = PezPass(lm, toy_task(), [RunSpec(SearchSpace(lm, ALLOWED), method, 0)], CFG)
     for _ in range(6):
         ids = p.project()
         assert set(ids.flatten().tolist()) <= allowed
@@ -87,9 +87,9 @@ def test_seeds_differ_by_their_data_order_and_random_starts():
 
 @pytest.mark.parametrize("seed", [-(2**63), 20250101, 2**63 - 1])
 def test_a_seed_of_63_bits_is_a_seed(seed):
-    from hpt_nb.swaps import _draws
+    from hpt_nb.batches import step_draws
 
-    assert sorted(batch_at(6, 6, seed, 0)) == list(range(6)) and _draws(seed, 3).initial_seed() is not None
+    assert sorted(batch_at(6, 6, seed, 0)) == list(range(6)) and step_draws(seed, 3).initial_seed() is not None
     assert batch_at(1000, 8, seed, 0) != batch_at(1000, 8, seed - 1, 0)
 
 
@@ -98,14 +98,14 @@ def test_the_released_start_is_one_text_without_a_space_in_front(arch):
     "The names stripped and joined, tokenised as one text, the ids tiled: nothing of the seed in it."
     lm, task = tiny_lm(arch), toy_task()
     plain = lm.tokenizer("bad great", add_special_tokens=False)["input_ids"]
-    p = _Pass(
+    p = PezPass(
         lm, task, [RunSpec(SearchSpace(lm), "pez-reprojected", s) for s in (0, 7)], PezConfig(n_tokens=7, init="names")
     )
     assert p.project().tolist() == [(plain * 7)[:7]] * 2 == p.start_ids
     if arch == "gpt2":
         assert (
             lm.decode(plain[:1]) != " bad"
-            and p.project().tolist() != _Pass(lm, task, p.specs, PezConfig(n_tokens=7)).project().tolist()
+            and p.project().tolist() != PezPass(lm, task, p.specs, PezConfig(n_tokens=7)).project().tolist()
         )
     (run,) = tune(lm, task, None, "pez-reprojected", steps=1, n_tokens=7, batch=4, holdout_n=8, progress=False)
     assert run.start_ids == (plain * 7)[:7] and run.config["init"] == "names"  # the method's own default
@@ -123,7 +123,7 @@ def test_a_written_start_stands_until_it_is_replaced(arch, method, lr):
         CFG, start="The film was great, boring: 1980", lr=8 * lr if arch == "gemma3" else lr, steps=20
     )  # Gemma's vectors are longer
     specs = [RunSpec(SearchSpace(lm, ALLOWED), method, 0), RunSpec(SearchSpace(lm), method, 0)]
-    p, own = _Pass(lm, toy_task(), specs, cfg), lm.encode(cfg.start)
+    p, own = PezPass(lm, toy_task(), specs, cfg), lm.encode(cfg.start)
     assert p.project().tolist() == [own, own]
     gone = [i in allowed for i in own]
     for _ in range(20):
@@ -133,7 +133,7 @@ def test_a_written_start_stands_until_it_is_replaced(arch, method, lr):
             assert i in allowed or i == own[j] and not gone[j]
             gone[j] = gone[j] or i != own[j]
     assert any(gone)
-    whole = _Pass(lm, toy_task(), specs[1:], replace(cfg))  # where all is allowed, that is plain PEZ
+    whole = PezPass(lm, toy_task(), specs[1:], replace(cfg))  # where all is allowed, that is plain PEZ
     assert not whole.kept.any()
 
 
@@ -191,7 +191,7 @@ def test_company_and_cuts_change_nothing_of_the_new_settings(arch, tmp_path):
             run.curve["ids"],
             run.curve["holdout"],
         )
-    p = _Pass(lm, task, specs, cfg)
+    p = PezPass(lm, task, specs, cfg)
     for _ in range(5):
         p.advance()
         if p.step % cfg.eval_every == 0:
@@ -210,7 +210,7 @@ def test_company_and_cuts_change_nothing_of_the_new_settings(arch, tmp_path):
 
 def test_prompts_are_chosen_by_calibrated_accuracy():
     lm, task = tiny_lm("gpt2"), toy_task()
-    p = _Pass(lm, task, [RunSpec(SearchSpace(lm, ALLOWED), "pez", 0)], replace(CFG, objective="centred"))
+    p = PezPass(lm, task, [RunSpec(SearchSpace(lm, ALLOWED), "pez", 0)], replace(CFG, objective="centred"))
     p.advance(), p.judge()
     logp = scoring.label_logprobs(lm, task, task.subset("holdout", 8, 0).texts, p.project()[0].tolist())
     want = ((logp - logp.mean(0)).argmax(-1) == torch.tensor(task.subset("holdout", 8, 0).labels)).float().mean().item()
@@ -260,7 +260,7 @@ def test_twelve_steps_as_released(arch, pad):
     added = pad_row(lm, seed) if pad and lm.takes_pad else None
     assert (added is not None) == (pad and arch not in ("opt", "gemma3"))  # those have a <pad> of their own
     want = [[-1 - seed if i == lm.n_rows else i for i in ids] for ids in released_path(lm, task, cfg, seed, added)]
-    p = _Pass(lm, task, [RunSpec(SearchSpace(lm), "pez-reprojected", s) for s in (seed, 0)], cfg)
+    p = PezPass(lm, task, [RunSpec(SearchSpace(lm), "pez-reprojected", s) for s in (seed, 0)], cfg)
     assert [p.project()[0].tolist()] + [p.advance() or p.project()[0].tolist() for _ in range(12)] == want
     if arch in ("gpt2", "phi"):
         assert want[0] != want[-1]
@@ -280,7 +280,7 @@ def test_the_added_row_alone_in_company_and_cut(tmp_path):
     for run in met[:2]:
         (alone,), _ = padded_run(lm, task, [run.seed])
         assert (alone.prompt_ids, alone.curve["ids"]) == (run.prompt_ids, run.curve["ids"])
-    p = _Pass(lm, task, [RunSpec(SearchSpace(lm), "pez", s) for s in range(12)], cfg)
+    p = PezPass(lm, task, [RunSpec(SearchSpace(lm), "pez", s) for s in range(12)], cfg)
     for _ in range(10):
         p.advance()
         if p.step % 3 == 0:
@@ -396,11 +396,11 @@ from hpt_nb.swaps import tune_swaps
 lm, where = tiny_lm("llama"), {where!r}
 def told(what): print(what, flush=True); time.sleep(.4)
 if where == "step":
-    own = pez._Pass.advance
-    pez._Pass.advance = lambda self: (told(f"in {{self.step}}") if self.step == 6 else None, own(self))[1]
+    own = pez.PezPass.advance
+    pez.PezPass.advance = lambda self: (told(f"in {{self.step}}") if self.step == 6 else None, own(self))[1]
 else:
-    judge = pez._Pass.accuracies
-    pez._Pass.accuracies = lambda self, prompts: (told(f"in {{self.step}}") if self.step == 8 else None, judge(self, prompts))[1]
+    judge = pez.PezPass.accuracies
+    pez.PezPass.accuracies = lambda self, prompts: (told(f"in {{self.step}}") if self.step == 8 else None, judge(self, prompts))[1]
 try:
     runs = tune_runs(lm, toy_task(), [RunSpec(SearchSpace(lm, ALLOWED), "pez", s) for s in (0, 1)], CFG, progress=False, checkpoint={ckpt!r}, every_s=1e9, on_step=lambda step: print(step, flush=True))
 except pez.Stopped as e:

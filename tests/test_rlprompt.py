@@ -16,7 +16,7 @@ from hpt_nb.pez import RunSpec, SearchSpace, facts
 from hpt_nb.rlprompt import (
     FrozenPolicy,
     RLConfig,
-    _Pass,
+    RLPass,
     action_ids,
     choose,
     few_shot,
@@ -96,7 +96,7 @@ def test_the_reward_jumps_in_slope_at_zero_and_is_bounded():
 @pytest.mark.parametrize("arch", ["gpt2", "llama", "gemma3", "opt-proj"])
 def test_rewards_equal_one_plain_pass_for_each_prompt_and_text(arch):
     lm, task = tiny_lm(arch), toy_task(classes=3)
-    p = _Pass(lm, task, [spec(lm, seed=4)], replace(CFG, scored_as="ids"))
+    p = RLPass(lm, task, [spec(lm, seed=4)], replace(CFG, scored_as="ids"))
     picked = few_shot(task.train.labels, 3, CFG.shots, 4)
     prompts = ALLOWED[torch.tensor([[0, 1, 2], [50, 60, 70], [0, 1, 2], [99, 98, 97]])]
     want = []
@@ -187,7 +187,7 @@ def test_the_target_follows():
 def test_a_step_is_adam_on_the_loss_and_then_the_target():
     "One step of a run, redone by hand from its parts."
     lm, task = tiny_lm("llama"), toy_task()
-    p = _Pass(lm, task, [spec(lm)], CFG)
+    p = RLPass(lm, task, [spec(lm)], CFG)
     run = p.learners[0]
     mlp, old = make_mlp(32, CFG.hidden, 0), [w.clone() for w in run.target.parameters()]
     chosen, states = write_prompts(
@@ -211,7 +211,7 @@ def test_a_step_is_adam_on_the_loss_and_then_the_target():
 def test_rewards_are_of_the_text_or_of_the_ids(arch, way):
     "Decoded, tokenised anew, and one plain pass for each prompt and text; prompts that are read at other lengths stand beside them."
     lm, task = tiny_lm(arch), toy_task()
-    p = _Pass(lm, task, [spec(lm)], replace(CFG, scored_as=way))
+    p = RLPass(lm, task, [spec(lm)], replace(CFG, scored_as=way))
     run, prompts = p.learners[0], torch.randint(20, 300, (12, 3), generator=torch.Generator().manual_seed(0))
     prompts = torch.cat([prompts, prompts[:2]])
     read = [lm.encode(lm.decode(z)) if way == "text" else z for z in prompts.tolist()]
@@ -316,7 +316,7 @@ def test_sampling_has_the_softmax_of_the_largest():
 def test_the_frozen_models_do_not_learn_and_ids_stay_allowed():
     lm, policy = tiny_lm("llama"), tiny_lm("gpt2")
     before = [[w.clone() for w in m.model.parameters()] for m in (lm, policy)]
-    p = _Pass(lm, toy_task(), [spec(lm, range(30, 300))], CFG, policy)
+    p = RLPass(lm, toy_task(), [spec(lm, range(30, 300))], CFG, policy)
     run, allowed = p.learners[0], set(range(30, 300))
     start = run.mlp[0].weight.clone()
     for _ in range(4):
@@ -336,7 +336,7 @@ def test_the_policy_comes_to_write_the_best_of_all_prompts(reverse):
     lm, task = tiny_lm("gpt2", seed=3), toy_task()
     ids = torch.arange(60, 80)
     cfg = RLConfig(n_tokens=2, prompts=16, shots=3, lr=3e-3, hidden=128, polyak=0.05, zscore="prompt", reverse=reverse)
-    p = _Pass(lm, task, [spec(lm, ids)], cfg)
+    p = RLPass(lm, task, [spec(lm, ids)], cfg)
     run, every = p.learners[0], torch.cartesian_prod(ids, ids)
     earned = p.rewards(run, every).mean(1)
     greedy = lambda: run.ids(p.write(run, 1)[0])[0].tolist()

@@ -19,7 +19,7 @@ from hpt_nb.scoring import evaluate, label_ids, plain_logits, text_ids
 from hpt_nb.soft import (
     SOFT_METHODS,
     SoftConfig,
-    _SoftPass,
+    SoftPass,
     anchor_rows,
     encode_relative,
     evaluate_vectors,
@@ -101,7 +101,7 @@ def test_the_released_rules_step_by_step(arch, method):
     "The programs' updates from their formulas, on plain forward passes."
     lm, task, cfg = tiny_lm(arch), toy_task(), replace(CFG, steps=20, lr=0.1, adam_lr=0.01)
     p, train, labels = (
-        _SoftPass(lm, task, specs_of(lm, [(method, 1)]), cfg),
+        SoftPass(lm, task, specs_of(lm, [(method, 1)]), cfg),
         text_ids(lm, task, toy_task().train.texts),
         label_ids(lm, task),
     )
@@ -205,7 +205,7 @@ def test_starts():
     lm, task = tiny_lm("llama3"), toy_task()
 
     def start(**kw):
-        p = _SoftPass(
+        p = SoftPass(
             lm, task, [RunSpec(SearchSpace(lm, range(30, 60)), kw.pop("method", "soft"), 1)], replace(CFG, **kw)
         )
         return SearchSpace(lm).project(p.params[0].detach()).tolist(), p.params[0].detach()

@@ -12,24 +12,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-import hpt_nb.swaps
+import hpt_nb.sides
+from hpt_nb.batches import step_draws
 from hpt_nb.pez import RunSpec, SearchSpace, batch_at, texts_at
 from hpt_nb.scoring import evaluate, label_ids, plain_logits, prefix_embeddings, text_ids
+from hpt_nb.sides import Side, text_stable
 from hpt_nb.store import InputError
-from hpt_nb.swaps import (
-    AUTOPROMPT,
-    GCG,
-    MIXED,
-    SWAP_METHODS,
-    SwapConfig,
-    _draws,
-    _finish_swaps,
-    _Side,
-    _stable,
-    _SwapPass,
-    propose,
-    tune_swaps,
-)
+from hpt_nb.swaps import AUTOPROMPT, GCG, MIXED, SWAP_METHODS, SwapConfig, SwapPass, propose, tune_swaps
 from hpt_nb.tasks import Split, Task
 from tiny import tiny_lm
 
@@ -103,7 +92,7 @@ def test_with_all_candidates_each_step_is_the_best_swap(accept, over):
     cfg = SwapConfig(
         n_tokens=2, steps=3, batch=2, topk=20, n_candidates=40, accept=accept, init="random", draw="order", **kind
     )
-    p, moves = _SwapPass(lm, task, [RunSpec(SearchSpace(lm, allowed), "gcg", 1)], cfg), 0
+    p, moves = SwapPass(lm, task, [RunSpec(SearchSpace(lm, allowed), "gcg", 1)], cfg), 0
     for step in range(cfg.steps):
         now, pick = p.prompts[0], texts_at(task.train.labels, cfg, 1, step)
         swaps = {(t, now[1]) for t in allowed} | {(now[0], t) for t in allowed}
@@ -126,7 +115,7 @@ def test_candidates_are_single_swaps_of_greatest_gain(positions, n_candidates):
     )
     cfg = SwapConfig(n_tokens=6, topk=k, n_candidates=n_candidates, positions=positions)
     best = [set(ids[(-(lm.embeddings[ids] @ g)).argsort(descending=True)[:k]].tolist()) for g in grad]
-    got, drawn = propose(SearchSpace(lm, ids), now, grad, cfg, _draws(0, 0)), set()
+    got, drawn = propose(SearchSpace(lm, ids), now, grad, cfg, step_draws(0, 0)), set()
     for c in got:
         assert len(c) == 6
         at = [j for j in range(6) if c[j] != now[j]]
@@ -134,10 +123,10 @@ def test_candidates_are_single_swaps_of_greatest_gain(positions, n_candidates):
         drawn |= set(at)
     assert len(got) == min(n_candidates, k * (6 if positions == "all" else 1))
     assert len(drawn) == 1 if positions == "one" else len(drawn) > 1
-    assert got == propose(SearchSpace(lm, ids), now, grad, cfg, _draws(0, 0))
+    assert got == propose(SearchSpace(lm, ids), now, grad, cfg, step_draws(0, 0))
     if positions == "one" or n_candidates < 6 * k:  # something is drawn: by the step and by the seed
         for draws in ([(0, step) for step in range(1, 9)], [(seed, 0) for seed in range(1, 9)]):
-            assert any(got != propose(SearchSpace(lm, ids), now, grad, cfg, _draws(*d)) for d in draws)
+            assert any(got != propose(SearchSpace(lm, ids), now, grad, cfg, step_draws(*d)) for d in draws)
 
 
 @pytest.mark.parametrize("over", ["vocabulary", "labels", "centred"])
@@ -146,7 +135,7 @@ def test_the_gradient_is_the_prompts_own(arch, over):
     lm, task = tiny_lm(arch), toy_task()  # two of these read a BOS before the prompt
     kind = dict(loss="vocabulary") if over == "vocabulary" else dict(loss="labels", objective=over)
     side, prompts, picks = (
-        _Side(lm, task, replace(CFGS["gcg"], **kind)),
+        Side(lm, task, replace(CFGS["gcg"], **kind)),
         [(280, 290, 300), (275, 285, 295)],
         [[0, 1, 2], [5, 6, 7]],
     )
@@ -178,7 +167,7 @@ def test_a_run_is_the_same_alone_and_in_company(arch):
 @pytest.mark.parametrize("method", SWAP_METHODS)
 def test_every_id_is_allowed_at_every_step(method, init):
     lm, allowed = tiny_lm("llama").cast(torch.bfloat16), set(ALLOWED.tolist())
-    p = _SwapPass(
+    p = SwapPass(
         lm,
         toy_task(),
         [RunSpec(SearchSpace(lm, ALLOWED), method, 3)],
@@ -198,7 +187,7 @@ def test_only_a_better_prompt_is_accepted_where_that_is_asked():
     path = {}
     for accept in ("better", "always"):
         cfg = SwapConfig(n_tokens=3, batch=8, topk=2, n_candidates=3, accept=accept, draw="order")
-        p = _SwapPass(lm, task, [RunSpec(SearchSpace(lm, ALLOWED), "gcg", 0)], cfg)
+        p = SwapPass(lm, task, [RunSpec(SearchSpace(lm, ALLOWED), "gcg", 0)], cfg)
         path[accept] = [plain_loss(lm, task, (p.prompts[0], p.advance())[0], range(8)) for _ in range(25)]
     falls = lambda x: all(b <= a + 1e-6 for a, b in zip(x, x[1:]))
     assert falls(path["better"]) and path["better"][-1] < path["better"][0]
@@ -209,7 +198,7 @@ def test_only_a_better_prompt_is_accepted_where_that_is_asked():
 def test_candidates_are_judged_on_new_texts_or_on_the_same(fresh):
     lm = tiny_lm("gpt2")
     p, looked = (
-        _SwapPass(
+        SwapPass(
             lm,
             toy_task(),
             [RunSpec(SearchSpace(lm, ALLOWED), "gcg", s) for s in (0, 1)],
@@ -229,7 +218,7 @@ def test_candidates_are_judged_on_new_texts_or_on_the_same(fresh):
 
 def test_a_judge_with_another_tokenizer_accepts_by_the_text():
     lm, judge, task = tiny_lm("llama"), tiny_lm("gpt2", 7), toy_task()
-    p = _SwapPass(
+    p = SwapPass(
         lm, task, [RunSpec(SearchSpace(lm), "mixed", s) for s in (0, 1)], replace(CFGS["mixed"], n_tokens=5), judge
     )
     seen, lengths = watched(p), set()
@@ -243,7 +232,7 @@ def test_a_judge_with_another_tokenizer_accepts_by_the_text():
             lengths |= {len(judge.encode(t)) for t in loss}
     assert len(lengths) > 1  # prefixes of several lengths went through
     assert any(chosen[r] != rivals[r][0] for rivals, _, chosen in seen for r in (0, 1))
-    for r, run in enumerate(_finish_swaps(p)):
+    for r, run in enumerate(p.finish()):
         assert run.best_holdout == pytest.approx(
             evaluate(judge, task, task.subset("holdout", 8, 0), run.prompt_text)["accuracy"]
         )
@@ -265,16 +254,16 @@ def test_a_judge_that_reads_the_same_tokens_changes_nothing_but_the_reading():
 def test_unstable_candidates_never_reach_the_judge():
     lm, cfg = tiny_lm("gpt2"), replace(CFGS["gcg"], n_candidates=64, topk=64, ascii_only=False)
     dropped, kept = (
-        _SwapPass(lm, toy_task(), [RunSpec(SearchSpace(lm), "gcg", 0)], replace(cfg, drop_unstable=d))
+        SwapPass(lm, toy_task(), [RunSpec(SearchSpace(lm), "gcg", 0)], replace(cfg, drop_unstable=d))
         for d in (True, False)
     )
     seen, all_of_them = watched(dropped), watched(kept)
     for p in (dropped, kept):
         for _ in range(3):
             p.advance()
-    assert all(_stable(lm, c) for rivals, _, _ in seen for c in rivals[0])
-    assert not all(_stable(lm, c) for rivals, _, _ in all_of_them for c in rivals[0])
-    assert seen[0][0][0] == [c for c in all_of_them[0][0][0] if _stable(lm, c)]
+    assert all(text_stable(lm, c) for rivals, _, _ in seen for c in rivals[0])
+    assert not all(text_stable(lm, c) for rivals, _, _ in all_of_them for c in rivals[0])
+    assert seen[0][0][0] == [c for c in all_of_them[0][0][0] if text_stable(lm, c)]
 
 
 def test_no_candidate_that_survives_is_an_error_unless_the_prompt_does():
@@ -285,7 +274,7 @@ def test_no_candidate_that_survives_is_an_error_unless_the_prompt_does():
         InputError, match=r"gcg, seed 5, step 1: none of 4 candidates survives decoding and encoding on tiny-gpt2-0"
     ):
         tune_swaps(lm, toy_task(), [RunSpec(SearchSpace(lm, broken), "gcg", 5)], cfg, progress=False)
-    p = _SwapPass(lm, toy_task(), [RunSpec(SearchSpace(lm, [good, *broken[:20]]), "gcg")], cfg)
+    p = SwapPass(lm, toy_task(), [RunSpec(SearchSpace(lm, [good, *broken[:20]]), "gcg")], cfg)
     p.prompts = [(good,) * 4]
     away = (lm.embeddings[good] * 100).expand(4, -1)  # the loss rises with the only stable token
     assert p.rivals(0, away) == [(good,) * 4]  # the run keeps its prompt for this step
@@ -301,7 +290,7 @@ def test_candidates_over_the_whole_vocabulary_are_those_of_float64(arch):
     exact, picks = doubled(lm), [[0, 1, 2, 3], [4, 5, 6, 7]]
     space, cfg, first = SearchSpace(lm, ALLOWED), replace(CFGS["gcg"], topk=10, n_candidates=1000), {}
     for over in ("vocabulary", "labels"):
-        side = _Side(lm, task, replace(cfg, loss=over))
+        side = Side(lm, task, replace(cfg, loss=over))
         grad = side.gradient(prompts, picks)[1]
         for r, prompt in enumerate(prompts):
             x = exact.embeddings[torch.tensor(prompt)].requires_grad_()
@@ -312,7 +301,7 @@ def test_candidates_over_the_whole_vocabulary_are_those_of_float64(arch):
                 for j in range(4)
                 for k in (-(exact.embeddings[ALLOWED] @ slope[j])).topk(10).indices.tolist()
             ]
-            got = propose(space, prompt, grad[r], cfg, _draws(0, 0))
+            got = propose(space, prompt, grad[r], cfg, step_draws(0, 0))
             assert got == list(map(tuple, want))
             losses = side.losses(got, [picks[r]] * len(got))
             for c, loss in zip(got[::7], losses[::7]):
@@ -324,7 +313,7 @@ def test_candidates_over_the_whole_vocabulary_are_those_of_float64(arch):
 def test_only_printable_tokens_are_put_in_and_a_written_start_stays():
     lm, task = tiny_lm("gpt2"), toy_task()
     cfg = replace(CFGS["gcg"], start="caf\u00e9: a film", steps=5, topk=64, n_candidates=64)
-    p = _SwapPass(lm, task, [RunSpec(SearchSpace(lm), "gcg", 0), RunSpec(SearchSpace(lm, ALLOWED), "gcg", 1)], cfg)
+    p = SwapPass(lm, task, [RunSpec(SearchSpace(lm), "gcg", 0), RunSpec(SearchSpace(lm, ALLOWED), "gcg", 1)], cfg)
     own = tuple(lm.encode(cfg.start))
     assert p.prompts == [own, own] and any(not lm.decode([i]).isascii() for i in own)
     seen = watched(p)
@@ -338,14 +327,14 @@ def test_only_printable_tokens_are_put_in_and_a_written_start_stays():
                 )
                 assert r == 0 or {*new} <= {*ALLOWED.tolist()}
     assert p.prompts[0] != own and len(p.prompts[0]) == len(own)
-    run = _finish_swaps((p.judge(), p)[1])[0]
+    run = (p.judge(), p)[1].finish()[0]
     assert run.start_text == cfg.start and run.start_ids == list(own) and run.curve["ids"] == [list(p.prompts[0])]
 
 
 @pytest.mark.parametrize("ties,step", [("earlier", 3), ("later", 6)])
 def test_ties_on_the_holdout(ties, step):
     lm = tiny_lm("gpt2")
-    p = _SwapPass(lm, toy_task(), [RunSpec(SearchSpace(lm, ALLOWED), "gcg", 0)], replace(CFGS["gcg"], ties=ties))
+    p = SwapPass(lm, toy_task(), [RunSpec(SearchSpace(lm, ALLOWED), "gcg", 0)], replace(CFGS["gcg"], ties=ties))
     p.judging.accuracies = lambda prompts: [0.5] * len(prompts)
     for _ in range(6):
         p.advance()
@@ -358,7 +347,7 @@ def test_little_memory_changes_nothing(monkeypatch):
     lm, task = tiny_lm("llama"), toy_task()
     specs = [RunSpec(SearchSpace(lm, ALLOWED), "mixed", s) for s in (0, 1)]
     want = tune_swaps(lm, task, specs, CFGS["mixed"], tiny_lm("gpt2", 7), progress=False)
-    monkeypatch.setattr(hpt_nb.swaps, "fit_tokens", lambda lm, grad: 24)  # two prompts at once
+    monkeypatch.setattr(hpt_nb.sides, "fit_tokens", lambda lm, grad: 24)  # two prompts at once
     got = tune_swaps(lm, task, specs, CFGS["mixed"], tiny_lm("gpt2", 7), progress=False)
     assert [(r.prompt_ids, r.curve["holdout"]) for r in got] == [(r.prompt_ids, r.curve["holdout"]) for r in want]
 

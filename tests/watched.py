@@ -8,10 +8,12 @@ from pathlib import Path
 
 
 def watch(log, every_s=60):
-    "Have this process note in `log` what it computes: tuning steps by source, and the scored prompts. Checkpoints are written every `every_s` seconds."
-    from hpt_nb import experiments
+    """Have this process note in `log` what it computes: tuning steps by source, and the scored prompts.
 
-    tune, score = experiments.tune_runs, experiments.Scoring.results
+    Checkpoints are written every `every_s` seconds."""
+    from hpt_nb import experiments, pez
+
+    tune, score = pez.tune_runs, experiments.Scoring.results
 
     def note(*what):
         with open(log, "a") as f:
@@ -35,7 +37,7 @@ def watch(log, every_s=60):
     if "HPT_TEST_CLOCK_S" in os.environ:
         move_clock(float(os.environ["HPT_TEST_CLOCK_S"]))
     experiments.REGISTRY.update(
-        {m: replace(x, run=tune_runs) for m, x in experiments.REGISTRY.items() if x.run is tune}
+        {m: replace(x, run_at=tune_runs) for m, x in experiments.REGISTRY.items() if x.run is tune}
     )
     experiments.Scoring.results = results
     note("begin", os.getpid())
