@@ -729,10 +729,10 @@ def _check_folder(out, preset, data):
     store = Store(check_writable(out, folder=True))
     if not store.cells("tune") and not store.cells("eval"):
         return
-    from hpt_nb.experiments import _load_tasks
+    from hpt_nb.experiments import load_tasks
     from hpt_nb.report import check_beside
 
-    check_beside(store, preset, _load_tasks(preset, data))
+    check_beside(store, preset, load_tasks(preset, data))
 
 
 def _run_one(preset, out, a):
@@ -805,7 +805,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _methods() -> dict:
     "name -> what it is, of each method in the registry; read from its source, since importing it loads torch."
-    lines = ast.parse(Path(importlib.util.find_spec("hpt_nb.experiments").origin).read_text(encoding="utf-8")).body
+    lines = ast.parse(Path(importlib.util.find_spec("hpt_nb.registry").origin).read_text(encoding="utf-8")).body
     table = next(line.value for line in lines if isinstance(line, ast.Assign) and line.targets[0].id == "REGISTRY")
     return {key.value: method.args[0].value for key, method in zip(table.keys, table.values)}
 

@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 from pathlib import Path
-from .models import LM, SHIPPED, _find, identity, known_by, load_lm, memory_hash, same_model
+from .models import LM, SHIPPED, find, identity, known_by, load_lm, memory_hash, same_model
 from .tasks import FORMATS, TASKS, Split, class_names, load_task, task_format
 from .places import chat_frame, frame_of, is_placed, one_string, order_of, portable, put_together
 from .scoring import label_ids, label_logprobs, text_ids, prompt_to_ids
@@ -561,7 +561,7 @@ FORMS = {
 
 def loadable(name: str) -> str:
     "What transformers itself loads: the hub id or folder as given, or the folder that a packaged model or a .gguf file was converted to."
-    return _find(name)[0] if name.lower() in SHIPPED or name.lower().endswith(".gguf") else name
+    return find(name)[0] if name.lower() in SHIPPED or name.lower().endswith(".gguf") else name
 
 
 def _its_task(it: dict, task: str | None):
@@ -629,7 +629,7 @@ def _called(name: str) -> str:
 def _found(name: str) -> dict:
     "What a model on this machine is known by, without loading it; {} for one of a hub."
     path = Path(name).expanduser()
-    return _find(name)[2] if name.lower() in SHIPPED or path.is_dir() or path.is_file() else {}
+    return find(name)[2] if name.lower() in SHIPPED or path.is_dir() or path.is_file() else {}
 
 
 def _is_found(it: dict, name: str) -> bool | None:

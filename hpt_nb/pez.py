@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RAN_AWAY', 'INITS', 'BOUNDS', 'METHODS', 'PEZ_STARTS', 'COMPILE_STEPS', 'SearchSpace', 'check_start', 'storable',
            'facts', 'PezConfig', 'RunSpec', 'Run', 'seeded', 'shuffled', 'piece', 'batch_at', 'balanced_batch_at',
-           'texts_at', 'start_tokens', 'covers', 'held_accuracies', 'write_state', 'read_state', 'lm_facts',
-           'spec_facts', 'shown_tokens', 'Standing', 'Callback', 'standings', 'Stopped', 'run_pass', 'tune_runs',
-           'tune', 'fast_dtype']
+           'texts_at', 'start_tokens', 'start_vectors', 'covers', 'held_accuracies', 'write_state', 'read_state',
+           'lm_facts', 'spec_facts', 'shown_tokens', 'Standing', 'Callback', 'standings', 'Stopped', 'run_pass',
+           'tune_runs', 'tune', 'fast_dtype']
 
 # %% ../nbs/06_pez.ipynb #cbfb3d2f
 import json
@@ -268,7 +268,7 @@ def start_tokens(
     return (ids * cfg.n_tokens)[: cfg.n_tokens]
 
 
-def _start(lm, task, spec, cfg) -> Tensor:
+def start_vectors(lm, task, spec, cfg) -> Tensor:
     "(p, d) first iterate of a run."
     ids = start_tokens(lm, task, cfg, spec.space, getattr(spec, "seed", 0))
     return lm.embeddings[torch.tensor(ids, device=lm.embeddings.device)].float()
@@ -292,7 +292,7 @@ class _Pass:
         held = task.subset("holdout", min(cfg.holdout_n, len(task.holdout)), seed=0)
         self.held, self.held_labels = text_ids(lm, task, held.texts), torch.tensor(held.labels)
         self.bos_pd = lm.embeddings[torch.tensor(lm.bos_ids, dtype=torch.long, device=lm.embeddings.device)].float()
-        self.params = [torch.nn.Parameter(_start(lm, task, s, cfg)) for s in self.specs]
+        self.params = [torch.nn.Parameter(start_vectors(lm, task, s, cfg)) for s in self.specs]
         self.pads = {
             r: pad_row(lm, s.seed)
             for r, s in enumerate(self.specs)

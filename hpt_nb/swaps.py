@@ -28,7 +28,7 @@ from hpt_nb.pez import (
     _finish,
     _identity,
     _judge,
-    _start,
+    start_vectors,
 )
 
 # %% ../nbs/07_swaps.ipynb #c0827db1
@@ -201,7 +201,7 @@ def first_prompt(lm: LM, task, spec, space: SearchSpace, cfg: SwapConfig) -> lis
     "Ids that a run starts from: a written start as it stands, else the nearest allowed tokens."
     if cfg.start:
         return start_tokens(lm, task, cfg, space)
-    return space.project(_start(lm, task, replace(spec, space=space), cfg)).tolist()
+    return space.project(start_vectors(lm, task, replace(spec, space=space), cfg)).tolist()
 
 # %% ../nbs/07_swaps.ipynb #d11d9eda
 class _Side:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 def watch(log, every_s=60):
     "Have this process note in `log` what it computes: tuning steps by source, and the scored prompts. Checkpoints are written every `every_s` seconds."
-    from hpt_nb import experiments
+    from hpt_nb import experiments, pez
 
-    tune, score = experiments.tune_runs, experiments.Scoring.results
+    tune, score = pez.tune_runs, experiments.Scoring.results
 
     def note(*what):
         with open(log, "a") as f:
