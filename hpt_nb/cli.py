@@ -1043,7 +1043,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument(
         "study",
         choices=["effects", "strata"],
-        help="effects: single tokens (chapter 14b); strata: random prompts of several vocabularies (14a)",
+        help="effects: single tokens (chapter 14e); strata: random prompts of several vocabularies (14b)",
     )
     c.add_argument("--out", required=True, help="results folder; the same again goes on")
     c.add_argument(

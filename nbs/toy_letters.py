@@ -39,3 +39,21 @@ def letter_split(mark):
 
 
 toy_task = Task("letters", " =", ("n", "p"), letter_split("x"), letter_split("y"), letter_split("z"))
+
+
+def read_bytes(name, seed, merges=()):
+    "A random model of two layers, its matrices four times as large, over the bytes and tokens of two letters."
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = [tuple(m) for m in merges]
+    tokenizer = Tokenizer(tm.BPE({c: i for i, c in enumerate(alphabet + ["".join(m) for m in pairs])}, pairs))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    torch.manual_seed(seed)
+    cfg = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    model = LlamaForCausalLM(LlamaConfig(**cfg, vocab_size=256 + len(pairs), max_position_embeddings=512)).eval()
+    model.requires_grad_(False)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(4.0 if p.ndim > 1 else 1.0)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    return LM.wrap(model, wrapped, name=name, info=dict(kind="toy", sha256=f"{seed:064d}"))

@@ -1,4 +1,4 @@
-"Stored cells are found by their configuration: what identifies a cell, and which cells a preset plans, does not change."
+"Stored cells are found by their configuration: what identifies a cell, and which cells a preset plans, stays as it is."
 
 import hashlib
 import json

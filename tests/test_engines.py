@@ -32,8 +32,8 @@ CLUSTER = """
 import logging, os, sys
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray
-from hpt_nb.engines import _start_here
-_start_here(ray, num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL, object_store_memory=100*2**20, _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
+from hpt_nb.cluster import start_here
+start_here(ray, num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL, object_store_memory=100*2**20, _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
