@@ -13,7 +13,7 @@ __all__ = ['ROWS', 'REGISTRY', 'MANUAL', 'MOMENT', 'SHARED_TOKENS', 'CARRY_TEXTS
            'score_vectors', 'reading_config', 'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed',
            'weight', 'Bar', 'step0', 'step0_text', 'step0_refusal', 'check_step0', 'begin', 'announce', 'is_finished',
            'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run',
-           'load_tasks', 'walk', 'scored_models', 'prompt_key', 'memo_key']
+           'load_tasks', 'facts', 'JOINT_METHODS', 'walk', 'scored_models', 'prompt_key', 'memo_key']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
 from .pez import facts  # noqa: F401
@@ -118,6 +118,8 @@ _all_ = [
     "makespan",
     "dry_run",
     "load_tasks",
+    "facts",
+    "JOINT_METHODS",
     "walk",
     "scored_models",
     "prompt_key",

@@ -78,7 +78,8 @@ def _run(place, out, log, every_s, address, argv, env):
 
         def hooked(*a, runtime_env=None, **k):
             given = (runtime_env or {}).get("env_vars", {})
-            return init(*a, runtime_env=seen | dict(env_vars=given | dict(PYTHONPATH=str(HERE))), **k)
+            path = os.pathsep.join([str(HERE), str(HERE.parent)])  # the workers run this tree, too
+            return init(*a, runtime_env=seen | dict(env_vars=given | dict(PYTHONPATH=path)), **k)
 
         ray.init = hooked
     else:
