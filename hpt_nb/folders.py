@@ -92,7 +92,7 @@ class Store:
             )
         return write_atomic(path, text)
 
-    def _at(self, kind: str, config: dict, folder: str = "cells") -> Path:
+    def at(self, kind: str, config: dict, folder: str = "cells") -> Path:
         name = f"{kind}-{config_hash(config)}.json"
         if not CELL_NAME.fullmatch(name):
             raise ValueError(f"kind {kind!r}: need lower-case letters, digits and _")
@@ -140,7 +140,7 @@ class Store:
     def put(self, kind: str, config: dict, result: dict, meta: dict) -> Path:
         """Write a finished cell and return its path. `WriteError` if it cannot be written.
         Two writers of one cell are harmless: the last whole file stays."""
-        path = self._write(self._at(kind, config), record_text(kind, config, result, meta))
+        path = self._write(self.at(kind, config), record_text(kind, config, result, meta))
         stored = as_stored(config)
         for note, of in self.notes("failed", kind):  # an earlier failure is over
             if _holds(stored, of["config"]):
@@ -149,7 +149,7 @@ class Store:
 
     def get(self, kind: str, config: dict) -> dict | None:
         "The cell's result, or None where there is none yet. `InputError` for a damaged file."
-        cell = self.read(self._at(kind, config))
+        cell = self.read(self.at(kind, config))
         return None if cell is None else cell["result"]
 
     def has(self, kind: str, config: dict) -> bool:
@@ -192,7 +192,7 @@ class Store:
         """Note that a piece failed, and why (an exception, or a text), until its cell is finished.
         `config` is its configuration, or a part of it that no other piece has."""
         note = record_text(kind, config, {"reason": _sentence(reason)}, provenance())
-        return self._write(self._at(kind, config, "failed"), note)
+        return self._write(self.at(kind, config, "failed"), note)
 
     def failed(self, kind: str, config: dict) -> str | None:
         "Why the piece of this configuration (or the part of it that was named) failed; None if it did not."
@@ -228,9 +228,9 @@ class Store:
         (kind, configuration or a part of it that no other piece has)."""
         cells = [[kind, as_stored(part)] for kind, part in cells]
         for kind, part in cells:
-            self._at(kind, part)  # ValueError for a kind that cannot be
+            self.at(kind, part)  # ValueError for a kind that cannot be
         of = {"name": name}
-        path = self._write(self._at("plan", of, "plans"), record_text("plan", of, {"cells": cells}, provenance()))
+        path = self._write(self.at("plan", of, "plans"), record_text("plan", of, {"cells": cells}, provenance()))
         self.clean()
         return path
 
@@ -249,7 +249,7 @@ class Store:
         "While the block runs, these pieces (as in `plan`) are shown as running."
         token, over = {"token": secrets.token_hex(6)}, threading.Event()
         pieces = {"cells": [[kind, as_stored(part)] for kind, part in cells]}
-        path = self._write(self._at("run", token, "running"), record_text("run", token, pieces, provenance()))
+        path = self._write(self.at("run", token, "running"), record_text("run", token, pieces, provenance()))
         threading.Thread(target=_beat, args=(path, every_s, over), daemon=True).start()
         try:
             yield

@@ -21,7 +21,7 @@ from hpt_nb.store import (
     SEEDS,
     InputError,
     Store,
-    _finder,
+    finder,
     check_writable,
     config_hash,
     listed,
@@ -493,7 +493,7 @@ def _left(store: Store, load, names, targets, task, method, cfg, seeds, dtype, k
     "Of the parts of the work those that the folder does not hold yet. {}: it is finished."
     if not store.cells("vocab"):
         return parts
-    lms, done = [load(m) for m in names], _finder([(c["kind"], c["config"], c) for c in store.cells()])
+    lms, done = [load(m) for m in names], finder([(c["kind"], c["config"], c) for c in store.cells()])
     common, base = (
         stored_vocab(store, lms, VocabConfig(k=k, s=s)),
         dict(task=task.name, task_hash=task.hash, source=lms[0].name),

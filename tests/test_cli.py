@@ -234,9 +234,9 @@ def test_what_goes_before_a_text_is_part_of_a_model(place, capsys, tmp_path):
 
 def test_levels_of_a_setting_are_announced_and_none_stops_the_others(place, capsys, tmp_path, monkeypatch):
     (place / "vary.toml").write_text(FEW + TAIL + "[vary]\nk = [4, 6]\n")
-    from hpt_nb import experiments
+    from hpt_nb import jobs
 
-    own, seen = experiments.scored_vocab, []
+    own, seen = jobs.scored_vocab, []
 
     def picky(store, preset, *a):
         seen.append(preset.vocab.k)
@@ -244,12 +244,12 @@ def test_levels_of_a_setting_are_announced_and_none_stops_the_others(place, caps
             raise RuntimeError("no such neighbours")
         return own(store, preset, *a)
 
-    monkeypatch.setattr(experiments, "scored_vocab", picky)
+    monkeypatch.setattr(jobs, "scored_vocab", picky)
     code, _, err = hpt(capsys, "run", "vary.toml", "--out", tmp_path / "v", "--quiet")
     assert (
         code == 2 and "no such neighbours" in err and {8, 4, 6} <= set(seen)
     )  # the first level fails, the others are done
-    monkeypatch.setattr(experiments, "scored_vocab", own)
+    monkeypatch.setattr(jobs, "scored_vocab", own)
     code, out, _ = hpt(capsys, "status", tmp_path / "v")
     assert (
         code == 0
@@ -609,7 +609,7 @@ def test_what_another_processor_has_tuned_is_not_tuned_again(place, unbroken, mo
     "dtype auto takes what the processor has; results that one with other formats finished are as good."
     shutil.copytree(place / "whole", place / "elsewhere")
     (place / "auto.toml").write_text(PRESET.replace('dtype = "float32"', 'dtype = "auto"'))
-    monkeypatch.setattr("hpt_nb.experiments.fast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("hpt_nb.tuned.fast_dtype", lambda device: torch.bfloat16)
     for _ in range(2):
         code, _, err = hpt(capsys, "run", "auto.toml", "--out", "elsewhere", "--quiet")
         assert code == 0, err
@@ -634,7 +634,7 @@ def test_compiled_layers_are_said_in_the_results(place, monkeypatch, capsys):
         .replace("tasks =", 'rows = ["Empty", "PEZ"]\ntasks =')
     )
     for least, want in ((31, {None}), (30, {True})):
-        monkeypatch.setattr("hpt_nb.experiments.COMPILE_STEPS", least)
+        monkeypatch.setattr("hpt_nb.presets.COMPILE_STEPS", least)
         code, _, err = hpt(capsys, "run", "fast.toml", "--out", f"fast{least}", "--quiet")
         assert code == 0, err
         assert {c["config"].get("compiled") for c in Store(f"fast{least}").cells("tune")} == want

@@ -32,8 +32,8 @@ CLUSTER = """
 import logging, os, sys
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray
-from hpt_nb.engines import _start_here
-_start_here(ray, num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL, object_store_memory=100*2**20, _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
+from hpt_nb.cluster import start_here
+start_here(ray, num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL, object_store_memory=100*2**20, _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
@@ -78,7 +78,8 @@ def _run(place, out, log, every_s, address, argv, env):
 
         def hooked(*a, runtime_env=None, **k):
             given = (runtime_env or {}).get("env_vars", {})
-            return init(*a, runtime_env=seen | dict(env_vars=given | dict(PYTHONPATH=str(HERE))), **k)
+            path = os.pathsep.join([str(HERE), str(HERE.parent)])  # the workers run this tree, too
+            return init(*a, runtime_env=seen | dict(env_vars=given | dict(PYTHONPATH=path)), **k)
 
         ray.init = hooked
     else:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hpt_nb import experiments as ex
+from hpt_nb import pool, scores
 from hpt_nb.arrays import decode_logp, encode_logp
 from hpt_nb.cli import main
 from hpt_nb.experiments import eval_config, facts, load_preset, presets, vocab_config
@@ -230,9 +231,9 @@ def test_going_on_computes_nothing_twice(ran, monkeypatch):
 def test_texts_are_tokenised_once_for_each_model_and_the_models_loaded_once(ran, tmp_path, monkeypatch):
     monkeypatch.chdir(ran)
     made, loads = [], []
-    real, load = ex.text_ids, ex.load_lm
-    monkeypatch.setattr(ex, "text_ids", lambda lm, task, texts: made.append(lm.name) or real(lm, task, texts))
-    monkeypatch.setattr(ex, "load_lm", lambda name, **kw: loads.append(name) or load(name, **kw))
+    real, load = scores.text_ids, pool.load_lm
+    monkeypatch.setattr(scores, "text_ids", lambda lm, task, texts: made.append(lm.name) or real(lm, task, texts))
+    monkeypatch.setattr(pool, "load_lm", lambda name, **kw: loads.append(name) or load(name, **kw))
     ex.run_preset(load_preset("preset.toml"), tmp_path / "out", progress=False)
     assert Counter(made) == {"one": 1, "two": 1}
     assert Counter(loads) == {"./one": 1, "./two": 1}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpt_nb import premise, readability, strata
+from hpt_nb import effects_study, premise, readability, strata, strata_study
 from hpt_nb.cli import main
 from hpt_nb.models import load_lm
 from hpt_nb.premise import EffectsStudy, Part, read_effects, read_tokens, run_effects
@@ -88,8 +88,8 @@ def test_effects_in_small(place, tmp_path, monkeypatch):
             want = ((margin - margin.mean()) * sign).mean()[None]
         assert np.allclose(effects["two"].whole[u], want.numpy(), atol=5e-3)
     before = files(tmp_path / "e")
-    monkeypatch.setattr(premise, "token_logprobs", lambda *a, **kw: pytest.fail("computed again"))
-    monkeypatch.setattr(premise, "stability", lambda *a, **kw: pytest.fail("computed again"))
+    monkeypatch.setattr(effects_study, "token_logprobs", lambda *a, **kw: pytest.fail("computed again"))
+    monkeypatch.setattr(effects_study, "stability", lambda *a, **kw: pytest.fail("computed again"))
     run_effects(tmp_path / "e", EFFECTS, data=".", progress=False)
     assert files(tmp_path / "e") == before
 
@@ -159,7 +159,7 @@ def test_strata_in_small(place, tmp_path, monkeypatch):
         and len(strata.worth_table(worths["auc"])) == 18
     )
     before = files(tmp_path / "s")
-    monkeypatch.setattr(strata, "label_logprobs_many", lambda *a, **kw: pytest.fail("computed again"))
+    monkeypatch.setattr(strata_study, "label_logprobs_many", lambda *a, **kw: pytest.fail("computed again"))
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     readability._frequency.cache_clear()
     run_strata(tmp_path / "s", RANDOM, data=".", progress=False)
