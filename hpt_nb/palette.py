@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLACK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'AMBER', 'PINK', 'WORDS', 'SIGNS', 'LINES', 'FAINT', 'ROWS',
-           'ROW_COLORS', 'DASH', 'UNTUNED', 'ALONE', 'METHOD_COLORS', 'VOCAB_MARKS', 'VOCAB_NAMES', 'row_order',
-           'row_name', 'row_label', 'row_color', 'is_fixed', 'method_order', 'method_color']
+           'ROW_COLORS', 'DASH', 'UNTUNED', 'ALONE', 'METHOD_COLORS', 'VOCAB_MARKS', 'VOCAB_NAMES', 'WHOSE_COLORS',
+           'row_order', 'row_name', 'row_label', 'row_color', 'is_fixed', 'method_order', 'method_color']
 
 # %% ../nbs/00z_palette.ipynb #e881db3f
 BLACK, GREY = "#000000", "#7F7F7F"
@@ -96,3 +96,6 @@ def method_order(method: str) -> int:
 def method_color(method: str) -> str:
     "A method's colour in every figure; black for a method of one's own."
     return METHOD_COLORS.get(method, BLACK)
+
+# %% ../nbs/00z_palette.ipynb #8af607ab
+WHOSE_COLORS = dict(paper=BLUE, ours=ORANGE)

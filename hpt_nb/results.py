@@ -4,28 +4,17 @@
 
 # %% auto #0
 __all__ = ['OWN', 'TUNED_AS', 'TUNED_TO', 'LATER', 'TUNE_COLUMNS', 'APART', 'SCORED', 'ORIGIN', 'EVAL_COLUMNS', 'TABLE_SETTINGS',
-           'VOCAB_SETTINGS', 'KIND_NAMES', 'fields_of', 'tidy', 'tunes_frame', 'hits_of', 'hits_matrix', 'where_of',
-           'values_text', 'keep_apart', 'differing_settings', 'results_frame', 'vocab_frame', 'stability_frame',
-           'origins_frame']
+           'VOCAB_SETTINGS', 'KIND_NAMES', 'tidy', 'tunes_frame', 'hits_of', 'hits_matrix', 'where_of', 'values_text',
+           'keep_apart', 'differing_settings', 'results_frame', 'vocab_frame', 'stability_frame', 'origins_frame']
 
-# %% ../nbs/15d_results.ipynb #19157564
+# %% ../nbs/15d_results.ipynb #a41801a0
 import numpy as np
 import pandas as pd
 from .store import InputError, Store
 from .palette import DASH, row_name
-from .frames import RUN
+from .frames import RUN, fields_of
 
 # %% ../nbs/15d_results.ipynb #56e71bb3
-def fields_of(cell: dict, part: str, names) -> dict:
-    "Fields of a cell's `part` (config, result); `InputError` names the cell and what it lacks."
-    if gone := [n for n in names if n not in cell[part]]:
-        raise InputError(
-            f"{cell['kind']}-{cell['hash']}: no {', '.join(gone)} in its {part}; "
-            "another version wrote it: delete it and run again"
-        )
-    return {n: cell[part][n] for n in names}
-
-
 def tidy(rows: list, columns) -> pd.DataFrame:
     "A frame of cells: no counterpart is a dash, as in the paper; seeds are whole numbers or missing."
     frame = pd.DataFrame(rows, columns=list(columns))

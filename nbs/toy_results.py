@@ -1,4 +1,7 @@
-"""A toy results folder for the chapters of the report: two "models", eight texts, two seeds, hits chosen by hand."""
+"""A toy results folder for the chapters of the report: two "models", eight texts, two seeds, hits chosen by hand.
+
+And, for the chapters on statistics, two invented methods, and an invented study, with known skill.
+"""
 
 from types import SimpleNamespace
 
@@ -102,7 +105,11 @@ def toy_methods(path):
 
 
 def _toy_scores(store, row, seed, hits, own):
-    for target, role, mode in (("toy-a", "original", "ids"), ("toy-a", "original", "text"), ("toy-b", "transfer", "text")):
+    for target, role, mode in (
+        ("toy-a", "original", "ids"),
+        ("toy-a", "original", "text"),
+        ("toy-b", "transfer", "text"),
+    ):
         toy_eval(store, row, seed, target, role, mode, hits, **own)
 
 
@@ -154,3 +161,54 @@ def toy_preset(
         compiles=lambda task, method, row: compiled,
     )
     return SimpleNamespace(**fields, **asked)
+
+
+def simulated_auc(rng, S, T, seed_sd, gain=(1.3, 1.1)):
+    "Two methods: skill varies over seeds, texts have a difficulty that both share."
+    labels, hard = np.tile([0, 1], T // 2), rng.normal(size=T)
+
+    def arm(mean):
+        margin = (mean + seed_sd * rng.normal(size=(S, 1))) * (labels == 0) + hard + 0.8 * rng.normal(size=(S, T))
+        return np.stack([margin / 2, -margin / 2], -1)
+
+    return arm(gain[0]), arm(gain[1]), labels
+
+
+MODELS = ("a", "b", "c")
+
+
+def invented_score(rng, texts, skill, lean):
+    "(n, 2) log-probabilities: the class, as far as this prompt's skill goes; a lean; and what makes a text hard."
+    hard, labels = texts
+    margin = skill * np.where(labels == 0, 1, -1) + hard + 0.5 * rng.normal(size=len(labels)) - lean
+    return np.stack([-np.logaddexp(0, -margin), -np.logaddexp(0, margin)], 1)
+
+
+def _invented_row(source, target, row, s, labels, held, logp, held_logp):
+    "One scored prompt of the invented study; `s`: its seed."
+    here = target == source
+    one = dict(task="sst2", source=source, target=target, row=row, method=None if s is None else "pez", seed=s)
+    one |= dict(steps=None if s is None else 100, counterpart=None, dtype="bfloat16")
+    one |= dict(
+        prompt_ids=[MODELS.index(source), len(row), 9 if s is None else s], start_ids=None if s is None else [0]
+    )
+    one |= dict(labels=labels, holdout_labels=held, logp=logp, holdout_logp=held_logp)
+    one |= dict(role="original", mode="ids") if here else dict(role="transfer", mode="text")
+    return one | dict(correct=int((logp.argmax(1) == labels).sum()))
+
+
+def invented_study(seeds=8, n=120, better=0.3, seed=0):
+    "A frame as the study's, with rows Empty, PEZ, Ours and one hand-written prompt."
+    rng, rows = np.random.default_rng(seed), []
+    texts = {m: (rng.normal(size=n), np.arange(n) % 2) for m in MODELS}
+    held = {m: (rng.normal(size=60), np.arange(60) % 2) for m in MODELS}
+    tuned = lambda row: row in ("PEZ", "Ours")
+    arms = [(source, row) for source in MODELS[:2] for row in ("Empty", "Manual 1", "PEZ", "Ours")]
+    for source, row, s in [(*arm, s) for arm in arms for s in (range(seeds) if tuned(arm[1]) else (None,))]:
+        own = rng.normal(0, 0.15) if s is not None else 0
+        for target in MODELS:
+            skill = 0.8 + own + (better if row == "Ours" and target == source else 0)
+            lean = (0.9 if row == "Empty" else 0.3) + (rng.normal(0, 0.4) if s is not None else 0)
+            drawn = [invented_score(rng, of[target], skill, lean) for of in (texts, held)]
+            rows.append(_invented_row(source, target, row, s, texts[target][1], held[target][1], *drawn))
+    return pd.DataFrame(rows).assign(seed=lambda d: d.seed.astype("Int64"), steps=lambda d: d.steps.astype("Int64"))
