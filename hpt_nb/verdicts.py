@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 import pandas as pd
 from .store import Store, InputError, config_hash, keep, recall
+from .palette import WHOSE_COLORS
 from .calibration import auc, calibrated_accuracy
 from .analysis import AGREEMENT_WEIGHTS, MEASURE_NAMES, Scores, claims_table, plot_forest, prompt_scores
 from .frames import frame
@@ -39,21 +40,18 @@ def joined(parts) -> pd.DataFrame:
 # %% ../nbs/15c_verdicts.ipynb #cb32f172
 def balanced(
     df,  # `frame`s of a study, joined
-) -> (
-    tuple
-):  # (the table without scores of a seed that a target lacks, [(source, target, number of prompts that it lacks)])
+) -> tuple:  # (the table without scores of a seed that a target lacks, [(source, target, prompts that it lacks)])
     "Only seeds that are scored on every target of their source; and how many scores are missing where."
     seeds = df.seed.astype("float").fillna(-1)
     keys = list(zip(df.task, df.source, df.row, seeds))
-    have = {}
+    scored = {}
     for key, target in zip(keys, df.target):
-        have.setdefault(key, set()).add(target)
+        scored.setdefault(key, set()).add(target)
     targets = df.groupby(["task", "source"]).target.apply(set).to_dict()
-    lacks = {key: targets[key[:2]] - found for key, found in have.items()}
-    count = pd.Series(
-        [(key[1], target) for key, gone in lacks.items() for target in sorted(gone)], dtype=object
-    ).value_counts()
-    keep = [role == "original" or not lacks[key] for role, key in zip(df.role, keys)]
+    missing = {key: targets[key[:2]] - there for key, there in scored.items()}
+    gone = [(key[1], target) for key, some in missing.items() for target in sorted(some)]
+    count = pd.Series(gone, dtype=object).value_counts()
+    keep = [role == "original" or not missing[key] for role, key in zip(df.role, keys)]
     return df[keep].reset_index(drop=True), [(s, t, int(n)) for (s, t), n in sorted(count.items())]
 
 # %% ../nbs/15c_verdicts.ipynb #bedc1d77
@@ -84,7 +82,7 @@ def with_words(
     scores,  # `Scores`
     words,  # frame: source, row, seed, words (share of a prompt's tokens that are English words)
 ) -> pd.DataFrame | None:
-    "Each tuned prompt of SST-2 with its accuracy on other models and its share of words; None where too few are scored."
+    "Each tuned prompt of SST-2 with its accuracy on other models and share of words; None where too few are scored."
     prompts = prompt_scores(scores, "sst2", sorted(set(words.row)), method="pez")
     return prompts.merge(words, on=["source", "row", "seed"]) if len(prompts) > 9 else None
 
@@ -109,15 +107,12 @@ def said(
     "A claim's number, its 95 % interval, its verdict and the smallest effect that could have been seen."
     if pd.isna(row.estimate):
         return row.verdict
-    low, high = (_number(x, row.unit) for x in (row.low, row.high))
-    text = (
-        f"{_number(row.estimate, row.unit)} {'points ' if row.unit == 'points' else ''}({low} to {high}): {row.verdict}"
-    )
-    return (
-        text
-        if pd.isna(row.could_see)
-        else f"{text}; {_number(row.could_see, row.unit).lstrip('+')} could have been seen"
-    )
+    estimate, low, high = (_number(x, row.unit) for x in (row.estimate, row.low, row.high))
+    unit = "points " if row.unit == "points" else ""
+    sentence = f"{estimate} {unit}({low} to {high}): {row.verdict}"
+    if pd.isna(row.could_see):
+        return sentence
+    return f"{sentence}; {_number(row.could_see, row.unit).lstrip('+')} could have been seen"
 
 # %% ../nbs/15c_verdicts.ipynb #c65ccf1b
 MEASURES = dict(zip(MEASURE_NAMES, ("accuracy", "calibrated accuracy", "AUC")))
@@ -148,25 +143,17 @@ def verdict_table(
 
 
 def plot_verdicts(table, ax=None):
-    "The claims that are differences in points, each under its own measure, with its 95 % interval; grey marks two points either way."
+    "Claims that are differences in points, each under its own measure, with its interval; grey: 2 points either way."
     d = deciding(table)
     d = d[(d.unit == "points") & d.estimate.notna()]
     if ax is None:
         import matplotlib.pyplot as plt
 
         _, ax = plt.subplots(figsize=(9, 0.7 + 0.42 * len(d)), layout="constrained")
-    colors = ["#0072B2" if w == "paper" else "#D55E00" for w in d.whose]
+    colors = d.whose.map(WHOSE_COLORS).tolist()
     names = [f"{text}\n({MEASURES.get(m, m)}: {v})" for text, m, v in zip(d.text, d.measure, d.verdict)]
-    return plot_forest(
-        names,
-        d.estimate,
-        d.low,
-        d.high,
-        colors,
-        within=2,
-        unit="points, with the 95 % interval over seeds and texts",
-        ax=ax,
-    )
+    unit = "points, with the 95 % interval over seeds and texts"
+    return plot_forest(names, d.estimate, d.low, d.high, colors, within=2, unit=unit, ax=ax)
 
 # %% ../nbs/15c_verdicts.ipynb #3922a16c
 def _left_start(g) -> float | None:
@@ -176,71 +163,49 @@ def _left_start(g) -> float | None:
     return sum(list(a) != list(b) for a, b in zip(g.prompt_ids, g.start_ids)) / len(g)
 
 
+def _means(g) -> dict:
+    "raw, sd, calibrated, auc in percent (sd None for one prompt), and left (share, None without a start)."
+    raw, n = 100 * g.correct / g.n, len(g)
+    calibrated = sum(calibrated_accuracy(q.logp, q.labels, q.holdout_logp) for q in g.itertuples())
+    return dict(
+        raw=float(raw.mean()),
+        sd=float(raw.std()) if n > 1 else None,
+        calibrated=100 * calibrated / n,
+        auc=100 * sum(auc(q.logp, q.labels) for q in g.itertuples()) / n,
+        left=_left_start(g),
+    )
+
+
 def row_means(
     df,  # as `frame` gives it, with log-probabilities
-) -> pd.DataFrame:  # task, source, target, role, row, prompts, raw, sd, calibrated, auc (percent; sd None for one prompt), left (share, None without a start)
+) -> pd.DataFrame:  # task, source, target, role, row, prompts; `_means` of each
     "Every row on every model: mean over its prompts of the three measures. On its source a prompt is read by its ids."
-    out = []
-    for (task, source, target, role, mode, row), g in df.groupby(
-        ["task", "source", "target", "role", "mode", "row"], sort=True
-    ):
-        if role == "original" and mode != "ids":
+    out, names = [], ["task", "source", "target", "role", "mode", "row"]
+    for key, g in df.groupby(names, sort=True):
+        where = dict(zip(names, key))
+        mode = where.pop("mode")
+        if where["role"] == "original" and mode != "ids":
             continue
-        raw = 100 * g.correct / g.n
-        mean = lambda of: 100 * sum(of) / len(g)
-        out.append(
-            dict(
-                task=task,
-                source=source,
-                target=target,
-                role=role,
-                row=row,
-                prompts=len(g),
-                raw=float(raw.mean()),
-                sd=float(raw.std()) if len(g) > 1 else None,
-                calibrated=mean(calibrated_accuracy(q.logp, q.labels, q.holdout_logp) for q in g.itertuples()),
-                auc=mean(auc(q.logp, q.labels) for q in g.itertuples()),
-                left=_left_start(g),
-            )
-        )
+        out.append(where | dict(prompts=len(g)) | _means(g))
     return pd.DataFrame(out)
 
 # %% ../nbs/15c_verdicts.ipynb #b0ebff68
 KEPT = Path(__file__).with_name("study.json") if "__file__" in globals() else Path("../hpt_nb/study.json")
 _SHOWN = [
-    "claim",
-    "text",
-    "whose",
-    "task",
-    "scope",
-    "measure",
-    "unit",
-    "estimate",
-    "low",
-    "high",
-    "p_holm",
-    "verdict",
-    "could_see",
-    "seeds",
-    "texts",
+    *("claim", "text", "whose", "task", "scope", "measure", "unit", "estimate", "low", "high"),
+    *("p_holm", "verdict", "could_see", "seeds", "texts"),
 ]
 
 
 def cells_of(folder) -> str:
     "One hash of all scores and effects that the verdicts are made of."
-    names = [f"study-{name}.pack" for name in (*PARTS, "effects")]
-    return config_hash(
-        dict(
-            cells=[
-                sorted(
-                    c["hash"]
-                    for kind in ("eval", "effect", "effect_agreement")
-                    for c in Store(Path(folder) / n).cells(kind)
-                )
-                for n in names
-            ]
-        )
-    )
+    found = []
+    for name in (*PARTS, "effects"):
+        store, hashes = Store(Path(folder) / f"study-{name}.pack"), []
+        for kind in ("eval", "effect", "effect_agreement"):
+            hashes += [c["hash"] for c in store.cells(kind)]
+        found.append(sorted(hashes))
+    return config_hash(dict(cells=found))
 
 
 def keep_verdicts(
@@ -277,6 +242,5 @@ def stored_means(path=None) -> pd.DataFrame:
 def stored_verdicts(path=None) -> tuple:  # (claims, left) as `verdicts` gives them, pooled rows only
     "The verdicts that are kept with the package. `InputError` where the file is missing or damaged."
     result = _kept(path)
-    return pd.DataFrame(result["claims"]).astype(
-        dict.fromkeys(("estimate", "low", "high", "p_holm", "could_see"), float)
-    ), [tuple(one) for one in result["left"]]
+    numbers = dict.fromkeys(("estimate", "low", "high", "p_holm", "could_see"), float)
+    return pd.DataFrame(result["claims"]).astype(numbers), [tuple(one) for one in result["left"]]

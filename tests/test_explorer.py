@@ -172,3 +172,13 @@ def test_page_works_in_a_browser(tmp_path, token):
     wide, window = map(int, re.search(r'<pre id="out">(\d+) in (\d+)', done.stdout).groups())
     assert wide <= window == 390
     assert len(re.findall(r"<tr>", re.search(r'<tbody id="prompts">.*?</tbody>', body, re.S)[0])) == 3
+
+
+def test_the_same_tokens_give_the_same_page():
+    "Whatever order a set of strings happens to have in this process."
+    from hpt_nb.explorer import explorer_html
+
+    tokens = [f"{chr(i)}x" for i in range(1, 20)]
+    page = explorer_html(dict(models=["A", "B"], tokens=tokens, J=None, neighbors={}), [])
+    shown = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])["shown"]
+    assert list(shown) == sorted(tokens)

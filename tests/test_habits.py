@@ -65,7 +65,7 @@ def test_contributing_speaks_of_what_exists():
     assert set(re.findall(r"make (\w+)  ", text)) | set(re.findall(r"`make (\w+)`", text)) <= targets
     for path in re.findall(r"(?:nbs|tests|tools)/\w+\.\w+", text):
         assert (ROOT / path).exists(), path
-    for chapter in re.findall(r"`(\d\d[a-z]?_\w+)`", text):
+    for chapter in re.findall(r"`(\d\d[a-z]{0,2}_\w+)`", text):
         assert (ROOT / f"nbs/{chapter}.ipynb").exists(), chapter
     for name, module in (
         ("SHIPPED", "models"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hpt_nb import beside, fingerprints, paper, report
+from hpt_nb import beside, fingerprints, paper, settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,10 +13,10 @@ def test_the_report_prints_these_values():
     "It has no copy of its own."
     assert beside.paper_values is paper.paper_values
     assert (
-        report._PAPER["Sampled tokens h"] == report._PAPER["Vocabulary size s"] == "8192"
-        and report._PAPER["Learning rate"] == "0.3"
+        settings.PAPER_SETTINGS["Sampled tokens h"] == settings.PAPER_SETTINGS["Vocabulary size s"] == "8192"
+        and settings.PAPER_SETTINGS["Learning rate"] == "0.3"
     )
-    assert set(report._NAMES.values()) == {ours for _, _, ours in paper.SETTINGS.values()}
+    assert set(settings.SETTING_NAMES.values()) == {ours for _, _, ours in paper.SETTINGS.values()}
 
 
 def test_bold_is_a_second_copy_of_each_comparison():

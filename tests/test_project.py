@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NBS, LIB = ROOT / "nbs", ROOT / "hpt_nb"
 NOTEBOOKS = sorted(NBS.glob("*.ipynb"))
-CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d[a-z]?_", p.name)]  # 05a stands between 05 and 06
+CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d[a-z]{0,2}_", p.name)]  # 05a stands between 05 and 06
 REPORTS = [p for p in CHAPTERS if p.name.startswith(("29_", "3"))]  # the only ones that keep outputs
 BY_HAND = ("__init__.py", "__main__.py")  # the names of the package, and `python -m hpt_nb`: no notebook makes them
 MODULES = sorted(p for p in LIB.glob("*.py") if p.name not in (*BY_HAND, "_modidx.py"))
@@ -265,7 +265,7 @@ def test_wheel_holds_the_library(wheel):
     want = {
         f"hpt_nb/{p.relative_to(LIB).as_posix()}"
         for p in LIB.rglob("*")
-        if p.suffix in (".py", ".toml", ".json", ".typed")
+        if p.suffix in (".py", ".toml", ".json", ".typed", ".j2", ".css", ".js")
     }
     assert {n for n in wheel if n.startswith("hpt_nb/")} == want
     for name in ("LICENSE", "NOTICE"):
@@ -318,7 +318,7 @@ def test_constraints_meet_the_requirements():
 TEXT = [
     p
     for p in project_files()
-    if p.suffix in (".py", ".ipynb", ".md", ".toml", ".ini", ".yml", ".css", ".txt", ".json", ".in", "")
+    if p.suffix in (".py", ".ipynb", ".md", ".toml", ".ini", ".yml", ".css", ".js", ".j2", ".txt", ".json", ".in", "")
     and p.name != "LICENSE"
 ]
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpt_nb import report
+from hpt_nb import reading_tables, report
 from hpt_nb.store import InputError, Store
 
 ROWS = ("Empty", "Random", "PEZ", "PEZ-pruned", "CommonVocab-pruned", "Ours")
@@ -510,14 +510,14 @@ def test_vectors_are_no_text(tmp_path):
 def test_without_a_word_list_the_rest_is_still_said(tmp_path, monkeypatch):
     store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
     put_readings(store)
-    own = report.describe
+    own = reading_tables.describe
 
     def no_list(tokens, words=None):
         if words is None:
             raise InputError("no word list")
         return own(tokens, words)
 
-    monkeypatch.setattr(report, "describe", no_list)
+    monkeypatch.setattr(reading_tables, "describe", no_list)
     f = report.features_frame(report.results_frame(store), report.readings_frame(store), {})
     assert (
         f[["word", "piece", "read"]].isna().all().all() and f[["sign", "unknown", "log_ppl_target"]].notna().all().all()

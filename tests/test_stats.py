@@ -10,6 +10,7 @@ from scipy import stats as sp
 
 from hpt_nb import stats as st
 from hpt_nb.calibration import auc
+from hpt_nb.crossed import rest_square
 from hpt_nb.store import InputError
 
 
@@ -60,7 +61,7 @@ def test_mean_squares_are_those_of_statsmodels(S, T):
     d = draw(np.random.default_rng(S), S, T, 0.02, (0.1, 0.2, 0.4))
     rows = pd.DataFrame(dict(d=d.ravel(), seed=np.repeat(np.arange(S), T), text=np.tile(np.arange(T), S)))
     table = anova_lm(api.ols("d ~ C(seed) + C(text)", rows).fit())
-    assert st._rest(d) == pytest.approx(table.loc["Residual", "mean_sq"], rel=1e-8)
+    assert rest_square(d) == pytest.approx(table.loc["Residual", "mean_sq"], rel=1e-8)
     found = st.crossed_interval(d)
     seed, text, rest = (table.loc[k, "mean_sq"] / (S * T) for k in ("C(seed)", "C(text)", "Residual"))
     assert found.se**2 == pytest.approx(max(seed + text - rest, seed, text), rel=1e-8)
