@@ -10,9 +10,10 @@ __all__ = ['ROWS', 'REGISTRY', 'MANUAL', 'MOMENT', 'SHARED_TOKENS', 'CARRY_TEXTS
            'stored_vocab', 'scored_vocab', 'check_words', 'example_words', 'near_tokens', 'keep_examples', 'passes',
            'run_rows', 'label_tokens', 'pass_vocabs', 'tuning_dtypes', 'moment_prompts', 'tune_pass', 'task_key',
            'start_prompts', 'random_ids', 'untuned', 'untuned_rows', 'Scoring', 'score_prompt', 'carried_config',
-           'score_vectors', 'reading_config', 'read_prompt', 'Unit', 'shares', 'plan_units', 'Job', 'note_failed',
-           'weight', 'Bar', 'step0', 'step0_text', 'step0_refusal', 'check_step0', 'begin', 'announce', 'is_finished',
-           'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan', 'dry_run']
+           'score_vectors', 'reading_config', 'read_prompt', 'load_tasks', 'Unit', 'shares', 'plan_units', 'Job',
+           'note_failed', 'weight', 'Bar', 'step0', 'step0_text', 'step0_refusal', 'check_step0', 'begin', 'announce',
+           'is_finished', 'run_preset', 'count_weights', 'model_size', 'product_rate', 'pieces', 'ranks', 'makespan',
+           'dry_run']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
 import gc
@@ -34,6 +35,7 @@ except ModuleNotFoundError:
     import tomli as tomllib  # Python 3.10
 from .store import SEEDS, InputError, Store, WriteError, _finder, check_fields, config_hash, provenance, whole
 from .arrays import encode_logp, kept_labels
+from .numbers import value_like
 from .models import LM, gguf_header, _find, as_device, identity, load_lm
 from .tasks import FORMATS, load_task, task_format
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
@@ -254,8 +256,8 @@ def method_config(
         was = defaults[key] if defaults[key] is not None else 1
         if isinstance(value, str) and not isinstance(was, str):
             try:
-                value = {"true": True, "false": False}[value.lower()] if isinstance(was, bool) else type(was)(value)
-            except (KeyError, ValueError):
+                value = value_like(value, was)
+            except ValueError:
                 raise InputError(f"{key}={value!r}; need a value like {was!r}") from None
         out[key] = value
     return method, replace(method.config, **out)
@@ -1625,7 +1627,7 @@ def read_prompt(store, prompt, task, target: LM, role, ids, memo=None) -> dict:
     return stored
 
 # %% ../nbs/14_experiments.ipynb #a9447034
-def _load_tasks(preset, data=None) -> dict:
+def load_tasks(preset, data=None) -> dict:
     "name in the preset -> Task; a task file of that name in the folder `data` stands in for a task of the hub."
     out = {}
     if data is not None and not Path(data).is_dir():
@@ -2073,7 +2075,7 @@ def step0(
     tasks, found = {}, []
     for name in preset.tasks:
         try:
-            tasks |= _load_tasks(
+            tasks |= load_tasks(
                 replace(preset, tasks=(name,), format="released"), data
             )  # its texts are as they were given
         except InputError as e:
@@ -2161,7 +2163,7 @@ def check_step0(
 # %% ../nbs/14_experiments.ipynb #d2c8f560
 def begin(preset: Preset, out, data=None, models: Models = None) -> tuple:
     "(results folder, tasks by their names in the preset) of a run. `InputError` for a damaged file in the folder: known before anything is spent. `models` learn for which models their names stand there."
-    store, tasks = Store(out), _load_tasks(preset, data)
+    store, tasks = Store(out), load_tasks(preset, data)
     cells = store.cells()
     if models is not None:
         models.known = known_models(cells)
@@ -2482,7 +2484,7 @@ def dry_run(
     tasks = {}
     for name in preset.tasks:
         own = data is not None and (Path(data) / f"{name}.toml").is_file()
-        tasks[name] = None if name in TEXTS and not own else _load_tasks(replace(preset, tasks=(name,)), data)[name]
+        tasks[name] = None if name in TEXTS and not own else load_tasks(replace(preset, tasks=(name,)), data)[name]
     dtype = tuning_dtypes(preset, device)[0]
     rate = dict(
         zip(

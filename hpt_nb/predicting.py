@@ -14,7 +14,7 @@ import pandas as pd
 
 from .store import InputError, check_writable, visible, write_atomic
 from .models import LM
-from .tasks import _label_key, _label_names, _no_text, _read_file, _unknown_label
+from .tasks import label_key, label_names, no_text, read_file, unknown_label
 from .calibration import centre_means
 from .prompts import Prompt, answers
 
@@ -36,7 +36,7 @@ def _filled(
             kept.append(i)
         elif not skip or not (t is None or isinstance(t, str) or t != t):
             raise InputError(
-                f"{where}: row {i + 1} {_no_text(t)}" + ("" if skip else "; or pass over such rows with --skip-empty")
+                f"{where}: row {i + 1} {no_text(t)}" + ("" if skip else "; or pass over such rows with --skip-empty")
             )
     if not kept:
         raise InputError(f"{where}: no text in it; need at least one")
@@ -50,12 +50,12 @@ def _right(rows: pd.DataFrame, label: str, kept, task: dict, where: str) -> list
             f"{where}: no column {label!r} (columns: {', '.join(map(str, rows.columns))}); name the column of the labels with --label"
         )
     words = [w.strip() for w in task["labels"]]
-    names = _label_names(task["labels"], None if task["classes"] == words else task["classes"], where)
+    names = label_names(task["labels"], None if task["classes"] == words else task["classes"], where)
     values, found = rows[label].tolist(), []
     for i in kept:
-        key = None if isinstance(values[i], (bytes, bool)) else _label_key(values[i])
+        key = None if isinstance(values[i], (bytes, bool)) else label_key(values[i])
         if key not in names:
-            raise InputError(f"{where}: row {i + 1} {_unknown_label(values[i], names)}, the classes of the prompt")
+            raise InputError(f"{where}: row {i + 1} {unknown_label(values[i], names)}, the classes of the prompt")
         found.append(names[key])
     return found
 
@@ -73,7 +73,7 @@ def predict(
 ) -> tuple:  # (the table with class and p(name) columns, facts: n, skipped, constants, correct and accuracy if asked)
     "The class of each text of a table. `InputError` for a table that cannot work, before the model reads anything."
     where = "the table" if isinstance(rows, pd.DataFrame) else str(rows)
-    rows = rows if isinstance(rows, pd.DataFrame) else _read_file(Path(rows))
+    rows = rows if isinstance(rows, pd.DataFrame) else read_file(Path(rows))
     kept = _filled(rows, text, skip_empty, where)
     right = None if label is None else _right(rows, label, kept, prompt.task, where)
     columns = ["class", *(f"p({n})" for n in prompt.task["classes"])]

@@ -21,7 +21,7 @@ from .vocab import Vocab, ids_of, is_word
 from .neighbors import stable_vocab
 from .scoring import label_ids, label_logprobs_many
 from .readability import word_zipf
-from .experiments import Models, _load_tasks, lm_id
+from .experiments import Models, load_tasks, lm_id
 
 # %% ../nbs/14a_strata.ipynb #57a7a006
 STRATA = ("common", "words", "top", "bottom", "matched", "top-matched")
@@ -149,7 +149,7 @@ def tasks_of(
     data=None,  # folder of task files (sst2.toml, ...) that stand in for the hub's tasks
 ) -> dict:  # name -> Task
     "The tasks of a study. `InputError` for a folder or a task that is not there."
-    return _load_tasks(SimpleNamespace(name="study", tasks=list(names), folder=".", format=""), data)
+    return load_tasks(SimpleNamespace(name="study", tasks=list(names), folder=".", format=""), data)
 
 
 def _subset(task, split: str, n: int):

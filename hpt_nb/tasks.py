@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SEPARATORS', 'RATING_BOUND', 'TASKS', 'Split', 'Format', 'task_format', 'Task', 'class_names', 'normalise',
-           'drop_conflicts', 'give_way', 'hold_out', 'movie_ratings', 'first_copies', 'set_aside', 'load_task',
-           'task_of_tables']
+           'drop_conflicts', 'give_way', 'hold_out', 'read_file', 'label_key', 'label_names', 'no_text',
+           'unknown_label', 'movie_ratings', 'first_copies', 'set_aside', 'load_task', 'task_of_tables']
 
 # %% ../nbs/02_tasks.ipynb #5e7e6d30
 import hashlib
@@ -578,7 +578,7 @@ def _not_utf8(path, e: UnicodeDecodeError) -> InputError:
     )
 
 
-def _read_file(path: Path) -> pd.DataFrame:
+def read_file(path: Path) -> pd.DataFrame:
     "Rows of a csv, tsv, jsonl or parquet file. `InputError` names what is wrong with it."
     if path.is_dir():
         raise InputError(f"{path}: a folder; need a file: {', '.join(_READERS)}")
@@ -634,14 +634,14 @@ def _read_source(source: str, key: str, folder: Path, revision: str | None) -> t
     "(rows, name for messages) of a file or a hub data set."
     path = folder / source
     if path.suffix.lower() in _READERS or path.exists():
-        return _read_file(path), str(path)
+        return read_file(path), str(path)
     return _read_hub(source, key, revision), source
 
 # %% ../nbs/02_tasks.ipynb #ef229f5d
 _ZEROS = re.compile(r"(-?\d+)\.0+")
 
 
-def _label_key(value) -> str | None:
+def label_key(value) -> str | None:
     "A label as it is looked up; None where there is none. 1.0 is 1: a column with a gap is read as floats."
     if value is None or isinstance(value, float) and value != value:
         return None
@@ -649,10 +649,10 @@ def _label_key(value) -> str | None:
     return str(int(value)) if whole else _ZEROS.sub(lambda m: m[1] if m[0] == m.string else m[0], _composed(str(value)))
 
 
-def _label_names(labels, classes, where: str) -> dict:
+def label_names(labels, classes, where: str) -> dict:
     "What the label column may say, and the class it means."
     if classes is None:
-        names = {_label_key(w): i for i, w in enumerate(labels)}
+        names = {label_key(w): i for i, w in enumerate(labels)}
         for i in range(len(labels)):
             # label words " 1", " 0" would make "1" mean both classes
             if names.setdefault(str(i), i) != i:
@@ -662,13 +662,13 @@ def _label_names(labels, classes, where: str) -> dict:
         return names
     if (
         not isinstance(classes, (list, tuple))
-        or len({_label_key(c) for c in classes}) != len(labels)
+        or len({label_key(c) for c in classes}) != len(labels)
         or len(classes) != len(labels)
     ):
         raise InputError(
             f"{where}: classes is {classes!r}; need {len(labels)} different names, one for each label word"
         )
-    return {_label_key(c): i for i, c in enumerate(classes)}
+    return {label_key(c): i for i, c in enumerate(classes)}
 
 # %% ../nbs/02_tasks.ipynb #6c02b002
 def _by_stated_names(rows: pd.DataFrame, label: str, labels, classes, where: str) -> pd.DataFrame:
@@ -676,8 +676,8 @@ def _by_stated_names(rows: pd.DataFrame, label: str, labels, classes, where: str
     stated = rows.attrs.get("names", {}).get(label)
     if not stated or label not in rows.columns:
         return rows
-    ours = [_label_key(c) for c in (labels if classes is None else classes)]
-    theirs, fold = [_label_key(c) for c in stated], str.casefold
+    ours = [label_key(c) for c in (labels if classes is None else classes)]
+    theirs, fold = [label_key(c) for c in stated], str.casefold
     if len({*map(fold, theirs)}) < len(theirs):
         fold = str  # names that differ in capitals alone
     place, paired = {fold(c): i for i, c in enumerate(ours)}, ", ".join(f"{i} is {c!r}" for i, c in enumerate(stated))
@@ -688,7 +688,7 @@ def _by_stated_names(rows: pd.DataFrame, label: str, labels, classes, where: str
                 f"{where}: numbers in {label!r} are read by the names that the data set states for them ({paired}), which is not the order of the label words ({', '.join(map(repr, labels))})"
             )
         said = {str(i): ours[place[fold(c)]] if fold(c) in place else c for i, c in enumerate(theirs)}
-        return rows.assign(**{label: [said.get(_label_key(y), y) for y in rows[label].tolist()]})
+        return rows.assign(**{label: [said.get(label_key(y), y) for y in rows[label].tolist()]})
     if moved:
         raise InputError(
             f"{where}: the data set says of its column {label!r} that {paired}, and {moved[0]!r} is number {place[fold(moved[0])]} in the task; give classes = [...] under [data]: {', '.join(map(repr, stated))}, in the order of the label words"
@@ -705,7 +705,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them, UTF-8 and tok
 _NUMBER = re.compile(r"-?\d+")
 
 
-def _no_text(t) -> str:
+def no_text(t) -> str:
     "Why a value is no text, for a message that names its row."
     if isinstance(t, (bytes, bytearray)):
         return f"has bytes for a text ({t[:40]!r}); write the column as strings"
@@ -714,7 +714,7 @@ def _no_text(t) -> str:
     return f"has no text ({t!r}); give it one or remove the row"
 
 
-def _unknown_label(y, names: dict) -> str:
+def unknown_label(y, names: dict) -> str:
     "Why a value is no label, for a message that names its row."
     kind = {bytes: "bytes", bool: "true or false"}.get(type(y), "")
     return f"has the unknown label {y!r}{kind and f' ({kind}, neither a word nor a number)'}; need one of {', '.join(names)}"
@@ -742,14 +742,14 @@ def _to_split(
             keys.append(None)
             continue
         if not isinstance(t, str) or not t.strip():
-            raise InputError(f"{where}: row {n} {_no_text(t)}")
+            raise InputError(f"{where}: row {n} {no_text(t)}")
         if not t.isascii() and _SURROGATE.search(t):
             raise InputError(
                 f"{where}: row {n} holds half a character (a lone surrogate); repair the text or remove the row"
             )
-        keys.append(None if isinstance(y, (bytes, bool)) else _label_key(y))
+        keys.append(None if isinstance(y, (bytes, bool)) else label_key(y))
         if keys[-1] not in names:
-            raise InputError(f"{where}: row {n} {_unknown_label(y, names)}")
+            raise InputError(f"{where}: row {n} {unknown_label(y, names)}")
     if empty:
         remark(f"{where}: {empty} of {len(texts)} rows have no text and are passed over")
         texts, keys = [t for t, k in zip(texts, keys) if k is not None], [k for k in keys if k is not None]
@@ -765,7 +765,7 @@ def _to_split(
 
 def _mixed_labels(rows: pd.DataFrame, label: str, names: dict, where: str) -> int:
     "How many labels are numbers in a column where others are words (0: all are of one kind); said, since two people may have counted the classes in two ways."
-    numbers = [bool(_NUMBER.fullmatch(k)) for k in map(_label_key, rows[label].tolist()) if k is not None]
+    numbers = [bool(_NUMBER.fullmatch(k)) for k in map(label_key, rows[label].tolist()) if k is not None]
     words = len(numbers) - sum(numbers)
     if not words or not any(numbers) or all(map(_NUMBER.fullmatch, names)):
         return 0
@@ -974,12 +974,12 @@ def _sources(spec: dict, folder: Path) -> tuple:
     _check_words(spec["suffix"], spec["labels"], where)
     if "rows" in spec:  # a package's texts: no official split
         table = spec["rows"]()
-        every = _to_split(table, "text", "label", _label_names(spec["labels"], None, where), strip, where)
+        every = _to_split(table, "text", "label", label_names(spec["labels"], None, where), strip, where)
         once = first_copies(drop_conflicts(every))
         train, validation = hold_out(once, spec["validation"], seed=0)
         return train, None, validation, {**table.attrs, "copies": len(every) - len(once)}, 0
     data = spec["data"]
-    names, label, mixed = _label_names(spec["labels"], data.get("classes"), where), data.get("label", "label"), 0
+    names, label, mixed = label_names(spec["labels"], data.get("classes"), where), data.get("label", "label"), 0
 
     def read(key):
         nonlocal mixed
@@ -1170,7 +1170,7 @@ def _named_classes(tables, label: str, words, classes, where: str) -> tuple:
         return list(words.values()), list(words)
     if words is not None:
         return list(words), classes or (stated if stated and len(stated) == len(words) else None)
-    found = classes or stated or sorted({_label_key(y) for t in tables for y in t[label].tolist()} - {None})
+    found = classes or stated or sorted({label_key(y) for t in tables for y in t[label].tolist()} - {None})
     if all(_NUMBER.fullmatch(str(c)) for c in found):
         raise InputError(
             f"{where}: the labels are numbers ({', '.join(map(str, found[:4]))}); give words, what the model shall say for each class, "
@@ -1206,7 +1206,7 @@ def task_of_tables(
                 )
     words, classes = _named_classes(tables, label, words, classes, name)
     _check_words(suffix, words, name)
-    names, strip = _label_names(words, classes, name), _strips(dict(name=name, format=format))
+    names, strip = label_names(words, classes, name), _strips(dict(name=name, format=format))
 
     def read(rows, part):
         where = f"{name}, {part}"

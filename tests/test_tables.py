@@ -200,9 +200,9 @@ def test_no_key_of_an_object_is_lost(tmp_path_factory, pairs):
     path.write_text("{" + ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in pairs) + "}\n")
     twice = len({k for k, _ in pairs}) < len(pairs)
     if twice:
-        assert "twice" in refused(lambda: tasks._read_file(path))
+        assert "twice" in refused(lambda: tasks.read_file(path))
     else:
-        assert tasks._read_file(path).to_dict("records") == [dict(pairs)] or not pairs
+        assert tasks.read_file(path).to_dict("records") == [dict(pairs)] or not pairs
 
 
 # ---- parquet ----
@@ -221,16 +221,16 @@ def parquet(path, metadata=None, **columns):
 def test_parquet_of_two_columns_of_one_name(tmp_path):
     table = pa.table([pa.array(["a", "b"]), pa.array([0, 1]), pa.array([1, 0])], names=["text", "label", "label"])
     pq.write_table(table, tmp_path / "val.parquet")
-    assert "two columns are called 'label'" in refused(lambda: tasks._read_file(tmp_path / "val.parquet"))
+    assert "two columns are called 'label'" in refused(lambda: tasks.read_file(tmp_path / "val.parquet"))
 
 
 def test_parquet_gives_its_own_columns_alone(tmp_path):
     "None from a folder's name, and none made an index."
     there = tmp_path / "label=1"
     there.mkdir()
-    assert list(tasks._read_file(parquet(there / "a.parquet", text=["a"]))) == ["text"]
+    assert list(tasks.read_file(parquet(there / "a.parquet", text=["a"]))) == ["text"]
     pd.DataFrame({"label": [0, 1]}, index=pd.Index(["a", "b"], name="text")).to_parquet(tmp_path / "i.parquet")
-    assert set(tasks._read_file(tmp_path / "i.parquet")) == {"text", "label"}
+    assert set(tasks.read_file(tmp_path / "i.parquet")) == {"text", "label"}
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_parquet_columns_of_other_kinds(tmp_path, column, says):
     ],
 )
 def test_two_spellings_of_a_label_are_one(classes, column, want):
-    names = tasks._label_names((" bad", " great"), classes, "x")
+    names = tasks.label_names((" bad", " great"), classes, "x")
     assert (
         tasks._to_split(
             pd.DataFrame({"text": ["a", "b"], "label": pd.Series(column, dtype=object)}),
@@ -289,7 +289,7 @@ def test_two_spellings_of_a_label_are_one(classes, column, want):
 
 @pytest.mark.parametrize("classes", [["1", "1.0"], [1, 1.0], ["caf\u00e9", "cafe\u0301"], ["a", " a"]])
 def test_classes_that_are_one(classes):
-    assert "need 2 different names" in refused(lambda: tasks._label_names((" bad", " great"), classes, "x"))
+    assert "need 2 different names" in refused(lambda: tasks.label_names((" bad", " great"), classes, "x"))
 
 
 @MANY
