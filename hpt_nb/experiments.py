@@ -33,7 +33,7 @@ try:
     import tomllib
 except ModuleNotFoundError:
     import tomli as tomllib  # Python 3.10
-from .store import SEEDS, InputError, Store, WriteError, _finder, check_fields, config_hash, provenance, whole
+from .store import SEEDS, InputError, Store, WriteError, finder, check_fields, config_hash, provenance, whole
 from .arrays import encode_logp, kept_labels
 from .numbers import value_like
 from .models import LM, gguf_header, _find, as_device, identity, load_lm
@@ -1821,7 +1821,7 @@ class Job:
         at=lambda share: None,  # called with the share that is done
     ) -> list | None:  # the unit's prompts; None if it failed, now or before
         "Do a unit. What fails is noted with its reason. `WriteError` where nothing can be written."
-        failed = _finder([] if self.retry else [(f["kind"], f["config"], f) for f in self.store.failures()])
+        failed = finder([] if self.retry else [(f["kind"], f["config"], f) for f in self.store.failures()])
         if unit.kind != "score":
             self.scoring = None  # it holds a model
         if unit.kind != "score" and any(failed(*p) for p in unit.pieces):
@@ -1969,7 +1969,7 @@ def _ids_of(prompt, part, lm) -> tuple | None:
 
 def note_failed(store: Store, unit: Unit, reason, pieces=None):
     "Note why a unit (or those pieces of it) failed, at each cell that is not there."
-    done = _finder([(c["kind"], c["config"], True) for _, c in store._notes("cells")])
+    done = finder([(c["kind"], c["config"], True) for _, c in store._notes("cells")])
     for kind, part in unit.pieces if pieces is None else pieces:
         if not done(kind, part):
             store.fail(kind, part, reason)
@@ -2179,7 +2179,7 @@ def announce(preset: Preset, out, data=None, split: int = 0):
 
 def is_finished(store: Store, units) -> bool:
     "Does the store hold every piece of these units?"
-    done = _finder([(c["kind"], c["config"], c) for c in store.cells()])
+    done = finder([(c["kind"], c["config"], c) for c in store.cells()])
     return all(done(*p) for u in units for p in u.pieces)
 
 

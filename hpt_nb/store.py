@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MOST', 'SEEDS', 'SCHEMA', 'visible', 'InputError', 'WriteError', 'messages', 'remark', 'say_remarks',
            'holding_remarks', 'whole', 'listed', 'number', 'check_fields', 'config_hash', 'write_atomic',
-           'check_writable', 'provenance', 'is_pack', 'Store', 'status', 'duration', 'status_text', 'level_folders',
-           'keep', 'recall', 'cache_dir', 'pack', 'read_pack', 'packed_cell', 'taken_out', 'pack_levels',
-           'unpacked_folder', 'unpack', 'to_go_on', 'sha256_file', 'fetch_package']
+           'check_writable', 'provenance', 'is_pack', 'Store', 'finder', 'status', 'duration', 'status_text',
+           'level_folders', 'keep', 'recall', 'cache_dir', 'pack', 'read_pack', 'packed_cell', 'taken_out',
+           'pack_levels', 'unpacked_folder', 'unpack', 'to_go_on', 'sha256_file', 'fetch_package']
 
 # %% ../nbs/00_store.ipynb #07dd75cf
 import errno
@@ -770,7 +770,7 @@ def _fresh(self, within_s: float) -> list:
 Store.working, Store._fresh = _working, _fresh
 
 # %% ../nbs/00_store.ipynb #b3ddae01
-def _finder(cells):
+def finder(cells):
     "find(kind, part) -> what stands third beside a (kind, configuration, third) whose configuration holds `part`, or None; each shape of part is indexed once."
     index = {}
 
@@ -831,9 +831,9 @@ def status(
         else:
             cells += [] if cell is None else [(cell["kind"], cell["config"], cell)]
     notes = [(c["kind"], c["config"], c) for _, c in store._notes("failed")]
-    done, why = _finder(cells), _finder(notes)
-    failed_at = _finder([(k, c, note["meta"].get("date") or "") for k, c, note in notes])
-    busy = _finder(
+    done, why = finder(cells), finder(notes)
+    failed_at = finder([(k, c, note["meta"].get("date") or "") for k, c, note in notes])
+    busy = finder(
         [
             (kind, part, i)
             for i, pieces in enumerate(store._fresh(fresh_s))
