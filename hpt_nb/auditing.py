@@ -43,7 +43,7 @@ from hpt_nb.calibration import (
     measures,
 )
 from .stats import crossed_contrast, decide, holm, over_targets, text_values
-from .report import _page, table_html
+from .report import page_html, table_html
 from .export import read_prompt
 from .prompts import Prompt, constants, named_models
 
@@ -681,7 +681,7 @@ def audit_page(
             f"<p>{_escaped(', '.join(f'{k} {v}' for k, v in made.items() if isinstance(v, (str, int, float))))}</p>",
         )
     )
-    return _page(f"Audit: {found['task']['name']}", f"<p>{_escaped(_basis(found))}.</p>", sections)
+    return page_html(f"Audit: {found['task']['name']}", f"<p>{_escaped(_basis(found))}.</p>", sections)
 
 
 def write_audit(

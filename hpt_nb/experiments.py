@@ -36,7 +36,7 @@ except ModuleNotFoundError:
 from .store import SEEDS, InputError, Store, WriteError, finder, check_fields, config_hash, provenance, whole
 from .arrays import encode_logp, kept_labels
 from .numbers import value_like
-from .models import LM, gguf_header, _find, as_device, identity, load_lm
+from .models import LM, gguf_header, find, as_device, identity, load_lm
 from .tasks import FORMATS, load_task, task_format
 from .vocab import TOKENS, Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
@@ -1041,7 +1041,7 @@ class Models:
             return known[name]
         if not self.own:
             return self._named(self(name).name, name)
-        _, lm_name, info = _find(name)
+        _, lm_name, info = find(name)
         self._named(lm_name, name)
         self._meet(name, info | dict(name=lm_name))
         return lm_name

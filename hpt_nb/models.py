@@ -6,7 +6,7 @@
 __all__ = ['ADDED', 'SHIPPED', 'byte_alphabet', 'walk', 'is_control', 'TokenNames', 'name_tokens', 'token_text', 'as_dtype',
            'as_device', 'input_embeddings', 'memory_hash', 'kin_hash', 'identity', 'same_model', 'known_by',
            'one_under_two_names', 'check_apart', 'LM', 'pad_row', 'check_causal', 'folder_sha256', 'gguf_header',
-           'mend_tokenizer', 'convert_gguf', 'Shipped', 'fetch_shipped', 'load_lm']
+           'mend_tokenizer', 'convert_gguf', 'Shipped', 'fetch_shipped', 'load_lm', 'find']
 
 # %% ../nbs/01_models.ipynb #b954b16a
 import copy
@@ -1411,7 +1411,7 @@ def load_lm(
 ) -> LM:
     "Load a causal language model, frozen. safetensors and GGUF only, never a pickle, never code from the model's repository. `InputError` for what cannot be loaded."
     dev, place = as_device(device)
-    source, lm_name, info = _find(str(name))
+    source, lm_name, info = find(str(name))
     model, tokenizer, remarks = _pretrained(source, lm_name, as_dtype(dtype, dev), place)
     for line in _noted(source) + remarks:
         _log.warning(f"{lm_name}: {line}")
@@ -1428,7 +1428,7 @@ def _noted(source) -> list:
         return []
 
 
-def _find(name: str) -> tuple:
+def find(name: str) -> tuple:
     "(folder or hub id to load, the model's name in tables, its `info`)"
     path = Path(name).expanduser()
     if (key := name.lower()) in SHIPPED:

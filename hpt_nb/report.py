@@ -19,7 +19,8 @@ __all__ = ['ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 'ALONE', 'STEPS', 'FEATURES'
            'levels_table', 'method_scores', 'complete_ways', 'methods_left', 'distinct', 'vectors_note', 'method_stats',
            'method_table', 'part_note', 'method_differences', 'method_differences_table', 'method_verdicts',
            'method_sentences', 'methods_headline', 'spent_frame', 'spent_table', 'compute_frame', 'plot_compute',
-           'compute_panels', 'soft_table', 'methods_section', 'write_report', 'levels_origins', 'study_section']
+           'compute_panels', 'soft_table', 'methods_section', 'page_html', 'write_report', 'levels_origins',
+           'study_section']
 
 # %% ../nbs/16_report.ipynb #9380702f
 import io
@@ -2871,7 +2872,7 @@ th, td { padding: .3rem .5rem; text-align: left; vertical-align: top; border-bot
 OPEN = 6  # sections of a page that are seen at once; the others are folded
 
 
-def _page(title: str, lead: str, sections: list) -> str:
+def page_html(title: str, lead: str, sections: list) -> str:
     "The whole page; `sections` holds (heading, html). The first stands before the contents, and those after `OPEN` are folded."
     toc = "".join(f'<li><a href="#s{i}">{_cell(h)}</a></li>' for i, (h, _) in enumerate(sections))
     parts = [
@@ -2906,7 +2907,7 @@ def write_report(
         )
     if varied:
         return write_atomic(
-            out / "index.html", _page("Settings varied", "", [("One setting at a time", _levels_section(store.path))])
+            out / "index.html", page_html("Settings varied", "", [("One setting at a time", _levels_section(store.path))])
         )
     df, tunes, vocabs = results_frame(store), tunes_frame(store), vocab_frame(store)
     lacks = unfinished(df, tunes) or planned_left(store)
@@ -2950,7 +2951,7 @@ def write_report(
     lead += f"<p>{_cell(_ASKED)}</p><p><b>{_cell(headline(df))}</b></p><p>{_cell(_ran(df))} {_cell(_READ)}</p>"
     if lacks:
         lead += f'<p class="note">{_cell(f"This run is not finished: {len(lacks)} pieces are missing, and what they belong to is left out. The first: {lacks[0]}.")}</p>'
-    return write_atomic(out / "index.html", _page("Hard prompts across models", lead, sections))
+    return write_atomic(out / "index.html", page_html("Hard prompts across models", lead, sections))
 
 
 def levels_origins(folder) -> pd.DataFrame:
