@@ -127,11 +127,12 @@ def stored_audit(store: Store, task, names, load: Models, prompts: dict, n: int,
 
 def kept_calibration(found: dict, name: str) -> dict:
     "The calibration constants of one row of an audit, as a prompt keeps them: model -> constants."
-    return {
-        s["model"]: s["constants"][0] | dict(sha256=found["models"][s["model"]].get("sha256"))
-        for s in found["scores"]
-        if s["prompt"] == name
-    }
+    out = {}
+    for s in (s for s in found["scores"] if s["prompt"] == name):
+        info = found["models"][s["model"]]
+        known = {k: info[k] for k in ("sha256", "revision", "memory", "kin") if info.get(k)}
+        out[s["model"]] = s["constants"][0] | dict(sha256=info.get("sha256")) | known
+    return out
 
 # %% ../nbs/17g_prompt_worth.ipynb #627018df
 FEW = 100  # fewer texts than this decide little: one text is a point and more
