@@ -12,13 +12,15 @@ import tempfile
 import numpy as np
 
 from .store import InputError, Store, number, whole
+from .models import known_by, same_model
 from .tasks import Split, Task, drop_conflicts, hold_out
 from .vocab import whole_vocab
 from .scoring import label_ids, label_logprobs
 from .pez import fast_dtype
 from .calibration import accuracy, calibrated, centre_means
 from .experiments import VocabConfig, stored_vocab
-from .prompts import Prompt, named_models
+from .answers import as_lm, named_models
+from .prompts import Prompt
 from .labelling import propose_labels
 from .practice import tuned_prompts, tuning_config
 
@@ -79,7 +81,8 @@ def split_task(
     seed: int,
     max_text_tokens: int = 128,
 ) -> Task:
-    "A task of lists: some texts held out, each class in proportion and copies on one side. It has no validation texts: whoever calls holds those."
+    """A task of lists: some texts held out, each class in proportion and copies on one side.
+    It has no validation texts: whoever calls holds those."""
     every = drop_conflicts(Split(texts, labels))
     n = max(len(names), round(holdout * len(every))) if isinstance(holdout, float) else holdout
     train, held = hold_out(every, n, seed)
@@ -101,7 +104,8 @@ def split_task(
 
 # %% ../nbs/18a_classifier.ipynb #87fa18ca
 class HardPromptClassifier(ClassifierMixin, BaseEstimator):
-    "Classify texts by a hard prompt that was tuned on some models and kept only if it beats no prompt. `InputError` for what cannot work, before anything is tuned."
+    """Classify texts by a hard prompt that was tuned on some models and kept only if it beats no prompt.
+    `InputError` for what cannot work, before anything is tuned."""
 
     def __init__(
         self,
@@ -153,12 +157,14 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
             known = {str(c): w for c, w in given.items()}
             if missing := [c for c in self.classes_ if str(c) not in known]:
                 raise InputError(
-                    f"label_words has no word for class {str(missing[0])!r}; give one for each of {', '.join(map(str, self.classes_))}"
+                    f"label_words has no word for class {str(missing[0])!r}; "
+                    f"give one for each of {', '.join(map(str, self.classes_))}"
                 )
             return [known[str(c)] for c in self.classes_]
         if isinstance(given, str) or len(given) != len(self.classes_):
             raise InputError(
-                f"label_words is {given!r}; need one word for each of the {len(self.classes_)} classes: {', '.join(map(str, self.classes_))}"
+                f"label_words is {given!r}; need one word for each of the {len(self.classes_)} classes: "
+                f"{', '.join(map(str, self.classes_))}"
             )
         return list(given)
 
@@ -187,6 +193,29 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X, y):
         "Tune, choose and calibrate. Sets `classes_`, `prompt_`, `candidates_`, `task_`."
+        texts, labels = self._checked(X, y)
+        names, load = named_models(self.models)
+        task = self._task(texts, labels, self._words([load(n) for n in names]))
+        for n in names:
+            label_ids(load(n), task)
+        self.candidates_ = [
+            self._judged(text, [load(n) for n in names], task)
+            for text in dict.fromkeys(["", *self._tuned(names, load, task)])
+        ]
+        best = max(self.candidates_, key=lambda c: c["mean"])  # of equal ones the first: no prompt
+        self._lm = load(names[0]) if self.model is None else as_lm(self.model)
+        others = [lm for lm in map(load, names) if not self._predicts(lm)]
+        held = len(task.holdout) if self.calibrate else 0
+        self.task_ = task
+        self.prompt_ = Prompt.of(best["prompt"], task, [self._lm, *others], held, method=self.method)
+        return self
+
+    def _predicts(self, lm) -> bool:
+        "Is this the model that predicts, under whatever name?"
+        return lm is self._lm or bool(same_model(known_by(lm), known_by(self._lm)))
+
+    def _checked(self, X, y) -> tuple:  # (texts, labels)
+        "Sets `classes_`. `InputError` for texts and labels that do not go together."
         texts, labels = as_texts(X), list(np.asarray(y).tolist())
         if len(texts) != len(labels):
             raise InputError(f"{len(texts)} texts but {len(labels)} labels; need one label for each text")
@@ -195,40 +224,14 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
             raise InputError(f"all {len(labels)} labels are {str(self.classes_[0])!r}; need at least 2 classes")
         if isinstance(self.holdout, float):
             number("holdout", self.holdout, above=0, most=1)
-        names, load = named_models(self.models)
-        words = self._words([load(n) for n in names])
+        return texts, labels
+
+    def _task(self, texts, labels, words) -> Task:
+        "The texts as a task, some of them held out."
         place = {c: i for i, c in enumerate(self.classes_.tolist())}
-        task = split_task(
-            texts,
-            [place[y] for y in labels],
-            words,
-            [str(c) for c in self.classes_],
-            self.suffix,
-            self.holdout,
-            self.random_state or 0,
-            self.max_text_tokens,
-        )
-        for n in names:
-            label_ids(load(n), task)
-        self.candidates_ = [
-            self._judged(text, [load(n) for n in names], task)
-            for text in dict.fromkeys(["", *self._tuned(names, load, task)])
-        ]
-        best = max(self.candidates_, key=lambda c: c["mean"])  # of equal ones the first: no prompt
-        self._lm = (
-            load(names[0]) if self.model is None else named_models([self.model])[1](named_models([self.model])[0][0])
-        )
-        self.task_, self.prompt_ = (
-            task,
-            Prompt.of(
-                best["prompt"],
-                task,
-                [self._lm, *(load(n) for n in names if load(n) is not self._lm)],
-                len(task.holdout) if self.calibrate else 0,
-                method=self.method,
-            ),
-        )
-        return self
+        numbers, names = [place[y] for y in labels], [str(c) for c in self.classes_]
+        seed = self.random_state or 0
+        return split_task(texts, numbers, words, names, self.suffix, self.holdout, seed, self.max_text_tokens)
 
     def _judged(self, text: str, lms, task) -> dict:
         "A candidate's accuracy on the held-out texts, on each model."

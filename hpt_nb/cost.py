@@ -88,7 +88,7 @@ def _prompts_of(preset: Preset, part: Part) -> tuple:
     n, same, soft = len(part.untuned), sum(row != "Random" for row, _ in part.untuned), 0
     for each in part.passes:
         n += len(tuned_prompts(preset, part.task, each.runs)) + len(moments_of(preset, part.task, each.runs))
-        if fact(each.first[0], 'vectors'):
+        if fact(each.first[0], "vectors"):
             soft += len(each.runs)
     return n, same, soft
 

@@ -64,7 +64,8 @@ def path_worth(
 def path_table(
     path,  # of `path_worth`
 ) -> pd.DataFrame:
-    "A row per change: what stood there, what stands there now, and calibrated accuracy on each model with what the change bought."
+    """A row per change: what stood there, what stands there now, and calibrated accuracy on each model
+    with what the change bought."""
     rows = []
     for i, p in enumerate(path):
         gained = {
@@ -87,6 +88,7 @@ def path_table(
 def path_html(path, n: int) -> str:
     "The path as a part of a page; `n`: holdout texts."
     return (
-        f"<p>Calibrated accuracy in percent on {n} holdout texts after each change, from the left; in brackets what the change bought. "
-        f"The prompt was chosen on these texts, so the end is a little flattered.</p>{table_html(path_table(path), 'what each change bought')}"
+        f"<p>Calibrated accuracy in percent on {n} holdout texts after each change, from the left; "
+        "in brackets what the change bought. The prompt was chosen on these texts, so the end is a little flattered."
+        f"</p>{table_html(path_table(path), 'what each change bought')}"
     )

@@ -17,7 +17,7 @@ from .models import LM
 from .tasks import class_names, load_task
 from .scoring import label_ids, label_logprobs
 from .calibration import accuracy, auc, calibrated, centre_means, class_shares
-from .prompts import as_lm
+from .answers import as_lm
 
 # %% ../nbs/17d_labelling.ipynb #a405394d
 def word_tokens(
@@ -48,7 +48,8 @@ def propose_labels(
     names,  # class names, in order
     models,  # loaded models, or names
 ) -> list:  # one label word per class
-    "Label words for classes: their names. Says where one is several tokens; `InputError` where two begin alike on a model."
+    """Label words for classes: their names. Says where one is several tokens;
+    `InputError` where two begin alike on a model."""
     lms = [as_lm(m) for m in ([models] if isinstance(models, (str, Path, LM)) else models)]
     single = lambda word: all(n == 1 for n in word_tokens(lms, word).values())
     words = [next((w for w in _spellings(str(n)) if single(w)), _spellings(str(n))[0]) for n in names]
@@ -61,7 +62,8 @@ def propose_labels(
         several = {m: n for m, n in word_tokens(lms, word).items() if n > 1}
         if several:
             remark(
-                f"label word {word!r} is {', '.join(f'{n} tokens on {m}' for m, n in several.items())}; only the first is looked at: a single common word may do better (hpt labels compares candidates)"
+                f"label word {word!r} is {', '.join(f'{n} tokens on {m}' for m, n in several.items())}; "
+                "only the first is looked at: a single common word may do better (hpt labels compares candidates)"
             )
     return words
 
@@ -77,7 +79,8 @@ def candidate_sets(
         one = tuple(w if w[:1].isspace() or not isinstance(given, str) else " " + w for w in one)
         if len(one) != len(task.labels) or not all(w.strip() for w in one):
             raise InputError(
-                f"label words {given!r}: {len(one)} of them; need one for each of the {len(task.labels)} classes ({', '.join(class_names(task))}), with commas between"
+                f"label words {given!r}: {len(one)} of them; need one for each of the {len(task.labels)} classes "
+                f"({', '.join(class_names(task))}), with commas between"
             )
         if one in sets:
             raise InputError(
@@ -87,6 +90,25 @@ def candidate_sets(
             )
         sets.append(one)
     return sets
+
+
+_OF_TASK = ("suffix", "max_text_tokens", "strip", "format", "prompt_at", "chat", "system", "control")
+
+
+def _label_row(lm: LM, form, held, names, z) -> dict:
+    "What one set of label words does on one model."
+    shares = class_shares(z)
+    return dict(
+        words=form.labels,
+        model=lm.name,
+        tokens=[len(lm.encode(w)) for w in form.labels],
+        n=len(held),
+        accuracy=accuracy(z, held.labels),
+        calibrated=accuracy(calibrated(z, centre_means(z)), held.labels),
+        auc=auc(z, held.labels),
+        most=names[int(np.argmax(shares))],
+        share=float(shares.max()),
+    )
 
 
 def compare_labels(
@@ -99,14 +121,12 @@ def compare_labels(
 ) -> (
     pd.DataFrame
 ):  # a row per set and model: words, model, tokens, accuracy, calibrated, auc (fractions), leans to, share
-    "Sets of label words on the holdout. `InputError` for words that a model cannot tell apart, before anything is scored."
+    """Sets of label words on the holdout.
+    `InputError` for words that a model cannot tell apart, before anything is scored."""
     task = load_task(task) if isinstance(task, (str, Path)) else task
     sets, held = candidate_sets(task, words), task.subset("holdout", min(whole("limit", limit), len(task.holdout)))
     lms = [as_lm(m) for m in ([models] if isinstance(models, (str, Path, LM)) else models)]
-    kept = {
-        k: getattr(task, k)
-        for k in ("suffix", "max_text_tokens", "strip", "format", "prompt_at", "chat", "system", "control")
-    }
+    kept = {k: getattr(task, k) for k in _OF_TASK}
     forms = [SimpleNamespace(labels=s, **kept) for s in sets]
     for lm in lms:
         for form in forms:
@@ -115,20 +135,7 @@ def compare_labels(
     for lm in lms:
         for form in forms:
             z = label_logprobs(lm, form, held.texts, prompt, on_pass=on_pass).double().numpy()
-            shares = class_shares(z)
-            rows.append(
-                dict(
-                    words=form.labels,
-                    model=lm.name,
-                    tokens=[len(lm.encode(w)) for w in form.labels],
-                    n=len(held),
-                    accuracy=accuracy(z, held.labels),
-                    calibrated=accuracy(calibrated(z, centre_means(z)), held.labels),
-                    auc=auc(z, held.labels),
-                    most=class_names(task)[int(np.argmax(shares))],
-                    share=float(shares.max()),
-                )
-            )
+            rows.append(_label_row(lm, form, held, class_names(task), z))
     return pd.DataFrame(rows)
 
 
@@ -151,6 +158,8 @@ def labels_said(found: pd.DataFrame) -> str:
             )
     best = ",".join(order.index[0])
     return (
-        f"{int(found.n.iloc[0])} holdout texts, no label word was chosen on others; calibrated with the means of these texts\n{pd.DataFrame(lines).to_string(index=False)}\n"
-        f"best mean AUC: {best!r} ({order.iloc[0]:.3f}); {len(order)} sets were compared on these texts, so judge the one you take on the validation texts"
+        f"{int(found.n.iloc[0])} holdout texts, no label word was chosen on others; calibrated with the means of "
+        f"these texts\n{pd.DataFrame(lines).to_string(index=False)}\n"
+        f"best mean AUC: {best!r} ({order.iloc[0]:.3f}); {len(order)} sets were compared on these texts, "
+        "so judge the one you take on the validation texts"
     )

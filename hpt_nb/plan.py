@@ -144,7 +144,7 @@ def asked_scores(source: Source, method=None) -> list:
     tuned and where anchors lead to."""
     out = [(source.model, "original", "ids"), (source.model, "original", "text")]
     out += [(t, "transfer", "text") for t in source.targets]
-    if fact(method, 'vectors'):
+    if fact(method, "vectors"):
         out.append((source.model, "original", "vectors"))
         out += [(t, "transfer", "vectors") for t in source.targets if t in source.counterparts]
     return out
@@ -183,7 +183,7 @@ class Unit:
             return f"comparing {self.source} and {self.target}"
         if self.kind == "score":
             return f"scoring {self.task} prompts of {self.source} on {self.target}"
-        by = "" if fact(self.methods[0], 'tuning') == 'all' else f" by {', '.join(self.methods)}"
+        by = "" if fact(self.methods[0], "tuning") == "all" else f" by {', '.join(self.methods)}"
         return f"tuning {self.source} on {self.task}{by}"
 
 # %% ../nbs/13k_plan.ipynb #106b221e

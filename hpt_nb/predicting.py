@@ -16,7 +16,8 @@ from .store import InputError, check_writable, visible, write_atomic
 from .models import LM
 from .tasks import label_key, label_names, no_text, read_file, unknown_label
 from .calibration import centre_means
-from .prompts import Prompt, answers
+from .answers import answers, kept_for
+from .prompts import Prompt
 
 # %% ../nbs/17c_predicting.ipynb #22ceed20
 def _filled(
@@ -28,7 +29,8 @@ def _filled(
     "The rows that have a text. `InputError` for a missing column, and for an empty text that is not to be skipped."
     if text not in rows.columns:
         raise InputError(
-            f"{where}: no column {text!r} (columns: {', '.join(map(str, rows.columns))}); name the column of the texts with --text"
+            f"{where}: no column {text!r} (columns: {', '.join(map(str, rows.columns))}); "
+            "name the column of the texts with --text"
         )
     kept = []
     for i, t in enumerate(rows[text].tolist()):
@@ -44,10 +46,12 @@ def _filled(
 
 
 def _right(rows: pd.DataFrame, label: str, kept, task: dict, where: str) -> list:
-    "The right classes of the rows that are kept. `InputError` for a missing column and for labels that the prompt does not know."
+    """The right classes of the rows that are kept.
+    `InputError` for a missing column and for labels that the prompt does not know."""
     if label not in rows.columns:
         raise InputError(
-            f"{where}: no column {label!r} (columns: {', '.join(map(str, rows.columns))}); name the column of the labels with --label"
+            f"{where}: no column {label!r} (columns: {', '.join(map(str, rows.columns))}); "
+            "name the column of the labels with --label"
         )
     words = [w.strip() for w in task["labels"]]
     names = label_names(task["labels"], None if task["classes"] == words else task["classes"], where)
@@ -60,6 +64,13 @@ def _right(rows: pd.DataFrame, label: str, kept, task: dict, where: str) -> list
     return found
 
 # %% ../nbs/17c_predicting.ipynb #538763ff
+def _check_free(rows: pd.DataFrame, classes, where: str):
+    "`InputError` for a table that has a column where the answers would go."
+    columns = ["class", *(f"p({n})" for n in classes)]
+    if there := [c for c in columns if c in rows.columns]:
+        raise InputError(f"{where}: has a column {there[0]!r} already, where the answers would go; rename it")
+
+
 def predict(
     prompt: Prompt,
     lm: LM,  # a loaded model
@@ -76,11 +87,9 @@ def predict(
     rows = rows if isinstance(rows, pd.DataFrame) else read_file(Path(rows))
     kept = _filled(rows, text, skip_empty, where)
     right = None if label is None else _right(rows, label, kept, prompt.task, where)
-    columns = ["class", *(f"p({n})" for n in prompt.task["classes"])]
-    if there := [c for c in columns if c in rows.columns]:
-        raise InputError(f"{where}: has a column {there[0]!r} already, where the answers would go; rename it")
+    _check_free(rows, prompt.task["classes"], where)
     means, said = None, "none"
-    if calibrated and lm.name in prompt.calibration:
+    if calibrated and kept_for(prompt.calibration, lm) is not None:
         means, said = prompt.means(lm), "kept with the prompt"
     values = rows[text].tolist()
     logp = prompt.logprobs(lm, [values[i] for i in kept], on_pass)
@@ -151,6 +160,7 @@ def predictions_said(table: pd.DataFrame, facts: dict, classes) -> str:
         lines.append(f"{facts['correct']} right, accuracy {facts['accuracy']:.4f}")
     if n and counts.max() >= 0.9 * n and len(counts) and n > 9:
         lines.append(
-            f"{counts.idxmax()!r} was named for {100 * counts.max() / n:.0f} % of the texts; where that many are not of it, calibrated answers tell more"
+            f"{counts.idxmax()!r} was named for {100 * counts.max() / n:.0f} % of the texts; "
+            "where that many are not of it, calibrated answers tell more"
         )
     return "\n".join(lines)

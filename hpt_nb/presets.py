@@ -186,9 +186,9 @@ class Preset:
         length, texts a step and holdout texts (all of it for joint tuning), and then what [method.NAME] says;
         in a row of the preset's own, with what that row says."""
         tuning, own = self.tuning_for(task), self.arm(row).tuning if row else {}
-        if fact(method, 'tuning') == 'all':
+        if fact(method, "tuning") == "all":
             return replace(tuning, **(self.starts_of(method, task) | own))
-        shared = set(asdict(tuning)) if fact(method, 'tuning') == 'shared' else {"n_tokens", "batch", "holdout_n"}
+        shared = set(asdict(tuning)) if fact(method, "tuning") == "shared" else {"n_tokens", "batch", "holdout_n"}
         named = {f.name for f in fields(REGISTRY[method].config)}
         settings = {k: getattr(tuning, k) for k in named & shared}
         settings |= self.settings.get(method, {}) | self.own(task, "method", {}).get(method, {}) | own
@@ -198,13 +198,13 @@ class Preset:
         """Numbers of steps after which a method's prompts are kept, ascending; the last is the whole run.
         Only PEZ keeps more than one."""
         steps = self.config_for(method, task, row).steps
-        asked = self.own(task, "budgets", self.budgets) if fact(method, 'tuning') == 'all' else ()
+        asked = self.own(task, "budgets", self.budgets) if fact(method, "tuning") == "all" else ()
         return tuple(sorted({*(b for b in asked if b < steps), steps}))
 
     def moments_for(self, task: str, method: str, row: str) -> tuple:
         "Steps at which a row's prompt of the moment is scored."
         steps = self.config_for(method, task, row).steps
-        return tuple(b for b in self.moments if b <= steps) if fact(method, 'tuning') == 'all' else ()
+        return tuple(b for b in self.moments if b <= steps) if fact(method, "tuning") == "all" else ()
 
 # %% ../nbs/13d_presets.ipynb #1488dc9d
 def variations(preset: Preset) -> dict:

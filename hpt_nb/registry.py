@@ -8,6 +8,7 @@ __all__ = ['REGISTRY', 'method_config', 'Method']
 # %% ../nbs/13c_registry.ipynb #ca68bf39
 from dataclasses import asdict, replace
 
+from .numbers import value_like
 from .store import InputError
 from .methods import Method, method_named, methods  # noqa: F401
 
@@ -28,15 +29,11 @@ def method_config(
             continue
         if key not in defaults:
             raise InputError(f"method {name} has no setting {key!r}; it has {', '.join(defaults)}")
-        own[key] = _like(key, value, defaults[key] if defaults[key] is not None else 1)
+        usual = defaults[key] if defaults[key] is not None else 1
+        if isinstance(value, str) and not isinstance(usual, str):
+            try:
+                value = value_like(value, usual)
+            except ValueError:
+                raise InputError(f"{key}={value!r}; need a value like {usual!r}") from None
+        own[key] = value
     return method, replace(method.config, **own)
-
-
-def _like(key: str, value, default):
-    "A value as its default is; text is read as a number or a truth where the default is one."
-    if not isinstance(value, str) or isinstance(default, str):
-        return value
-    try:
-        return {"true": True, "false": False}[value.lower()] if isinstance(default, bool) else type(default)(value)
-    except (KeyError, ValueError):
-        raise InputError(f"{key}={value!r}; need a value like {default!r}") from None

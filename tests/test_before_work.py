@@ -8,7 +8,7 @@ import pytest
 
 from hpt_nb.arrays import kept_labels, label_numbers
 from hpt_nb.cli import main
-from hpt_nb.experiments import load_preset, model_size
+from hpt_nb.experiments import model_size
 from hpt_nb.models import load_lm
 from hpt_nb.experiments import count_weights
 from hpt_nb.scoring import evaluate, label_logprobs

@@ -1,7 +1,6 @@
 """The format of an input: ours and the released one, in tasks, presets and exports; step 0 of a reproduction."""
 
 import json
-from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,8 +9,8 @@ from hpt_nb.cli import main
 from hpt_nb.export import to_python
 from hpt_nb.scoring import evaluate, label_ids, text_ids
 from hpt_nb.store import InputError, Store
-from hpt_nb.tasks import FORMATS, Format, Split, Task, load_task, task_format
-from tiny import ARCHS, tiny_lm
+from hpt_nb.tasks import FORMATS, Split, Task, load_task
+from tiny import tiny_lm
 from tiny_run import TASK, make_place
 
 TEXTS = (

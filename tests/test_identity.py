@@ -12,14 +12,14 @@ from hpt_nb.experiments import Models, check_known, known_models, lm_id
 from hpt_nb.export import export_prompt, read_prompt, to_json
 from hpt_nb.models import LM, known_by, load_lm, same_model
 from hpt_nb.pez import SearchSpace, lm_facts, tune
-from hpt_nb.practice import reads_as_tuned, transferable
+from hpt_nb.practice import reads_as_tuned
 from hpt_nb.soft import anchor_rows, load_peft, save_peft
 from hpt_nb.store import InputError, Store
 from hpt_nb.tasks import load_task
 from hpt_nb.transfer import transfer
 from hpt_nb.vocab import Vocab, common_vocab, covers_model, ids_of, whole_vocab
 from tiny import tiny_lm
-from tiny_run import PRESET, TASK, make_place
+from tiny_run import PRESET, make_place
 
 TUNE = [
     "--task",

@@ -1,7 +1,6 @@
 "The comparison of methods on a tiny run: whole, half-way, and not begun."
 
 import shutil
-from pathlib import Path
 
 import pytest
 

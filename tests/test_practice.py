@@ -141,7 +141,7 @@ def test_numbers_are_those_of_the_parts(place):
 
 def test_a_stopped_call_goes_on(place, monkeypatch):
     "Stopped while it scores: what was done is kept, and the result is that of an unbroken call."
-    import hpt_nb.practice as practice
+    from hpt_nb import practice, prompt_worth
 
     ask = dict(
         models=["small", "other"],
@@ -156,7 +156,7 @@ def test_a_stopped_call_goes_on(place, monkeypatch):
         dtype="float32",
         progress=False,
     )
-    real, calls = practice.score_prompt, []
+    real, calls = prompt_worth.score_prompt, []
 
     def stop(*a):
         if len(calls) == 7:
@@ -164,7 +164,7 @@ def test_a_stopped_call_goes_on(place, monkeypatch):
         calls.append(1)
         return real(*a)
 
-    monkeypatch.setattr(practice, "score_prompt", stop)
+    monkeypatch.setattr(prompt_worth, "score_prompt", stop)
     with pytest.raises(KeyboardInterrupt):
         transferable("mine.toml", out="stopped", **ask)
     assert (
@@ -172,7 +172,7 @@ def test_a_stopped_call_goes_on(place, monkeypatch):
         and len(Store("stopped").cells("tune")) == 2
         and not set(status(Store("stopped")).state) <= {"done"}
     )
-    monkeypatch.setattr(practice, "score_prompt", real)
+    monkeypatch.setattr(prompt_worth, "score_prompt", real)
     monkeypatch.setattr(
         practice, "tuned_prompts", lambda *a, _whole=practice.tuned_prompts: _whole(*a[:-2], on_step=pytest.fail)
     )

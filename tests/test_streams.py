@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from hpt_nb import cli
+from hpt_nb.options import say
 from hpt_nb.store import InputError, remark, say_remarks
 
 ENCODINGS = (
@@ -31,7 +32,7 @@ def ran(work, encoding):
     "(exit code, stdout, stderr) of a command whose work is a function, on streams of an encoding."
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
     with pytest.MonkeyPatch.context() as m, redirect_stdout(out), redirect_stderr(err):
-        m.setattr(cli, "cmd_status", lambda a: work())
+        m.setitem(cli.COMMANDS, "status", cli.COMMANDS["status"]._replace(run=lambda a: work()))
         code = cli.main(["status", "x"])
     assert out.errors == err.errors == "strict"  # as they were
     return code, *(s.flush() or s.buffer.getvalue().decode(encoding) for s in (out, err))
@@ -44,7 +45,7 @@ def test_any_text_on_any_stream(text, encoding):
     def fail():
         raise InputError(f"no {text}")
 
-    code, out, err = ran(lambda: cli._say(text), encoding)
+    code, out, err = ran(lambda: say(text), encoding)
     assert code == 0 and err == "" and out.count("\n") == 1 + text.count("\n")
     code, out, err = ran(fail, encoding)
     assert code == 2 and out == "" and err.count("\n") == 1
@@ -66,7 +67,7 @@ def test_a_refusal_is_one_line_whatever_was_remarked():
 
     assert ran(refused, "utf-8") == (2, "", "hpt: no such model\n")
     assert ran(later, "utf-8") == (2, "", "note: a\nnote: b\nhpt: no room\n")
-    assert ran(lambda: (remark("a"), cli._say("done"), remark("a")), "utf-8") == (0, "done\n", "note: a\n")
+    assert ran(lambda: (remark("a"), say("done"), remark("a")), "utf-8") == (0, "done\n", "note: a\n")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,11 @@ def test_a_refusal_is_one_line_whatever_was_remarked():
     ids=str,
 )
 def test_a_process_under_any_locale(env):
-    code = "import sys; from hpt_nb import cli; cli.cmd_status = lambda a: cli._say('\\u6620\\u753b \\xe9 \\U0001F44E'); sys.exit(cli.main(['status', 'x']))"
+    work = "lambda a: say('\\u6620\\u753b \\xe9 \\U0001F44E')"
+    code = (
+        "import sys; from hpt_nb.cli import COMMANDS, main; from hpt_nb.options import say; "
+        f"COMMANDS['status'] = COMMANDS['status']._replace(run={work}); sys.exit(main(['status', 'x']))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
