@@ -32,15 +32,15 @@ from hpt_nb.scoring import (
 from .transfer import certify
 from .calibration import CONTENT_FREE
 from .prompts import constants, named_models
-from .prompt_rows import NONE, named_prompts
-from .measured import MEASURED, arm_values, choose, gains, worth
-from .audit_words import sentences
+from .audit_inputs import NONE, named_prompts
+from .audit_measures import MEASURED, arm_values, choose, gains, worth
+from .audit_sentences import sentences
 
 # %% ../nbs/17b_auditing.ipynb #dd0de831
-from .prompt_rows import read_prompts  # noqa: F401
-from .measured import ALL, NEARLY_ALL, confusion, leans_to  # noqa: F401
-from .audit_words import FEW, audit_text, gains_table, nothing_won, scores_table  # noqa: F401
-from .audit_page import audit_page, write_audit  # noqa: F401
+from .audit_inputs import read_prompts  # noqa: F401
+from .audit_measures import ALL, NEARLY_ALL, confusion, leans_to  # noqa: F401
+from .audit_sentences import FEW, audit_text, gains_table, nothing_won, scores_table  # noqa: F401
+from .audit_site import audit_page, write_audit  # noqa: F401
 
 _all_ = [
     "ALL",
