@@ -124,7 +124,7 @@ def cmd_pack(a):
     from hpt_nb.store import Store, level_folders, pack
 
     path = pack(a.dir, a.out)
-    cells = sum(len(Store(p)._paths("cells")) for p in level_folders(path) or [path])
+    cells = sum(len(Store(p).paths("cells")) for p in level_folders(path) or [path])
     say(
         f"{cells:,} cells in {path.stat().st_size:,} bytes: {path}; hpt status, report and export read it as they "
         f"read {a.dir}, hpt run unpacks it to go on"

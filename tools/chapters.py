@@ -115,7 +115,7 @@ def run(path: Path):
             continue
         outputs = shell.run(cell.source)
         if shell.exc:
-            raise Failed(shell.prettytb(fname=path))
+            raise Failed(f"cell {cell.id}: {type(shell.exc).__name__}: {shell.exc}\n{cell.source}")
         cell.outputs = [o for o in map(kept, outputs) if o is not None]
     notebook.metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     return notebook
