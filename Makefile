@@ -36,7 +36,7 @@ report: setup
 test: setup
 	$(BIN)/python tools/house.py
 	$(BIN)/python -m pytest -q tests/test_project.py
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
+	$(BIN)/python tools/chapters.py --check --workers $(WORKERS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/test_project.py $(SLOW:%=--ignore %) tests
 
 test-all: test

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 NBS, LIB = ROOT / "nbs", ROOT / "hpt_nb"
 NOTEBOOKS = sorted(NBS.glob("*.ipynb"))
 CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d[a-z]{0,2}_", p.name)]  # 05a stands between 05 and 06
-REPORTS = [p for p in CHAPTERS if p.name.startswith(("29_", "3"))]  # the only ones that keep outputs
+REPORTS = [p for p in CHAPTERS if p.name.startswith(("29_", "3"))]
 BY_HAND = ("__init__.py", "__main__.py")  # the names of the package, and `python -m hpt_nb`: no notebook makes them
 MODULES = sorted(p for p in LIB.glob("*.py") if p.name not in (*BY_HAND, "_modidx.py"))
 SETTINGS = configparser.ConfigParser(delimiters=["="], interpolation=None)
@@ -111,12 +111,21 @@ def test_notebook_is_clean(path, fresh):
     assert (fresh / "nbs" / path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), (
         f"run: nbdev_clean --fname {path}"
     )
-    if path in REPORTS:
-        return
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        assert not cell.get("outputs") and cell.get("execution_count") is None, (
-            f"{path.name} keeps an output:\n{''.join(cell['source'])}"
-        )
+        shown = cell.get("outputs", [])
+        assert cell.get("execution_count") is None, f"{path.name} counts its runs"
+        assert not any(o.get("name") == "stderr" or o["output_type"] == "error" for o in shown), cell["source"]
+
+
+@by_name(CHAPTERS)
+def test_notebook_keeps_its_figures(path):
+    "A chapter that draws keeps a picture; `tools/chapters.py --check`, in `make test`, compares what the rest show."
+    book = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    kinds = {kind for cell in book for o in cell.get("outputs", []) for kind in o.get("data", {})}
+    drawn = [s for s in cells(path) if not flagged(s, "hide", "export", *FLAGS) and "Figure()" not in s]
+    draws = any(re.search(r"^(ax = )?plot_\w+\(", s, re.M) for s in drawn)
+    assert not draws or kinds & {"image/png", "image/svg+xml"}, f"run: python tools/chapters.py {path.stem}"
+    assert path.stat().st_size < 2**20
 
 
 @by_name(CHAPTERS)
@@ -219,12 +228,38 @@ LIGHT += ("tasks", "report")
 NOTEBOOK_TOOLS = ("nbdev", "fastcore", "execnb", "IPython", "pytest")
 
 
-@by_name(MODULES)
-def test_import_is_lean(path):
+ALONE = """
+import importlib, os, sys, traceback
+import datasets, gguf, matplotlib.pyplot, pyarrow.parquet, scipy.stats, torch  # once: a room starts from a copy of this
+from transformers import Adafactor, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        try:
+            importlib.import_module("hpt_nb." + name)
+        except BaseException:
+            print(name, traceback.format_exc())
+        sys.stdout.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def loaded(names) -> list:
+    "What a process holds that has imported these rooms."
+    return run(sys.executable, "-c", f"import sys, {', '.join(names)}; print(*sys.modules)").split()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="copies of a process need fork")
+def test_each_room_is_imported_alone():
+    assert run(sys.executable, "-c", ALONE, *(p.stem for p in MODULES)) == ""
+
+
+def test_import_is_lean():
     "Using the library needs no notebook tools; results and tasks need no torch, and drawing waits for something drawn."
-    loaded = run(sys.executable, "-c", f"import sys, hpt_nb.{path.stem}; print(*sys.modules)").split()
-    unwanted = NOTEBOOK_TOOLS + (("torch", "transformers", "matplotlib") if path.stem in LIGHT else ())
-    assert [m for m in unwanted if m in loaded] == []
+    assert not {*NOTEBOOK_TOOLS} & {*loaded(f"hpt_nb.{p.stem}" for p in MODULES)}
+    light = loaded(f"hpt_nb.{name}" for name in LIGHT)
+    assert not {"torch", "transformers", "matplotlib", *NOTEBOOK_TOOLS} & {*light}
 
 
 @by_name(MODULES)
