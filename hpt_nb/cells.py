@@ -86,15 +86,6 @@ def tune_config(
     "Identity of one tuning run."
     kind, own = ROWS[arm.like if arm else row], arm.vocab if arm else {}
     drawn = kind == "random" or kind == "common" and own.get("s") != 0
-    more = {}
-    if second:
-        more["second_id"] = lm_id(second)
-    if compiled:
-        more["compiled"] = True
-    if arm and row not in ROWS:
-        more["arm"] = arm.config
-    if package := fact(method, "package"):
-        more["package"] = package
     return dict(
         task=task.name,
         task_hash=task.hash,
@@ -106,10 +97,24 @@ def tune_config(
         vocab=dict(kind=kind, s=len(vocab), seed=seed if drawn else None, hash=vocab.hash),
         seed=seed,
         dtype=dtype,
-        **more,
+        **_beside(method, row, second, compiled, arm),
         **chat_facts(source, task),
         **facts(cfg),
     )
+
+
+def _beside(method: str, row: str, second, compiled: bool, arm) -> dict:
+    "What only some runs have: a second model, compiled layers, an arm of the preset's own, a method from elsewhere."
+    more = {}
+    if second:
+        more["second_id"] = lm_id(second)
+    if compiled:
+        more["compiled"] = True
+    if arm and row not in ROWS:
+        more["arm"] = arm.config
+    if package := fact(method, "package"):
+        more["package"] = package
+    return more
 
 # %% ../nbs/13g_cells.ipynb #ac162ddf
 _OF_PROMPT = ("counterpart", "row", "seed", "steps", "method")

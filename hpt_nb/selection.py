@@ -51,7 +51,8 @@ def token_list(
             re.compile(one)
         except re.error as e:
             raise InputError(
-                f"pattern {one!r} is no regular expression ({e}); to mean the characters themselves, put a backslash before them, or use a file"
+                f"pattern {one!r} is no regular expression ({e});"
+                " to mean the characters themselves, put a backslash before them, or use a file"
             ) from None
         out.append(one)
     return tuple(out)
@@ -89,7 +90,6 @@ def select(vocab: Vocab, rules: TokenRules) -> Vocab:  # the tokens that are lef
 
     rows = [i for i, t in enumerate(vocab.tokens) if keep(t)]
     if not rows:
-        raise InputError(
-            f"none of the {len(vocab):,} tokens is left by {', '.join(f'{k} = {v}' for k, v in rules.config().items())}; allow more, or deny less"
-        )
+        said = ", ".join(f"{k} = {v}" for k, v in rules.config().items())
+        raise InputError(f"none of the {len(vocab):,} tokens is left by {said}; allow more, or deny less")
     return vocab.take(rows, rules=rules.config())

@@ -36,7 +36,7 @@ PLANNED = {  # preset/level -> number of planned cells, digest of their hashes; 
     "study-check/": (15, "6523e9ce10d894c5"),
     "study-far-5000/": (421, "427d99d168eaee44"),
     "study-far/": (331, "fdc3080a4c9147ed"),
-    "study-joint/": (121, "705862ef6a131c5c"),
+    "study-joint/": (196, "5bde65b0cd78e06d"),
     "study-main/": (1362, "30f1580b40c8e405"),
     "study-objective/": (241, "fd9b8286241a6f99"),
     "study-released/": (241, "65d2367c93f20630"),

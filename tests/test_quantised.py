@@ -1,6 +1,5 @@
 "Frozen models with quantised weights: a prompt's gradient comes back through them, the engine's equals the plain pass's, and PEZ tunes on them."
 
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, QuantoConfig, TorchAoConfig

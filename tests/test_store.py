@@ -495,7 +495,7 @@ def test_a_folder_of_ten_thousand_cells(tmp_path, monkeypatch, capsys):
         and len(out.splitlines()) < 8
         and len(opened) == len(set(opened))
     )
-    hurt = s._at("eval", {"task": "t", "seed": 4321})
+    hurt = s.at("eval", {"task": "t", "seed": 4321})
     hurt.write_bytes(hurt.read_bytes()[:-20])
     with pytest.raises(InputError, match=f"{hurt.name}: .*") as e:
         s.cells()
