@@ -114,15 +114,19 @@ def plain(name, dtype):
 
 
 def plain_logprobs(lm, task, texts, prompt_ids):
-    "(n, C) label log-probabilities: one text at a time, one pass of transformers, nothing shared."
+    """(n, C) label log-probabilities: one text at a time, one pass of transformers, nothing shared.
+
+    The label words' scores are summed in float32, as the library's are: in bfloat16 a score near 20 is rounded to an
+    eighth, and one text in forty is then a tie."""
     from hpt_nb.scoring import label_ids, text_ids
 
-    words, out = label_ids(lm, task), []
+    words, out = torch.as_tensor(label_ids(lm, task)), []
+    head = lm.model.get_output_embeddings().weight[words].float()
     for ids in text_ids(lm, task, texts):
         whole = [*lm.bos_ids, *prompt_ids, *(int(i) for i in ids)]
         with torch.no_grad():
-            logits = lm.model(input_ids=torch.tensor([whole])).logits[0, -1]
-        out.append(torch.log_softmax(logits.float()[torch.as_tensor(words)], 0))
+            last = lm.model.base_model(input_ids=torch.tensor([whole])).last_hidden_state[0, -1]
+        out.append(torch.log_softmax(head @ last.float(), 0))
     return torch.stack(out)
 
 
@@ -133,19 +137,26 @@ def plain_logprobs(lm, task, texts, prompt_ids):
     ids=lambda x: x if isinstance(x, str) else "{task}-{source}-{row}-{seed}-on-{target}-{dtype}".format(**x["config"]),
 )
 def test_the_study_s_scores_by_plain_transformers(pack, cell):
-    "In bfloat16 within 2 texts, and 0.1 of a log-probability on nearly every text; in float32 the same count."
+    """In float32 the same count. In bfloat16 within 2 texts on the kind of machine that scored them; elsewhere sums are
+    rounded in another order, and then every text that is told otherwise must be a near tie for both."""
     config, stored = cell["config"], cell["result"]
     if not (cache_dir() / "models").is_dir():
         pytest.skip("the package models are not in the cache; make report fetches them")
     task, lm = data(pack, config["task"]), plain(config["target"], config["dtype"])
     split = task.subset("validation", config["n"], seed=0)
-    logp = plain_logprobs(lm, task, split.texts, config["prompt_ids"])
-    correct = int((logp.argmax(1) == torch.as_tensor(split.labels)).sum())
-    apart = (logp - torch.as_tensor(decode_logp(stored["logp"], config["n"]))).abs().amax(1)
+    here = plain_logprobs(lm, task, split.texts, config["prompt_ids"])
+    there = torch.as_tensor(decode_logp(stored["logp"], config["n"]))
+    correct = int((here.argmax(1) == torch.as_tensor(split.labels)).sum())
+    apart, otherwise = (here - there).abs().amax(1), here.argmax(1) != there.argmax(1)
     print(
-        f"{correct} against {stored['correct']} right; log-probabilities differ by at most {apart.max():.3f}, on {int((apart > 0.1).sum())} texts by more than 0.1"
+        f"{correct} against {stored['correct']} right, {int(otherwise.sum())} told otherwise; at most {apart.max():.3f}"
     )
     if config["dtype"] == "float32":
         assert correct == stored["correct"] and apart.max() < 0.01
-    else:
-        assert abs(correct - stored["correct"]) <= 2 and apart.quantile(0.98) <= 0.1
+        return
+    assert apart.quantile(0.98) <= 0.1
+    best = [x.topk(2).values for x in (here, there)]
+    margins = torch.stack([b[:, 0] - b[:, 1] for b in best]).amax(0)
+    assert not otherwise.any() or margins[otherwise].max() <= 0.25
+    if same_kind(cell["meta"]):
+        assert abs(correct - stored["correct"]) <= 2

@@ -1,7 +1,8 @@
 """Builds the book: one web site from the notebooks, without network and without Quarto: `python tools/book.py [OUT] [--as-stored]` (default: _docs).
 
 Sphinx with MyST-NB reads the notebooks, Furo dresses the pages, latex2mathml sets the equations as MathML, which browsers draw themselves.
-The chapters of the method keep no outputs, so they are run first, for their figures and findings; the report notebooks are shown as they stand. With `--as-stored` nothing is run.
+The chapters of the method are run first, so that the book shows this machine's; the findings are shown as they stand.
+With `--as-stored` nothing is run, and every chapter shows what it keeps.
 This file is also the Sphinx extension that links names to where they are defined.
 """
 
