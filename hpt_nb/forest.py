@@ -106,10 +106,14 @@ def forest_frame(df: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/15ka_forest.ipynb #d1c2c68e
 def forest_reach(d: pd.DataFrame) -> float:
-    "Points to either side that the axis shows: the band, all means, and an interval of middling width whole."
+    "Points to either side that the axis shows: the band, all means, most intervals whole, most seeds where they fit."
     wide = d[["low", "high"]].abs().max(axis=1).dropna()
     means = float(d[["points", "paper"]].abs().max().max())
-    return max(1.5 * BAND, 1.15 * means, 1.15 * float(wide.median()) if len(wide) else 0.0)
+    reach = max(1.5 * BAND, 1.15 * means, 1.15 * float(wide.median()) if len(wide) else 0.0)
+    near = wide[wide < 1.3 * reach]  # a cut of little saves nothing
+    seeds = np.abs(np.concatenate([*d.each, [0.0]]))
+    dots = min(float(np.quantile(seeds, 0.9)), 2.5 * reach)
+    return max(reach, 1.05 * dots, 1.05 * float(near.max()) if len(near) else 0.0)
 
 
 def _signed(x: float) -> str:
@@ -134,7 +138,7 @@ def _seeds(ax, y: float, each: list, reach: float, color: str):
     for sign, side in ((-1, "left"), (1, "right")):
         if out := sum(sign * x > reach for x in each):
             beyond = f"{out} seed{'s' if out > 1 else ''} beyond"
-            ax.text(sign * reach, y + 0.24, beyond, fontsize=7.5, color=color, ha=side, va="center")
+            ax.text(sign * reach, y + 0.36, beyond, fontsize=7.5, color=color, ha=side, va="center")
 
 
 def _line(ax, y: int, r, reach: float):
@@ -159,7 +163,8 @@ def interval_said(r) -> str:
 
 
 def _pooled_name(r) -> str:
-    whose = "counterparts" if r.part else "targets that took no part"
+    plural = "" if r.n == 1 else "s"
+    whose = f"counterpart{plural}" if r.part else f"target{plural} that took no part"
     return f"Pooled: {r.n:.0f} {whose}{f', {r.variant}' if r.variant else ''}"
 
 
