@@ -128,7 +128,7 @@ def _bar(ax, y: float, low: float, high: float, reach: float, color: str, lw: fl
     for end, edge, mark, side in ((low, -reach, "<", "left"), (high, reach, ">", "right")):
         if abs(end) > reach and end * edge > 0:
             ax.plot(edge, y, mark, ms=6, color=color, zorder=3)
-            ax.text(edge, y - 0.16, _signed(end), fontsize=7.5, color=color, ha=side, va="bottom")
+            ax.text(edge, y - 0.16, _signed(end), fontsize=9, color=color, ha=side, va="bottom")
 
 # %% ../nbs/15ka_forest.ipynb #c54e0107
 def _seeds(ax, y: float, each: list, reach: float, color: str):
@@ -138,7 +138,7 @@ def _seeds(ax, y: float, each: list, reach: float, color: str):
     for sign, side in ((-1, "left"), (1, "right")):
         if out := sum(sign * x > reach for x in each):
             beyond = f"{out} seed{'s' if out > 1 else ''} beyond"
-            ax.text(sign * reach, y + 0.36, beyond, fontsize=7.5, color=color, ha=side, va="center")
+            ax.text(sign * reach, y + 0.36, beyond, fontsize=9, color=color, ha=side, va="center")
 
 
 def _line(ax, y: int, r, reach: float):
@@ -195,7 +195,8 @@ def plot_forest_lines(d: pd.DataFrame, ax=None):
     if (first := int((d.kind == "target").sum())) < len(d):
         ax.axhline(first - 0.5, color=LINES, lw=0.6)
     ax.set(xlim=(-1.06 * reach, 1.06 * reach), ylim=(len(d) - 0.4, -0.6), xlabel="Ours less Baseline (points)")
-    ax.set_yticks(range(len(d)), [line_label(r) for r in d.itertuples()], fontsize=9)
+    ax.xaxis.label.set_size(10.5)
+    ax.set_yticks(range(len(d)), [line_label(r) for r in d.itertuples()], fontsize=10.5)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
     return ax
