@@ -135,10 +135,9 @@ def _seeds(ax, y: float, each: list, reach: float, color: str):
     "A dot for each seed; those beyond the edge are counted there."
     inside = [x for x in each if abs(x) <= reach]
     ax.plot(inside, [y + 0.24] * len(inside), "o", ms=3.5, color=color, alpha=0.45, mew=0, zorder=3)
-    for sign, side in ((-1, "left"), (1, "right")):
+    for sign, text in ((-1, "\u25c2{}"), (1, "{}\u25b8")):
         if out := sum(sign * x > reach for x in each):
-            beyond = f"{out} seed{'s' if out > 1 else ''} beyond"
-            ax.text(sign * reach, y + 0.36, beyond, fontsize=9, color=color, ha=side, va="center")
+            ax.text(1.09 * sign * reach, y + 0.24, text.format(out), fontsize=9, color=color, ha="center", va="center")
 
 
 def _line(ax, y: int, r, reach: float):
@@ -194,7 +193,7 @@ def plot_forest_lines(d: pd.DataFrame, ax=None):
         _line(ax, y, r, reach)
     if (first := int((d.kind == "target").sum())) < len(d):
         ax.axhline(first - 0.5, color=LINES, lw=0.6)
-    ax.set(xlim=(-1.06 * reach, 1.06 * reach), ylim=(len(d) - 0.4, -0.6), xlabel="Ours less Baseline (points)")
+    ax.set(xlim=(-1.15 * reach, 1.15 * reach), ylim=(len(d) - 0.4, -0.6), xlabel="Ours less Baseline (points)")
     ax.xaxis.label.set_size(10.5)
     ax.set_yticks(range(len(d)), [line_label(r) for r in d.itertuples()], fontsize=10.5)
     ax.tick_params(axis="y", length=0)

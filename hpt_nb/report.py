@@ -119,7 +119,7 @@ def run_size(df: pd.DataFrame) -> str:
 def _lead(df: pd.DataFrame, gone: list) -> str:
     "What stands above all sections; `gone`: what is missing of the run."
     parts = [paragraph(s, strong=True) for s in paper_said(df)]
-    parts += [paragraph(_ASKED), paragraph(headline(df), strong=True), paragraph(run_size(df), _READ)]
+    parts += [paragraph(_ASKED), paragraph(headline(df)), paragraph(run_size(df), _READ)]
     if gone:
         parts.append(
             note(

@@ -170,7 +170,8 @@ _FOREST = (
     "Each line compares Ours with the Baseline on the same seeds and texts. Small dots: seeds. Square and bar: the "
     "mean and its 95 % interval over seeds and texts at once. Orange: the target took no part; grey: it took part in "
     "choosing the vocabulary. Diamonds pool the lines (hollow: those that took part). Grey band: 2 points either way, "
-    "too little to matter here. Blue: what the paper prints. An arrow with a number marks what the axis cuts."
+    "too little to matter here. Blue: what the paper prints. An arrow with a number marks what the axis cuts; "
+    "a small triangle counts the seeds that lie farther out."
 )
 _HEAT = (
     "What tuning gained over its start, in points (over no prompt where the start was not scored). Orange: gained; "
@@ -183,7 +184,7 @@ def forest_figure(df: pd.DataFrame) -> str:
     d = forest_frame(df)
     if not len(d):
         return ""
-    said, lines = forest_said(d), d.kind.map({"target": 0.62, "pooled": 0.5, "paper": 0.45}).sum()
+    said, lines = forest_said(d), d.kind.map({"target": 0.7, "pooled": 0.5, "paper": 0.45}).sum()
     figure = figure_html([lambda ax: plot_forest_lines(d, ax)], said, 0.8 + float(lines))
     return "\n".join([paragraph(said, strong=True), figure, paragraph(_FOREST)])
 
