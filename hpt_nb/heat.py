@@ -9,11 +9,10 @@ __all__ = ['ground_of', 'table_gains', 'heat_frame', 'heat_limit', 'plot_heat', 
 import math
 import pandas as pd
 from .palette import BLACK, BLUE, DASH, ORANGE, row_name
-from .crossed import crossed_interval, difference
 from .results import hits_matrix
 from .completeness import each_variant, scores
 from .figures import axes_of
-from .forest import in_points
+from .forest import covered
 
 # %% ../nbs/15kb_heat.ipynb #9398ac5f
 def ground_of(sc: pd.DataFrame) -> str:
@@ -25,7 +24,7 @@ def _gain(ours: pd.DataFrame, base: pd.DataFrame) -> dict:
     "Hits of one row less those of another, in points, with an interval over seeds and texts."
     a, b = hits_matrix(ours), hits_matrix(base)
     b = b if len(b) in (1, len(a)) else b.mean(axis=0, keepdims=True)
-    return in_points(crossed_interval(difference(a, b)))
+    return covered(a - b)
 
 
 def table_gains(sc: pd.DataFrame, rows=("PEZ", "Ours")) -> list:
