@@ -128,7 +128,7 @@ def forest_reach(d: pd.DataFrame) -> float:
 
 
 def _signed(x: float) -> str:
-    return f"{x:+.1f}".replace("-", "\u2212")
+    return f"{round(x, 1) + 0.0:+.1f}".replace("-", "\u2212")
 
 
 def _bar(ax, y: float, low: float, high: float, reach: float, color: str, lw: float):
