@@ -119,7 +119,7 @@ def run_size(df: pd.DataFrame) -> str:
 def _lead(df: pd.DataFrame, gone: list) -> str:
     "What stands above all sections; `gone`: what is missing of the run."
     parts = [paragraph(s, strong=True) for s in paper_said(df)]
-    parts += [paragraph(_ASKED), paragraph(headline(df), strong=True), paragraph(run_size(df), _READ)]
+    parts += [paragraph(_ASKED), paragraph(headline(df)), paragraph(run_size(df), _READ)]
     if gone:
         parts.append(
             note(
@@ -130,16 +130,16 @@ def _lead(df: pd.DataFrame, gone: list) -> str:
     return "".join(parts)
 
 # %% ../nbs/16_report.ipynb #a7ba23d2
-def _results_sections(df: pd.DataFrame, tunes: pd.DataFrame) -> list:
+def _results_sections(df: pd.DataFrame, tunes: pd.DataFrame, maps: dict) -> list:
     "(heading, html) of what came out."
     every = each_variant(df)
-    found = [("Ours and the Baseline, all in one", overview_section(df))] if len(every) > 1 else []
+    found = [("Ours and the Baseline, all in one", overview_section(df))] if len(overview(df)) else []
     found.append(("What the study found", study_section()))
     if methods := methods_section(df, tunes):
         found.append(("Methods, side by side", methods))
     for task, source, name, part in every:
         title = f"{task}, tuned on {source}{f': {name}' if name else ''}"
-        found.append((title, task_section(part, tunes_of(tunes, part), task, source)))
+        found.append((title, task_section(part, tunes_of(tunes, part), task, source, maps)))
     trips = paragraph(_TRIPS) + table_html(roundtrip_table(df), "Round trips")
     return [*found, ("Prompts that do not survive as text", trips)]
 
@@ -195,5 +195,6 @@ def write_report(
         )
     if gone:
         df, tunes = finished(df, tunes, store.path)
-    sections = _results_sections(df, tunes) + _facts_sections(store, df, tunes, vocabs)
+    maps = stability_maps(store, vocabs)
+    sections = _results_sections(df, tunes, maps) + _facts_sections(store, df, tunes, vocabs)
     return write_atomic(page, page_html("Hard prompts across models", _lead(df, gone), sections))

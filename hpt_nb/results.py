@@ -28,7 +28,12 @@ def tidy(rows: list, columns) -> pd.DataFrame:
 OWN = ("batch", "lr")  # settings that not every method has
 TUNED_AS = ("n_tokens", "eval_every", "holdout_n")
 TUNED_TO = ("prompt_text", "tokens", "best_step", "curve", "runs_in_pass", "forward_tokens")
-LATER = ("backward_tokens", "reading_holdout", "cosines")  # of a result, but not of every method or version
+LATER = (
+    "backward_tokens",
+    "reading_holdout",
+    "cosines",
+    "start_ids",
+)  # of a result, but not of every method or version
 TUNE_COLUMNS = (
     *(*RUN, *TUNED_AS, *OWN, *TUNED_TO, "pass_steps", *LATER, "second", "vocab_kind", "vocab_s", "vocab_hash"),
     *("tune_dtype", "tuned_ids", "tune_wall_s", "tune_device", "rest", "chosen_on", "judged_every", "dropped"),

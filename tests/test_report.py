@@ -747,7 +747,7 @@ def test_every_figure_has_words_and_ink(html):
     from base64 import b64decode
 
     page = Page(html)
-    assert len(page.images) == 1 + 4 * 3 + 2  # the overview, four tables of three figures, and two vocabularies
+    assert len(page.images) == 1 + 2 + 4 * 3 + 2  # the forest, a heat map for each task, four tables, two vocabularies
     for image in page.images:
         svg = b64decode(image["src"].partition("base64,")[2]).decode()
         assert len(image["alt"]) > 20 and svg.count("<path") > 10
