@@ -108,7 +108,8 @@ def home(tmp_path_factory):
         rows = "".join(f"good film {split} {i},1\nbad plot {split} {i},0\n" for i in range(8))
         (d / f"{split}.csv").write_text("text,label\n" + rows)
     (d / "t.toml").write_text(
-        'suffix = " It was"\nlabels = [" bad", " great"]\nholdout = 4\n[data]\ntrain = "train.csv"\nvalidation = "dev.csv"\n'
+        'suffix = " It was"\nlabels = [" bad", " great"]\nholdout = 4\n'  # the place is put before [data]
+        '[data]\ntrain = "train.csv"\nvalidation = "dev.csv"\n'
     )
     return d
 
