@@ -13,7 +13,8 @@ from .store import InputError
 from .heads import WholeHead
 from .layout import own_rows
 from .budget import fit_tokens, retrying, token_bytes
-from .engine import Engine, Way, finite_logits, prepare
+from .engine import Engine, Way, prepare
+from .logits import finite_logits
 from .ways import check_lengths
 from .objectives import OBJECTIVES, centred_losses, slopes, whole_runs
 

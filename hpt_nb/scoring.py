@@ -37,9 +37,8 @@ from hpt_nb.engine import (  # noqa: F401
     WAYS,
     Engine,
     Packed,
-    check_finite,
-    finite_logits,
 )
+from .logits import check_finite, finite_logits  # noqa: F401
 from .ways import check_lengths, way_of
 from .objectives import OBJECTIVES, centred_losses  # noqa: F401
 from .gradients import loss_and_grad, run_losses, vocabulary_logp  # noqa: F401

@@ -7,6 +7,7 @@ __all__ = ['way_of', 'check_lengths']
 
 # %% ../nbs/05g_ways.ipynb #a5b1394d
 import logging
+from os.path import commonprefix
 import torch
 from torch import Tensor
 from .store import InputError
@@ -15,7 +16,8 @@ from .inputs import plain_logits
 from .layout import pack
 from .budget import free_bytes
 from .limits import most_tokens
-from .engine import JOINED_ROW, WAYS, Engine, Joined, layer_types, raw_logits
+from .engine import JOINED_ROW, WAYS, Engine, Headed, Joined, layer_types
+from .logits import raw_logits
 
 # %% ../nbs/05g_ways.ipynb #68c68476
 def _ids(k: int, n: int, rows: int) -> list:
@@ -53,9 +55,11 @@ def _by_way(lm: LM, labels: Tensor, way: str, prefix_rpd, texts, runs) -> list:
     out = [raw_logits(probe, prefix_rpd, texts, runs)]
     if way == "packed" and prefix_rpd.shape[1]:
         rows = pack(list(map(len, texts)), runs, probe.row_tokens)
-        logits_nc, order = Joined(probe, prefix_rpd, texts, runs).forward(rows)
-        out.append(torch.empty_like(out[0]))
-        out[1][order] = logits_nc.cpu()
+        head = list(range(-1, -1 - prefix_rpd.shape[1], -1))
+        kinds = Joined(probe, prefix_rpd, texts, runs), Headed(probe, prefix_rpd, texts, runs, head)
+        for logits_nc, order in (kind.forward(rows) for kind in kinds):
+            out.append(torch.empty_like(out[0]))
+            out[-1][order] = logits_nc.cpu()
     return out
 
 
@@ -164,6 +168,8 @@ def check_lengths(lm: LM, prefix_rpd: Tensor, seqs: list):
     heads = {getattr(s, "at", 0) + getattr(s, "common", 0) for s in seqs}
     if len(heads) == 1:
         p += heads.pop()  # what all inputs begin with may join the prefix
+    else:
+        p = max(p, len(lm.bos_ids) + len(commonprefix([s[: getattr(s, "at", 0)] for s in seqs])))
     if (most := most_tokens(lm, longest)) is not None:
         raise InputError(
             f"prompt, text and template have up to {longest} tokens, and {lm.name} reads {most}; "

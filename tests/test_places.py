@@ -1,5 +1,6 @@
 "A prompt in any place, with or without a chat template: the engine against one pass over the same ids, everywhere."
 
+from os.path import commonprefix
 from types import SimpleNamespace
 
 import pytest
@@ -158,6 +159,22 @@ def test_a_shared_head_is_read_once_and_what_cannot_be_shared_is_said(capsys):
         in capsys.readouterr().err
     )
     assert head and tail > 0 and len(LABELS) == 3
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt2"])
+def test_a_chat_head_before_texts_is_read_once(arch):
+    lm = chat_lm(arch)
+    task = task_of(prompt_at="between", chat=True, system="You judge what the people say of it.")
+    labels, seqs = label_ids(lm, task, remarks=False), text_ids(lm, task, TEXTS * 2)
+    prefix, targets = prefix_embeddings(lm, PROMPT).float(), [0, 1, 2, 0] * 2
+    head, b = len(commonprefix([s[: s.at] for s in seqs])), len(lm.bos_ids)
+    plain, scorer = PrefixScorer(lm, labels, "plain"), PrefixScorer(lm, labels, "packed", row_tokens=32)
+    want, first, again = (x.loss_and_grad(prefix, seqs, targets) for x in (plain, scorer, scorer))
+    left = sum(len(s) - head + prefix.shape[1] - b for s in seqs)
+    assert head > 10 and scorer.tokens < 2 * (1.5 * left + head + b)  # the head not with each text
+    for loss, grad in (first, again):
+        assert (loss - want[0]).abs().max() < 1e-4
+        assert (grad - want[1]).abs().max() < 1e-4 * max(1, want[1].abs().max())
 
 
 def test_one_text_shares_what_stands_before_its_prompt():

@@ -13,7 +13,7 @@ from hpt_nb.prompts import Prompt
 from hpt_nb.scoring import label_logprobs, text_ids
 from hpt_nb.store import InputError
 from hpt_nb.tasks import Split, Task
-from test_places import PROMPT, TEXTS, chat_lm
+from test_places import CHAT, PROMPT, TEXTS, chat_lm
 
 SPLIT = Split(tuple(TEXTS), (1, 0, 0, 0))
 
@@ -92,6 +92,76 @@ def test_what_cannot_be_is_one_line_before_any_model(line, says, tmp_path, capsy
     assert exit_code(["eval", "no-such-model", "--task", str(tmp_path / "t.toml")]) == 2
     err = capsys.readouterr().err.strip()
     assert says in err and len(err.splitlines()) == 1
+
+
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{raise_exception('System role not supported')}}{% endif %}" + CHAT
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    "Models with and without a chat template, one whose template takes no system text, and a task file."
+    d = tmp_path_factory.mktemp("chat")
+    for name, template in dict(bare=None, chat=CHAT, nosystem=NO_SYSTEM).items():
+        lm = chat_lm("llama3", template)
+        lm.model.save_pretrained(d / name), lm.tokenizer.save_pretrained(d / name)
+    for split in ("train", "dev"):
+        rows = "".join(f"good film {split} {i},1\nbad plot {split} {i},0\n" for i in range(8))
+        (d / f"{split}.csv").write_text("text,label\n" + rows)
+    (d / "t.toml").write_text(
+        'suffix = " It was"\nlabels = [" bad", " great"]\nholdout = 4\n'  # the place is put before [data]
+        '[data]\ntrain = "train.csv"\nvalidation = "dev.csv"\n'
+    )
+    return d
+
+
+COMMANDS = {
+    "eval": ["eval", "{model}", "--task", "t.toml", "--prompt", " film"],
+    "tune": ["tune", "{model}", "--task", "t.toml", "--steps", "2", "--out", "made"],
+}
+REFUSED = [
+    ("bare", ["--prompt-at", "{prompt} alone"], "has no {text}"),
+    ("bare", ["--prompt-at", "{text} alone"], "has no {prompt}"),
+    ("bare", ["--prompt-at", "{prompt} {text} {prompt}"], "{prompt} stands 2 times"),
+    ("bare", ["--prompt-at", "{text} {text} {prompt}"], "{text} stands 2 times"),
+    ("bare", ["--system", "Be kind."], "set chat = true"),
+    ("bare", ["--chat"], "no chat template"),
+    ("bare", ["--chat", "--system", "Be kind."], "no chat template"),
+    ("nosystem", ["--chat", "--system", "Be kind."], "takes no system text"),
+    ("chat", ["--chat", "--system", "{prompt} {prompt}"], "{prompt} stands 2 times"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("model, options, says", REFUSED, ids=lambda x: " ".join(x) if isinstance(x, list) else None)
+def test_a_bad_place_on_the_command_line_is_one_line(home, command, model, options, says, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    line = [part.format(model="./" + model) for part in COMMANDS[command]]
+    assert exit_code(line + options) == 2
+    err = capsys.readouterr().err.strip()
+    assert says in err and len(err.splitlines()) == 1, err
+    assert not (home / "made").exists()
+
+
+@pytest.mark.parametrize(
+    "model, lines, says",
+    [
+        ("bare", "chat = true", "no chat template"),
+        ("nosystem", 'chat = true\nsystem = "Be kind."', "takes no system text"),
+    ],
+)
+def test_a_bad_place_in_a_task_file_is_one_line(home, model, lines, says, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    (home / "own.toml").write_text(lines + "\n" + (home / "t.toml").read_text())
+    assert exit_code(["eval", "./" + model, "--task", "own.toml", "--prompt", " film"]) == 2
+    err = capsys.readouterr().err.strip()
+    assert says in err and len(err.splitlines()) == 1, err
+
+
+def test_a_good_chat_on_the_command_line_passes(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    for options in (["--chat"], ["--chat", "--system", "Be kind."], ["--prompt-at", "{text} {prompt}"]):
+        assert exit_code(["eval", "./chat", "--task", "t.toml", "--prompt", " film", "--json", *options]) == 0
+        assert "accuracy" in capsys.readouterr().out
 
 
 def exit_code(argv):
