@@ -35,7 +35,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={
-        name: cfg[f"{name}_requirements"].split() for name in ("dev", "docs", "readability", "peft", "ray")
+        name: cfg[f"{name}_requirements"].split() for name in ("dev", "docs", "readability", "peft", "ray", "sklearn")
     },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),

@@ -19,6 +19,7 @@ from .scoring import label_ids, label_logprobs
 from .pez import fast_dtype
 from .calibration import accuracy, calibrated, centre_means
 from .experiments import VocabConfig, stored_vocab
+from .vocabularies import shared_vocabs
 from .answers import as_lm, named_models
 from .prompts import Prompt
 from .labelling import propose_labels
@@ -188,7 +189,7 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
         "The most stable common tokens; of a single model all that it has."
         if len(lms) < 2:
             return whole_vocab(lms[0])
-        common = stored_vocab(store, lms, VocabConfig(k=self.k, s=self.s))
+        common = stored_vocab(store, lms, VocabConfig(k=self.k, s=self.s), shared_vocabs())
         return common.top(min(self.s, len(common)))
 
     def fit(self, X, y):

@@ -9,6 +9,7 @@ __all__ = ['FORMS', 'export_prompt', 'CALIBRATE_ON', 'bos_of', 'check_carried', 
 # %% ../nbs/17_export.ipynb #e6a1862f
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from .store import InputError, check_writable, remark, write_atomic
 from .models import LM, SHIPPED, find, identity, known_by, load_lm, memory_hash, same_model
 from .tasks import FORMATS, TASKS, load_task, task_format
@@ -57,6 +58,16 @@ def _its_task(it: dict, task: str | None):
             "give the unchanged task file with --task"
         )
     return found
+
+
+def _its_template(it: dict, task: str | None):
+    "The task less its texts: of a table in memory there is no file, and the prompt itself keeps all that is asked."
+    kept = (it["body"] or {}).get("task")
+    whole = isinstance(kept, dict) and {"name", "suffix", "labels", "max_text_tokens", "strip"} <= kept.keys()
+    if task or it["task"] or not whole:
+        return _its_task(it, task)
+    config = {k: v for k, v in kept.items() if k not in ("classes", "hash")}
+    return SimpleNamespace(**kept | dict(labels=tuple(kept["labels"]), config=config))
 
 # %% ../nbs/17_export.ipynb #0f5a4ab6
 def _is_its_model(it: dict, lm: LM) -> bool | None:
@@ -180,7 +191,7 @@ def _write_json(it: dict, out, task, model, split, limit) -> str:
 
 
 def _write_python(it: dict, out, task, model, split, limit) -> str:
-    task, name, kept = _its_task(it, task), model or it["model"], _calibration(it)
+    task, name, kept = _its_template(it, task), model or it["model"], _calibration(it)
     check_carried(task, "python")
     _remark_text(it, name)
     write_atomic(out, to_python(it["text"], task, name or it["source"], it["bos"], kept))

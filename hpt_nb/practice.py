@@ -18,6 +18,7 @@ from .vocab import Vocab
 from .selection import TokenRules, select
 from .trackers import check_tracker
 from .experiments import Bar, VocabConfig, stored_vocab
+from .vocabularies import shared_vocabs
 from .auditing import named_prompts
 from hpt_nb.candidates import (
     calibrated_holdout,
@@ -205,7 +206,8 @@ def found_by(job: Job, vocab: Vocab, bar) -> Found:
 # %% ../nbs/18_practice.ipynb #97b58cb2
 def _vocabularies(job: Job, rules) -> tuple:  # (the tokens that are searched, those that may be used)
     "The most stable of the tokens that all models share."
-    common = stored_vocab(job.store, [job.load(n) for n in job.names], VocabConfig(k=job.k, s=job.s))
+    lms, how = [job.load(n) for n in job.names], VocabConfig(k=job.k, s=job.s)
+    common = stored_vocab(job.store, lms, how, shared_vocabs())
     common = by_rules(common, rules, job.task)
     return common.top(min(job.s, len(common))), common
 

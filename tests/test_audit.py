@@ -102,6 +102,13 @@ def test_auc_is_scikit_learns():
     assert auc(z, y) == pytest.approx(metrics.roc_auc_score(y, z[:, 1] - z[:, 0]))
 
 
+def test_python_of_a_prompt_whose_task_was_a_table(place, capsys):
+    "There is no task file to name: what the prompt keeps of its task is enough, and gives the same source."
+    argv = ["export", "kept.json", "--to", "python", "--model", "./one"]
+    assert main([*argv, "--out", "alone.py"]) == 0 and main([*argv, *TASK, "--out", "named.py"]) == 0
+    assert Path("alone.py").read_text(encoding="utf-8") == Path("named.py").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("how", [[], ["--calibrated"]])
 def test_every_way_out_gives_the_same(place, capsys, how):
     "Command, object, and exported Python, raw and calibrated, on every text."

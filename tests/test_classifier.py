@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hpt_nb import vocabularies
 from hpt_nb.classifier import HardPromptClassifier
 from hpt_nb.cli import main
 from hpt_nb.prompts import Prompt
@@ -56,6 +57,19 @@ def test_scikit_learn_takes_it(lms):
     assert set(pipe.predict(TEXTS)) <= {"neg", "pos"} and 0 <= pipe.score(TEXTS, LABELS) <= 1
     search = GridSearchCV(made, dict(n_tokens=[1, 2]), cv=2).fit(TEXTS, LABELS)
     assert search.best_params_["n_tokens"] in (1, 2) and search.best_estimator_.predict_proba(TEXTS).shape == (24, 2)
+
+
+def test_fits_of_one_pair_of_models_share_its_vocabulary(lms, tmp_path, monkeypatch):
+    "A grid search fits dozens of times; neighbourhoods are compared once, and a cache that takes nothing is no hindrance."
+    scored, score = [], vocabularies.stable_vocab
+    monkeypatch.setattr(vocabularies, "stable_vocab", lambda *a, **k: scored.append(a) or score(*a, **k))
+    monkeypatch.setenv("HPT_CACHE", str(tmp_path / "cache"))
+    first = HardPromptClassifier(lms, **SMALL).fit(TEXTS, LABELS)
+    again = HardPromptClassifier(lms[::-1], **SMALL | dict(n_tokens=1)).fit(TEXTS, LABELS)
+    assert len(scored) == 1 and first.candidates_ and again.candidates_
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("HPT_CACHE", str(tmp_path / "file"))
+    assert HardPromptClassifier(lms, **SMALL).fit(TEXTS, LABELS).candidates_ == first.candidates_ and len(scored) == 2
 
 
 @pytest.fixture(scope="module")
