@@ -115,6 +115,8 @@ def test_notebook_is_clean(path, fresh):
         shown = cell.get("outputs", [])
         assert cell.get("execution_count") is None, f"{path.name} counts its runs"
         assert not any(o.get("name") == "stderr" or o["output_type"] == "error" for o in shown), cell["source"]
+        text = "".join(str(v) for o in shown for kind, v in o.get("data", o).items() if not kind.startswith("image/"))
+        assert not re.search(r"\b0x[0-9a-f]{8,}\b", text), f"an address of this process: {cell['source']}"
 
 
 @by_name(CHAPTERS)

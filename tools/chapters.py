@@ -27,7 +27,7 @@ NBS = ROOT / "nbs"
 CHAPTERS = sorted(NBS.glob("[0-9][0-9]*_*.ipynb"))  # 05a stands between 05 and 06
 PICTURES = ("image/png", "image/svg+xml")
 RICH = (*PICTURES, "text/html", "text/markdown")
-STYLED = re.compile(r"\bT_[0-9a-f]{5}\b")  # pandas draws a new name for each styled table
+STYLED = re.compile(r"\bT_[0-9a-f]{5}(?=_|\b)")  # pandas draws a new name for each styled table
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w])")
 TOLERANCE = 0.01  # relative, of numbers with a decimal point
 
