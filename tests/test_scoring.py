@@ -8,7 +8,7 @@ import torch
 import torch._dynamo
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
-from hpt_nb import compiled, engine, scoring
+from hpt_nb import compiled, engine, logits, scoring
 from hpt_nb.models import LM
 from hpt_nb.store import InputError
 from hpt_nb.scoring import (
@@ -595,14 +595,14 @@ def test_logits_that_are_not_finite_name_their_text(way, value):
 def test_a_text_that_a_neighbour_has_spoilt_is_read_by_itself(monkeypatch):
     "A window ends before the bad token, so the text has its numbers; zero times NaN beside it had none."
     lm = tiny_lm("llama3")
-    real = engine.raw_logits
+    real = logits.raw_logits
 
     def spoil(*args):
         out = real(*args)
         out[0] = float("nan")
         return out
 
-    monkeypatch.setattr(engine, "raw_logits", spoil)
+    monkeypatch.setattr(logits, "raw_logits", spoil)
     prefix, texts = prefix_of(lm, 1, 3), texts_of(3, 300)
     assert torch.allclose(
         PrefixScorer(lm, LABELS, "packed").logits(prefix, texts), plain_logits(lm, LABELS, prefix, texts), atol=1e-5

@@ -246,6 +246,8 @@ ALLOWED = {
     "title",
     "style",
     "body",
+    "small",
+    "span",
     "h1",
     "h2",
     "h3",
