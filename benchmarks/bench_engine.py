@@ -6,6 +6,10 @@ On a GPU, with the whole run of 20 prompts by 5,000 steps, plain and compiled:
 
     python benchmarks/bench_engine.py --device cuda --task sst2.toml --whole 5000 --out benchmarks/results/engine-gpu.json
 
+At the paper's size, on a GPU: the shape of Llama-2-7B with random weights and SmolLM2's tokenizer (time does not depend on what the weights are):
+
+    python benchmarks/bench_engine.py --models llama-2-7b --device cuda --task sst2.toml --dtypes bfloat16 --runs 5 --skip compile peft --out benchmarks/results/engine-7b.json
+
 lm-eval is timed with 64 texts a pass, a choice that suits it on a CPU. Others, its own default (1) and its search for one (auto) among them, are timed by
 
     python benchmarks/bench_engine.py --task sst2.toml --skip pez compile peft --batches 1 16 auto --out benchmarks/results/engine-batches.json
@@ -30,7 +34,27 @@ from hpt_nb.scoring import PrefixScorer, compile_layers, label_ids, prefix_embed
 from hpt_nb.store import provenance, write_atomic
 from hpt_nb.tasks import load_task
 
+SHAPES = {  # (width, inner width, layers, heads), and the size of its vocabulary
+    "llama-2-7b": (dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32), 32000)
+}
 PROMPT = " great movie plot bad boring story fun film dull true"  # ten tokens in SmolLM2 and Gemma
+
+
+def random_model(shape, device):
+    "A Llama of a published shape with random weights, in float32, and a small model's tokenizer (its ids stay below 49,152)."
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from hpt_nb.models import LM
+
+    small = load_lm("smollm2-135m", device="cpu")
+    torch.manual_seed(0)
+    sizes, vocabulary = SHAPES[shape]
+    config = LlamaConfig(
+        **sizes, vocab_size=max(vocabulary, len(small.tokenizer)), bos_token_id=small.tokenizer.bos_token_id
+    )
+    with torch.device(device):
+        model = LlamaForCausalLM(config)
+    return LM(model.eval(), small.tokenizer, shape)
 
 
 def once(work):
@@ -260,7 +284,10 @@ def main():
     task, found, began = load_task(a.task), {}, time.perf_counter()
     split = task.subset("validation", min(a.limit, len(task.validation)), seed=0)
     for name in a.models:
-        base = load_lm(name, dtype="float32", device=a.device)
+        if name in SHAPES:
+            base = random_model(name, "cuda" if torch.cuda.is_available() else "cpu")
+        else:
+            base = load_lm(name, dtype="float32", device=a.device)
         forms, r = {d: base if d == "float32" else base.cast(d) for d in a.dtypes}, {}
         found[name] = r
         for dtype in forms:
@@ -280,6 +307,7 @@ def main():
                         / r[f"product {dtype}"]
                     )  # forward and backward
             print(json.dumps(r, indent=1), flush=True)
+            save(a, task, split, found, began, base.device)
         if "compile" not in a.skip:
             for dtype in a.dtypes:
                 for runs in (1, a.runs):
@@ -324,6 +352,7 @@ def main():
                         2 * weights(base) * got["ours"][0][2] / r[f"score ours {key}"] / r[f"product {dtype}"]
                     )
                     print({k: v for k, v in r.items() if key in k}, flush=True)
+                    save(a, task, split, found, began, base.device)
         if a.whole:
             last = forms[a.dtypes[-1]]
             for how, lm in (("plain", last), ("compiled", compile_layers(last))):
