@@ -131,4 +131,4 @@ def fast_dtype(device="cpu") -> torch.dtype:
     return torch.bfloat16 if has else torch.float32
 
 
-COMPILE_STEPS = 200  # above the number of steps after which compiling had paid (last table of this chapter)
+COMPILE_STEPS = 200  # above the number of steps after which compiling had paid (last table of chapter 31)

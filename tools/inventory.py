@@ -63,6 +63,7 @@ def shown_by(path: Path, pages: dict) -> list:
     read = lambda text: (
         globs(text)
         or any(re.search(rf"[\"'/]{re.escape(n)}[\"']", text) for n in names)
+        or f'stored("{path.stem}")' in text
         or path.suffix == ".pack"
         and re.search(r"study-\{", text)
         and f'"{part}"' in text
@@ -78,9 +79,23 @@ def line(path: Path, pages: dict) -> str:
     return f"| `{path.relative_to(ROOT).as_posix()}` | {len(found):,} | {commits(found)} | {links} |"
 
 
+def large() -> str:
+    "Which packs are larger than 1 MiB, and why."
+    from hpt_nb.store import Store
+
+    packs = [p for p in sorted((ROOT / "results").glob("*.pack")) if p.stat().st_size > 2**20]
+    scores = "; ".join(f"`{p.name}` has {len(list(Store(p).cells('eval'))):,} scores" for p in packs)
+    return (
+        "\nA pack holds the label log-probabilities of every text for each score, so that every measure, also one that "
+        f"nobody has thought of yet, can be computed from it. That makes some larger than 1 MiB: {scores}.\n"
+    )
+
+
 def whole() -> str:
     "The list as it should be."
-    pages, text = sources(), HEAD
+    pages = sources()
+    sys.path.insert(0, str(ROOT))
+    text = HEAD + large()
     for name, (folder, patterns) in FOLDERS.items():
         paths = sorted(
             p for pattern in patterns for p in (ROOT / folder).glob(pattern) if not p.name.startswith((".", "__"))
