@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from hpt_nb import neighbors as nb
+from hpt_nb import nearest, neighbors as nb
 from hpt_nb.store import InputError
 
 
@@ -143,10 +143,10 @@ def test_a_guess_too_high_costs_time_only(monkeypatch):
     "With cuts that leave most rows short of candidates, the proof fails for these and they are done again."
     rows = nb.Rows(random_embs(1, 1000, 6)[0])
     want = nb.top_all(rows, 12, tile=256)
-    monkeypatch.setattr(nb, "rank_wanted", lambda k, share: 1)
+    monkeypatch.setattr(nearest, "rank_wanted", lambda k, share: 1)
     redone = []
     monkeypatch.setattr(
-        nb, "top_among", lambda rows, left, *a, real=nb.top_among: redone.append(len(left)) or real(rows, left, *a)
+        nearest, "top_among", lambda rows, left, *a, real=nb.top_among: redone.append(len(left)) or real(rows, left, *a)
     )
     assert torch.equal(nb.top_all(rows, 12, tile=256), want) and redone[0] > 100
 
@@ -164,7 +164,7 @@ def test_error_bound_holds(coarse):
 def test_a_bad_processor_is_found_out(monkeypatch):
     "A coarse product beyond its bound is an error, not a ranking."
     rows = nb.Rows(random_embs(1, 400, 2)[0])
-    monkeypatch.setattr(nb, "product", lambda a, b, real=nb.product: real(a, b) + 0.05)
+    monkeypatch.setattr(nearest, "product", lambda a, b, real=nb.product: real(a, b) + 0.05)
     with pytest.raises(RuntimeError, match="above its proven bound"):
         nb.top_all(rows, 8, tile=64)
 
