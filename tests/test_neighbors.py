@@ -20,7 +20,8 @@ def unit64(emb):
 
 
 def oracle_sets(emb, k, anchors=None, include_self=True):
-    "The k nearest anchors of every row, one row and one sort at a time; cosines within 2**-40 tie, ties go to the lower row."
+    """The k nearest anchors of every row, one row and one sort at a time; cosines within 2**-40 tie, ties go to the
+    lower row."""
     w, sets = unit64(emb), []
     anchors = range(len(w)) if anchors is None else anchors.tolist()
     for u in range(len(w)):
@@ -288,7 +289,8 @@ def test_input_is_left_alone():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from Linux's getrusage")
 @pytest.mark.parametrize("max_bytes", [60_000_000, 400_000_000])
 def test_memory_bound_is_kept(max_bytes):
-    "Peak resident memory above what was there before, in a process of its own; beyond the bound only what PyTorch sets up at its first product."
+    """Peak resident memory above what was there before, in a process of its own; beyond the bound only what PyTorch
+    sets up at its first product."""
     code = f"""
         import resource, torch
         from hpt_nb.neighbors import stability, tile_size, fixed_bytes, coarse_dtype
