@@ -4,18 +4,24 @@
 
 On a GPU, with the whole run of 20 prompts by 5,000 steps, plain and compiled:
 
-    python benchmarks/bench_engine.py --device cuda --task sst2.toml --whole 5000 --out benchmarks/results/engine-gpu.json
+    python benchmarks/bench_engine.py --device cuda --task sst2.toml --whole 5000 \\
+        --out benchmarks/results/engine-gpu.json
 
-At the paper's size, on a GPU: the shape of Llama-2-7B with random weights and SmolLM2's tokenizer (time does not depend on what the weights are):
+At the paper's size, on a GPU: the shape of Llama-2-7B with random weights and SmolLM2's tokenizer (time does not
+depend on what the weights are):
 
-    python benchmarks/bench_engine.py --models llama-2-7b --device cuda --task sst2.toml --dtypes bfloat16 --runs 5 --skip compile peft --out benchmarks/results/engine-7b.json
+    python benchmarks/bench_engine.py --models llama-2-7b --device cuda --task sst2.toml --dtypes bfloat16 \\
+        --runs 5 --skip compile peft --out benchmarks/results/engine-7b.json
 
-lm-eval is timed with 64 texts a pass, a choice that suits it on a CPU. Others, its own default (1) and its search for one (auto) among them, are timed by
+lm-eval is timed with 64 texts a pass, a choice that suits it on a CPU. Others, its own default (1) and its search
+for one (auto) among them, are timed by
 
-    python benchmarks/bench_engine.py --task sst2.toml --skip pez compile peft --batches 1 16 auto --out benchmarks/results/engine-batches.json
+    python benchmarks/bench_engine.py --task sst2.toml --skip pez compile peft --batches 1 16 auto \\
+        --out benchmarks/results/engine-batches.json
 
 The peers are installed for this alone: pip install lm-eval==0.4.13 peft
-Absolute seconds belong to the machine; the ratios and the share of the machine's own matrix-product rate are what to read.
+Absolute seconds belong to the machine; the ratios and the share of the machine's own matrix-product rate are what to
+read.
 """
 
 import argparse
@@ -24,6 +30,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import torch
@@ -89,8 +96,9 @@ def weights(lm):
 
 
 class ReleasedManner:
-    """A PEZ step as the released language pipeline takes it: float32, the table normalised and searched anew each step (and once more after the
-    update), every text padded to 128 tokens, the logits of all positions, cross-entropy over the label words at the last one."""
+    """A PEZ step as the released language pipeline takes it: float32, the table normalised and searched anew each
+    step (and once more after the update), every text padded to 128 tokens, the logits of all positions,
+    cross-entropy over the label words at the last one."""
 
     def __init__(self, lm, task, batch, n_tokens=10, length=128):
         self.lm, self.task, self.batch, self.length = lm, task, batch, length
@@ -150,8 +158,10 @@ def our_pass(lm, task, runs, batch):
 
 
 def compiled_step(lm, task, runs, steps):
-    """A step with the layers compiled, against the same steps uncompiled, in turn: (seconds lost to compiling, median compiled step, median plain step).
-    A step that meets a new shape or use of a layer stops to compile it, so what is lost is all that the steps took beyond their median. Programs that an earlier process left on disk are not used."""
+    """A step with the layers compiled, against the same steps uncompiled, in turn: (seconds lost to compiling,
+    median compiled step, median plain step). A step that meets a new shape or use of a layer stops to compile it, so
+    what is lost is all that the steps took beyond their median. Programs that an earlier process left on disk are
+    not used."""
     import torch._inductor.config
 
     torch._inductor.config.force_disable_caches = True
@@ -208,7 +218,8 @@ def soft_step(lm, task, batch):
 
 
 def lm_eval_run(lm, task, split, prompt, batch):
-    "(seconds in its scoring of requests, predictions) of lm-eval with `batch` texts a pass (a number, or 'auto') on the same texts and format; building its data set and its bootstrap are not counted."
+    """(seconds in its scoring of requests, predictions) of lm-eval with `batch` texts a pass (a number, or 'auto')
+    on the same texts and format; building its data set and its bootstrap are not counted."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -326,15 +337,14 @@ def main():
                 for prompt in ("", PROMPT):
                     key = f"{dtype} {'prompt' if prompt else 'empty'}"
                     who = {
-                        "ours": lambda: our_run(lm, task, split, prompt),
-                        "lm-eval": lambda: lm_eval_run(lm, task, split, prompt, 64),
+                        "ours": partial(our_run, lm, task, split, prompt),
+                        "lm-eval": partial(lm_eval_run, lm, task, split, prompt, 64),
                     }
                     for batch in a.batches:
-                        who[f"lm-eval/{batch}"] = lambda b=batch: lm_eval_run(
-                            lm, task, split, prompt, int(b) if b.isdecimal() else b
-                        )
+                        size = int(batch) if batch.isdecimal() else batch
+                        who[f"lm-eval/{batch}"] = partial(lm_eval_run, lm, task, split, prompt, size)
                     if fast:
-                        who["compiled"] = lambda: our_run(fast, task, split, prompt)
+                        who["compiled"] = partial(our_run, fast, task, split, prompt)
                         our_run(
                             fast, task, task.subset("validation", min(64, len(split)), seed=1), prompt
                         )  # compiled before it is timed

@@ -1,6 +1,7 @@
 """Our GCG against nanogcg 0.3.0: loss reached and time, on the same model, start, objective and number of candidates.
 
-The two need different versions of transformers, so each runs in an environment of its own and writes a JSON; nothing but files passes between them:
+The two need different versions of transformers, so each runs in an environment of its own and writes a JSON; nothing
+but files passes between them:
 
     python -m venv nano && nano/bin/pip install nanogcg==0.3.0
     for m in random smollm2-135m; do
@@ -11,19 +12,26 @@ The two need different versions of transformers, so each runs in an environment 
     done
     .venv/bin/python benchmarks/bench_gcg.py --compare job-random job-smollm2-135m --out benchmarks/results/gcg.json
 
-`random` is two layers of random weights under SmolLM2's tokenizer: small enough for seeds and steps from which the losses can be compared. `smollm2-135m` is there for the time of a step.
+`random` is two layers of random weights under SmolLM2's tokenizer: small enough for seeds and steps from which the
+losses can be compared. `smollm2-135m` is there for the time of a step.
 
-The objective of both is -log p(target | prompt, text), the cross-entropy of one token over the whole vocabulary: nanogcg's own, for a target of one token and a message that begins with
-the prompt. Our tasks compare label words alone; so here the engine is given every token as a label. All rows of the vocabulary may be used, and candidates are not filtered, so that both score
-exactly `width` candidates a step. Both go to the best candidate of each step, better or not.
+The objective of both is -log p(target | prompt, text), the cross-entropy of one token over the whole vocabulary:
+nanogcg's own, for a target of one token and a message that begins with the prompt. Our tasks compare label words
+alone; so here the engine is given every token as a label. All rows of the vocabulary may be used, and candidates are
+not filtered, so that both score exactly `width` candidates a step. Both go to the best candidate of each step,
+better or not.
 
-What differs: nanogcg draws its candidates with repetition, ours without; nanogcg computes the logits of every position, ours of the last. Its cache of what stands before the prompt is off,
-since nothing does. Absolute seconds belong to the machine.
+What differs: nanogcg draws its candidates with repetition, ours without; nanogcg computes the logits of every
+position, ours of the last. Its cache of what stands before the prompt is off, since nothing does. Absolute seconds
+belong to the machine.
 
-Two questions are asked of the losses. `--replay` gives our search the candidates that nanogcg drew, step by step: are they among the tokens that our gradient ranks highest, does ours go to the same one, with the same loss?
-Then only the luck of the draws is left, and that is what the seeds are for: the best loss of each run, and the difference of the means with Welch's 95 % interval (the two draw from unrelated streams, so equal seeds pair nothing).
+Two questions are asked of the losses. `--replay` gives our search the candidates that nanogcg drew, step by step:
+are they among the tokens that our gradient ranks highest, does ours go to the same one, with the same loss? Then
+only the luck of the draws is left, and that is what the seeds are for: the best loss of each run, and the difference
+of the means with Welch's 95 % interval (the two draw from unrelated streams, so equal seeds pair nothing).
 
-Only the first seeds are timed. After them nanogcg's `gc.collect()` is left out, which changes no number and was more than half of its time on the small model. A run that was stopped goes on with its next seed.
+Only the first seeds are timed. After them nanogcg's `gc.collect()` is left out, which changes no number and was more
+than half of its time on the small model. A run that was stopped goes on with its next seed.
 """
 
 import argparse
@@ -242,7 +250,8 @@ def theirs(folder):
 
 
 def summary(runs, steps, timed):
-    "Means over the seeds, and the best loss up to a quarter, a half and all of the steps; times of the first `timed` seeds."
+    """Means over the seeds, and the best loss up to a quarter, a half and all of the steps; times of the first
+    `timed` seeds."""
     best = {
         f"best after {k} steps": [min(r["losses"][:k]) for r in runs]
         for k in sorted({-(-steps // 4), -(-steps // 2), steps})

@@ -1,14 +1,19 @@
-"""What Ray costs a sweep of many small units: the same run by `--engine local` and `--engine ray`, as whole commands from start to exit.
+"""What Ray costs a sweep of many small units: the same run by `--engine local` and `--engine ray`, as whole commands
+from start to exit.
 
     python benchmarks/bench_ray.py --seeds 100 --repeats 2 --out benchmarks/results/ray.json
 
-Tiny random models (those of the tests) tune one seed a pass and score each prompt: with 100 seeds, 200 units of about a second. Three ways take turns:
+Tiny random models (those of the tests) tune one seed a pass and score each prompt: with 100 seeds, 200 units of
+about a second. Three ways take turns:
 
 - `local`: one unit after another, on all processors;
-- `ray, one worker`: one Ray worker that has all processors. Both do the same work with the same threads, so the difference is what Ray costs: its start, its end, and handing out units;
-- `ray, a worker a processor`: what `--engine ray` does by itself; here the units share the machine instead of the threads of one.
+- `ray, one worker`: one Ray worker that has all processors. Both do the same work with the same threads, so the
+  difference is what Ray costs: its start, its end, and handing out units;
+- `ray, a worker a processor`: what `--engine ray` does by itself; here the units share the machine instead of the
+  threads of one.
 
-Every way starts from an empty results folder. With the same threads, everything that was computed must be equal, or this stops; one thread in place of two adds in another order, so there the share of equal cells is reported.
+Every way starts from an empty results folder. With the same threads, everything that was computed must be equal, or
+this stops; one thread in place of two adds in another order, so there the share of equal cells is reported.
 """
 
 import argparse

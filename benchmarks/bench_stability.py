@@ -1,12 +1,13 @@
-"""Stability (Eqs. 3-7): ours, exact and sampled, against the paper's method written plainly in PyTorch. One process, one table.
+"""Stability (Eqs. 3-7): ours, exact and sampled, against the paper's method written plainly in PyTorch. One process,
+one table.
 
     python benchmarks/bench_stability.py                    # the real pair and all synthetic sizes
     python benchmarks/bench_stability.py --quick            # the smallest synthetic size only, under a minute
     python benchmarks/bench_stability.py --real --c         # the real pair only
     python benchmarks/bench_stability.py --ann              # faiss indexes as well, where faiss-cpu is installed
 
-Wall and processor seconds are given: on a machine with other work only the second says much. Start it with GOMP_SPINCOUNT=0 then, so that threads
-waiting for each other do not count.
+Wall and processor seconds are given: on a machine with other work only the second says much. Start it with
+GOMP_SPINCOUNT=0 then, so that threads waiting for each other do not count.
 """
 
 import argparse
@@ -29,7 +30,8 @@ K, H, L = 64, 8192, 5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-# The plain reading: full block product in fp32, torch.topk, set intersection by comparing every member with every member.
+# The plain reading: full block product in fp32, torch.topk, set intersection by comparing every member with every
+# member.
 def plain_sets(emb, anchors):
     w = F.normalize(emb, dim=1)
     right = w[anchors].T
@@ -99,7 +101,8 @@ def compare(data, embs, methods, times):
             results[m], run = measure(METHODS[m], embs)
             runs[m].append(run)
             print(
-                f"{data}: c={len(embs[0]):,} N={len(embs)} {m}: {run['wall_s']:.1f} s wall, {run['cpu_s']:.1f} s processor, {run['peak_bytes'] / 2**20:.0f} MiB",
+                f"{data}: c={len(embs[0]):,} N={len(embs)} {m}: {run['wall_s']:.1f} s wall, "
+                f"{run['cpu_s']:.1f} s processor, {run['peak_bytes'] / 2**20:.0f} MiB",
                 flush=True,
             )
     median = {m: {x: statistics.median(r[x] for r in runs[m]) for x in ("wall_s", "cpu_s")} for m in methods}
@@ -147,7 +150,8 @@ def synthetic(c, n, d):
 
 
 def ann(embs, J):
-    "faiss's approximate indexes in the place of the exact search: processor seconds, and how much of the stable vocabulary they find."
+    """faiss's approximate indexes in the place of the exact search: processor seconds, and how much of the stable
+    vocabulary they find."""
     try:
         import faiss
     except ImportError:
@@ -184,7 +188,7 @@ def ann(embs, J):
         "IVF512, 64 probes": ivf(64),
         "HNSW32, ef 128": hnsw(128),
     }.items():
-        got, run = measure(lambda e: agreement([sets_of(x, build) for x in e]), embs)
+        got, run = measure(lambda e, build=build: agreement([sets_of(x, build) for x in e]), embs)
         rows.append(dict(index=name, c=len(embs[0]), overlap=len(best(got) & best(J)) / H, **run))
         print(rows[-1], flush=True)
     return rows

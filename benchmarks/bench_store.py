@@ -2,8 +2,8 @@
 
     python benchmarks/bench_store.py --cells 10000 --out benchmarks/results/store.json
 
-Cells are as large as those of a prompt scored on SST-2's validation split (872 predictions and labels). Reading is timed with the files in memory
-(they were just written); writing is mostly the disk's time to flush.
+Cells are as large as those of a prompt scored on SST-2's validation split (872 predictions and labels). Reading is
+timed with the files in memory (they were just written); writing is mostly the disk's time to flush.
 """
 
 import argparse

@@ -1,10 +1,12 @@
-"""What it costs, and what it saves, to let idle threads sleep: tuning steps on an idle machine and beside a busy loop on each core.
+"""What it costs, and what it saves, to let idle threads sleep: tuning steps on an idle machine and beside a busy
+loop on each core.
 
     python benchmarks/bench_wait.py --task sst2.toml --out benchmarks/results/wait.json
 
-Between two parallel pieces of work libgomp's threads spin, which is quick on an idle machine and takes the cores from everybody else on a busy one.
-`OMP_WAIT_POLICY=PASSIVE` lets them sleep at once; `GOMP_SPINCOUNT` says how many times round they spin first. Each setting is timed in a process of its
-own, in turn, several times over; the estimate is what `hpt run --dry-run` would have said in the same minute.
+Between two parallel pieces of work libgomp's threads spin, which is quick on an idle machine and takes the cores
+from everybody else on a busy one. `OMP_WAIT_POLICY=PASSIVE` lets them sleep at once; `GOMP_SPINCOUNT` says how many
+times round they spin first. Each setting is timed in a process of its own, in turn, several times over; the estimate
+is what `hpt run --dry-run` would have said in the same minute.
 """
 
 import argparse

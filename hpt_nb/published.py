@@ -200,11 +200,11 @@ CHOICES = (*VOCABULARY, *PEZ, *SWAPS, *_RLPROMPT, *_SOFT)
 
 # %% ../nbs/22_published.ipynb #2226b368
 def choices_table(
-    moves: dict = {},  # name of a measurement -> what it found, in a few words
+    moves: dict | None = None,  # name of a measurement -> what it found, in a few words; None: nothing is known
 ) -> pd.DataFrame:
     "The page: a row per choice. `moves` that are not given keep their name."
     names = dict(
         system="System", choice="Choice", theirs="Its authors", here="Here", how="How", why="Why", moves="Moves"
     )
     rows = [{label: getattr(c, field) for field, label in names.items()} for c in CHOICES]
-    return pd.DataFrame(rows).assign(Moves=[moves.get(c.moves, c.moves) for c in CHOICES])
+    return pd.DataFrame(rows).assign(Moves=[(moves or {}).get(c.moves, c.moves) for c in CHOICES])

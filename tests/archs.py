@@ -1,6 +1,8 @@
-"""Every causal architecture of transformers, tiny and random: its scores beside those of the plain pass, or the line that refuses it.
+"""Every causal architecture of transformers, tiny and random: its scores beside those of the plain pass, or the line
+that refuses it.
 
-`python tests/archs.py [NAME ...]` prints what happens to each (all, without a name); with `--write` it goes into the list that test_archs.py holds to."""
+`python tests/archs.py [NAME ...]` prints what happens to each (all, without a name); with `--write` it goes into the
+list that test_archs.py holds to."""
 
 import copy
 import gc
@@ -34,32 +36,42 @@ def _each(value, names):
 SIZES = {  # a configuration's fields, by whatever name an architecture has for them
     **_each(
         32,
-        "hidden_size d_model n_embd n_embed embed_dim embedding_size word_embed_proj_dim dim model_dim emb_dim attention_hidden_size lru_width block_dim",
+        "hidden_size d_model n_embd n_embed embed_dim embedding_size word_embed_proj_dim dim model_dim "
+        "emb_dim attention_hidden_size lru_width block_dim",
     ),
     **_each(
         48,
-        "intermediate_size ffn_dim d_ff n_inner decoder_ffn_dim encoder_ffn_dim ffn_hidden_size dim_ff mlp_hidden_size dff d_inner ffn_intermediate_size "
+        "intermediate_size ffn_dim d_ff n_inner decoder_ffn_dim encoder_ffn_dim ffn_hidden_size dim_ff "
+        "mlp_hidden_size dff d_inner ffn_intermediate_size "
         "block_ff_dim intermediate_size_mlp prefix_dense_intermediate_size dense_intermediate_size",
     ),
     **_each(
         24,
-        "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size shared_intermediate_size moe_shared_expert_intermediate_size",
+        "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size "
+        "shared_intermediate_size moe_shared_expert_intermediate_size",
     ),
     **_each(
         2,
-        "num_hidden_layers num_layers n_layer n_layers decoder_layers encoder_layers num_decoder_layers num_encoder_layers num_blocks "
-        "num_key_value_heads num_kv_heads multi_query_group_num swa_num_key_value_heads n_mamba_heads linear_num_key_heads altup_num_inputs index_n_heads",
+        "num_hidden_layers num_layers n_layer n_layers decoder_layers encoder_layers num_decoder_layers "
+        "num_encoder_layers num_blocks "
+        "num_key_value_heads num_kv_heads multi_query_group_num swa_num_key_value_heads n_mamba_heads "
+        "linear_num_key_heads altup_num_inputs index_n_heads",
     ),
     **_each(
         4,
-        "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads num_decoder_attention_heads "
-        "num_encoder_attention_heads swa_num_attention_heads linear_num_value_heads conv_kernel mamba_d_conv time_step_rank mamba_dt_rank laurel_rank index_topk",
+        "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads "
+        "num_decoder_attention_heads "
+        "num_encoder_attention_heads swa_num_attention_heads linear_num_value_heads conv_kernel "
+        "mamba_d_conv time_step_rank mamba_dt_rank laurel_rank index_topk",
     ),
     **_each(
         8,
-        "head_dim attention_head_dim qk_nope_head_dim qk_rope_head_dim v_head_dim kv_lora_rank q_lora_rank kv_channels global_head_dim d_kv swa_head_dim "
-        "swa_v_head_dim rotary_dim rotary_ndims query_pre_attn_scalar state_size mamba_d_state ssm_state_size mamba_n_heads mamba_d_head mamba_num_heads "
-        "mamba_head_dim chunk_size mamba_chunk_size linear_key_head_dim linear_value_head_dim hidden_size_per_layer_input index_head_dim block_size",
+        "head_dim attention_head_dim qk_nope_head_dim qk_rope_head_dim v_head_dim kv_lora_rank q_lora_rank "
+        "kv_channels global_head_dim d_kv swa_head_dim "
+        "swa_v_head_dim rotary_dim rotary_ndims query_pre_attn_scalar state_size mamba_d_state "
+        "ssm_state_size mamba_n_heads mamba_d_head mamba_num_heads "
+        "mamba_head_dim chunk_size mamba_chunk_size linear_key_head_dim linear_value_head_dim "
+        "hidden_size_per_layer_input index_head_dim block_size",
     ),
     **_each(
         8, "sliding_window attention_window_size window_size attention_chunk_size local_attention"
@@ -68,7 +80,8 @@ SIZES = {  # a configuration's fields, by whatever name an architecture has for 
     **_each(2, "num_experts_per_tok num_experts_per_token moe_topk moe_top_k moe_k top_k_experts"),
     **_each(
         1,
-        "n_shared_experts n_group topk_group num_expert_group first_k_dense_replace num_dense_layers decoder_sparse_step num_shared_experts n_groups "
+        "n_shared_experts n_group topk_group num_expert_group first_k_dense_replace num_dense_layers "
+        "decoder_sparse_step num_shared_experts n_groups "
         "mamba_n_groups num_random_blocks",
     ),
     **_each(340, "vocab_size text_vocab_size vocab_size_per_layer_input"),
@@ -188,7 +201,8 @@ def model(name):
     return made
 
 
-LONG = "We think the team can win the game and they were happy about the great story, 12 people left in 1980"  # longer than every window
+# longer than every window
+LONG = "We think the team can win the game and they were happy about the great story, 12 people left in 1980"
 TEXTS = ("good", LONG, "The film was great", LONG[:40], "no")
 TASK = SimpleNamespace(labels=(" great", " bad", " film"), suffix=" It was", max_text_tokens=128, strip=True)
 PROMPT = " the film"
@@ -224,7 +238,8 @@ def outcome(name):
 
 
 def kind(line):
-    "What a line says without the words of another library, which change by themselves: the way, `not built`, or `refused` with its reason."
+    """What a line says without the words of another library, which change by themselves: the way, `not built`, or
+    `refused` with its reason."""
     if line.startswith("not built"):
         return "not built"
     return line.partition(" (")[0].partition(";")[0]

@@ -25,7 +25,8 @@ ROWS = {
 
 
 def study(skill=None, lean=None, seed=0, n=200, task="sst2", classes=2):
-    "A frame as the study's. `skill` and `lean`: what a row has more than others, {row: number} or {(row, target): number}."
+    """A frame as the study's. `skill` and `lean`: what a row has more than others, {row: number} or {(row, target):
+    number}."""
     rng, rows, skill, lean = np.random.default_rng(seed), [], skill or {}, lean or {}
     models = ("smollm2-135m", "gemma-3-270m", "qwen")
     labels, held_labels = np.arange(n) % classes, np.arange(60) % classes
@@ -298,7 +299,8 @@ def test_the_premise_is_read_from_its_own_room():
 
 
 def test_a_run_in_small_is_judged(tmp_path, monkeypatch):
-    "Tuned, scored, stored, read back and judged: tiny models, so the verdict is of no interest, but every number is a cell's."
+    """Tuned, scored, stored, read back and judged: tiny models, so the verdict is of no interest, but every number
+    is a cell's."""
     frames, tiny = pytest.importorskip("hpt_nb.frames"), pytest.importorskip("tiny_run")
     from hpt_nb.experiments import load_preset, run_preset
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from hpt_nb.models import load_lm
 from hpt_nb.prompts import Prompt
 from hpt_nb.scoring import label_logprobs
 from hpt_nb.tasks import load_task
+from forked import run as run_copy
 from tiny_run import make_place
 
 TASK = ["--task", "mine.toml"]
@@ -155,15 +154,8 @@ def test_a_prompt_needs_no_task_file(place, tmp_path):
     "Saved here, loaded in a fresh process elsewhere: the same answers."
     kept, texts = Prompt.load("kept.json"), ["the film was great", "a bad plot"]
     kept.save_pretrained(tmp_path / "repo")
-    code = f"from hpt_nb.prompts import Prompt; print(Prompt.from_pretrained('repo').classify({str(place / 'one')!r}, {texts!r}, True).to_json())"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )
-    assert done.returncode == 0, done.stderr
+    classify = f"Prompt.from_pretrained('repo').classify({str(place / 'one')!r}, {texts!r}, True)"
+    done = run_copy(f"from hpt_nb.prompts import Prompt; print({classify}.to_json())", cwd=tmp_path, check=True)
     assert json.loads(done.stdout) == json.loads(kept.classify(load_lm("./one"), texts, True).to_json())
 
 

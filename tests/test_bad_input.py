@@ -1,4 +1,5 @@
-"""What comes from outside may be wrong in any way: exit code 2 or `InputError`, one line that says what was seen and what to do, no traceback, nothing half-written.
+"""What comes from outside may be wrong in any way: exit code 2 or `InputError`, one line that says what was seen and
+what to do, no traceback, nothing half-written.
 
 Each case is a row: its name, the files it needs, the command line or the call, and a word that the line must hold."""
 
@@ -616,7 +617,7 @@ def test_there_are_more_than_sixty():
     }
 
 
-def test_the_good_files_are_good(here, finished, capsys):
+def test_the_good_files_are_good(here, finished, capsys, plain_pages):
     "What the cases change is what is wrong with them."
     assert (
         main(["eval", "./one", "--task", "mine.toml", "--json"]) == 0 and json.loads(capsys.readouterr().out)["n"] == 24

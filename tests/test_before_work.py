@@ -1,4 +1,5 @@
-"What can be refused is refused before the work: places that cannot be written, folders of other results; and as many classes as there are."
+"""What can be refused is refused before the work: places that cannot be written, folders of other results; and as
+many classes as there are."""
 
 import json
 import os
@@ -187,7 +188,7 @@ def test_a_run_whose_texts_are_others_is_refused(place, capsys, idle):
     )
 
 
-def test_a_run_that_adds_to_its_own_results_goes_on(place, capsys):
+def test_a_run_that_adds_to_its_own_results_goes_on(place, capsys, plain_pages):
     "The same again; more seeds; a method more; fewer rows: a report can be made of all of it."
     assert main(["run", "preset.toml", "--out", "ran", "--quiet"]) == 0
     for change in (("seeds = [0]", "seeds = [0, 1]"), ('rows = ["Empty", "PEZ", "Ours"]', 'rows = ["Empty", "PEZ"]')):
@@ -229,7 +230,7 @@ def test_a_folder_of_another_command(place, capsys, monkeypatch, argv, says):
 
 def words_for(lm, n):
     "Label words with a first token of their own each."
-    out, firsts = [], set()
+    out = []
     for i, b in sorted(lm.token_bytes.items()):
         word = b.decode(errors="ignore")
         if (
@@ -262,7 +263,7 @@ def test_any_number_of_classes_is_scored_and_kept(classes):
     json.dumps(kept_labels(want, classes))
 
 
-def test_a_run_of_forty_classes_from_data_to_page(tmp_path, monkeypatch, capsys):
+def test_a_run_of_forty_classes_from_data_to_page(tmp_path, monkeypatch, capsys, plain_pages):
     monkeypatch.chdir(tmp_path)
     a, b = tiny_lm("gpt2", 1), tiny_lm("gpt2", 2)
     for name, lm in (("a", a), ("b", b)):
@@ -275,10 +276,13 @@ def test_a_run_of_forty_classes_from_data_to_page(tmp_path, monkeypatch, capsys)
             )
         )
     Path("t.toml").write_text(
-        f'name = "t"\nsuffix = " It was"\nlabels = {json.dumps(words)}\nholdout = 40\n[data]\ntrain = "train.jsonl"\nvalidation = "val.jsonl"\n'
+        f'name = "t"\nsuffix = " It was"\nlabels = {json.dumps(words)}\nholdout = 40\n[data]\n'
+        'train = "train.jsonl"\nvalidation = "val.jsonl"\n'
     )
     Path("p.toml").write_text(
-        'name = "p"\ntasks = ["t.toml"]\nseeds = [0]\nrows = ["Empty", "PEZ"]\n[[source]]\nmodel = "./a"\ntargets = ["./b"]\n[tuning]\nsteps = 2\neval_every = 2\nbatch = 4\nn_tokens = 4\nholdout_n = 40\ndtype = "float32"\n'
+        'name = "p"\ntasks = ["t.toml"]\nseeds = [0]\nrows = ["Empty", "PEZ"]\n[[source]]\nmodel = "./a"\n'
+        'targets = ["./b"]\n[tuning]\nsteps = 2\neval_every = 2\nbatch = 4\nn_tokens = 4\nholdout_n = 40\n'
+        'dtype = "float32"\n'
     )
     assert main(["run", "p.toml", "--out", "ran", "--quiet"]) == 0, capsys.readouterr().err
     assert all(

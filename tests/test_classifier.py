@@ -1,4 +1,5 @@
-"The classifier in scikit-learn's pipelines and searches, and without it; label words by command; data as users have it."
+"""The classifier in scikit-learn's pipelines and searches, and without it; label words by command; data as users
+have it."""
 
 import json
 import os
@@ -60,7 +61,8 @@ def test_scikit_learn_takes_it(lms):
 
 
 def test_fits_of_one_pair_of_models_share_its_vocabulary(lms, tmp_path, monkeypatch):
-    "A grid search fits dozens of times; neighbourhoods are compared once, and a cache that takes nothing is no hindrance."
+    """A grid search fits dozens of times; neighbourhoods are compared once, and a cache that takes nothing is no
+    hindrance."""
     scored, score = [], vocabularies.stable_vocab
     monkeypatch.setattr(vocabularies, "stable_vocab", lambda *a, **k: scored.append(a) or score(*a, **k))
     monkeypatch.setenv("HPT_CACHE", str(tmp_path / "cache"))

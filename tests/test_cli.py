@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 
 from hpt_nb.cli import main
 from hpt_nb.store import Store
+from forked import Program, run as run_program
 from tiny import tiny_lm
 from tiny_run import PRESET, TASK, make_place, results
 
@@ -118,7 +117,8 @@ def test_vocab_stability_tune_eval(place, capsys, tmp_path):
 
 
 def test_a_vocabulary_that_three_models_agree_on_serves_every_method(place, capsys, tmp_path):
-    "The artefact of `hpt stability`: J is Eq. 6's mean over the pairs of models, counted here by sets in float64; each method takes it, and chooses from its best tokens alone."
+    """The artefact of `hpt stability`: J is Eq. 6's mean over the pairs of models, counted here by sets in float64;
+    each method takes it, and chooses from its best tokens alone."""
     from itertools import combinations
     import numpy as np
     from hpt_nb.experiments import REGISTRY
@@ -170,7 +170,7 @@ def test_a_vocabulary_that_three_models_agree_on_serves_every_method(place, caps
             "1",
             "--holdout",
             "8",
-            *([] if method in ("rlprompt", "joint-swaps") else ["--batch", "4"]),
+            *(["--batch", "4"] if hasattr(REGISTRY[method].config, "batch") else []),
             "--quiet",
             "--out",
             tmp_path / method,
@@ -232,7 +232,7 @@ def test_what_goes_before_a_text_is_part_of_a_model(place, capsys, tmp_path):
     assert got[0] == got[1] and got[2]["prompt_ids"] == got[0]["prompt_ids"]
 
 
-def test_levels_of_a_setting_are_announced_and_none_stops_the_others(place, capsys, tmp_path, monkeypatch):
+def test_levels_of_a_setting_are_announced_and_none_stops_the_others(place, capsys, tmp_path, monkeypatch, plain_pages):
     (place / "vary.toml").write_text(FEW + TAIL + "[vary]\nk = [4, 6]\n")
     from hpt_nb import jobs
 
@@ -279,21 +279,12 @@ def test_levels_of_a_setting_are_announced_and_none_stops_the_others(place, caps
     refused(capsys, "name it", "report", tmp_path / "v", "--out", tmp_path / "site2", "--partial")
 
 
-def command(out):
-    return [
-        sys.executable,
-        "-c",
-        "from hpt_nb.cli import main; raise SystemExit(main())",
-        "run",
-        "preset.toml",
-        "--out",
-        str(out),
-    ]
+HPT = "from hpt_nb.cli import main; raise SystemExit(main())"
 
 
 @pytest.fixture(scope="module")
 def unbroken(place):
-    subprocess.run(command(place / "whole"), check=True, capture_output=True)
+    assert main(["run", "preset.toml", "--out", "whole", "--quiet"]) == 0
     return results(place / "whole")
 
 
@@ -363,7 +354,8 @@ def test_joint_tunes_on_several_models(place, capsys, tmp_path):
     refused(capsys, "method joint needs --also MODEL", *joint)
     refused(
         capsys,
-        "method joint needs --vocab, tokens that all its models share; make them with hpt vocab or hpt stability ./one ./two",
+        "method joint needs --vocab, tokens that all its models share; "
+        "make them with hpt vocab or hpt stability ./one ./two",
         *joint,
         "--also",
         "./two",
@@ -489,27 +481,24 @@ def test_swaps_on_several_models_and_starts_of_ones_own(place, capsys, tmp_path)
     )
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_tune_that_is_told_to_stop_goes_on_where_it_was(place, name, tmp_path):
-    "Exit code and message say what is kept; the same command ends as if nothing had happened."
-    code = (
-        """
+STOPPED = """
 import signal, sys, os
 from hpt_nb import pez
 from hpt_nb.cli import main
 own = pez.PezPass.advance
 def advance(self):
-    if self.step == 3 and not os.path.exists("again"): os.kill(os.getpid(), signal.%s)
+    if self.step == 3: os.kill(os.getpid(), int(sys.argv[1]))
     own(self)
 pez.PezPass.advance = advance
-raise SystemExit(main(sys.argv[1:]))
+raise SystemExit(main(sys.argv[2:]))
 """
-        % name
-    )
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_tune_that_is_told_to_stop_goes_on_where_it_was(place, name, tmp_path):
+    "Exit code and message say what is kept; the same command ends as if nothing had happened."
+    sent = getattr(signal, name)
     tune = [
-        sys.executable,
-        "-c",
-        code,
         "tune",
         "./one",
         "--task",
@@ -528,18 +517,14 @@ raise SystemExit(main(sys.argv[1:]))
         "--out",
         str(tmp_path / "out"),
     ]
-    (place / "again").unlink(missing_ok=True)
-    first = subprocess.run(tune, capture_output=True, text=True, cwd=place)
-    assert first.returncode == 128 + getattr(signal, name)
+    first = run_program(STOPPED, int(sent), *tune, cwd=place)
+    assert first.returncode == 128 + sent
     assert (
         first.stderr.strip().splitlines()[-1]
         == "hpt: stopped; finished cells and the pass up to step 4 of 6 are kept, run the same command to go on"
     )
     assert not Store(tmp_path / "out").cells("tune") and len(list((tmp_path / "out").rglob("*.safetensors"))) == 1
-    (place / "again").touch()
-    subprocess.run(tune, check=True, capture_output=True, cwd=place)
-    subprocess.run([*tune[:-1], str(tmp_path / "whole")], check=True, capture_output=True, cwd=place)
-    (place / "again").unlink()
+    assert main(tune) == main([*tune[:-1], str(tmp_path / "whole")]) == 0
     kept = lambda folder: {
         k: v for k, v in Store(tmp_path / folder).cells("tune")[0]["result"].items() if k != "wall_s"
     }
@@ -566,7 +551,7 @@ def test_run_and_report(place, unbroken, capsys):
     assert "PEZ" in (place / "site" / "index.html").read_text()
 
 
-def test_a_pack_stands_in_for_its_folder(place, unbroken, capsys, tmp_path):
+def test_a_pack_stands_in_for_its_folder(place, unbroken, capsys, tmp_path, plain_pages):
     assert hpt(capsys, "report", "whole", "--out", tmp_path / "site")[0] == 0
     code, out, _ = hpt(capsys, "pack", "whole", "--out", tmp_path / "p.hpt")
     assert code == 0 and f"{len(Store('whole').cells()):,} cells in " in out and out.count("\n") == 1
@@ -625,15 +610,16 @@ def test_what_another_processor_has_tuned_is_not_tuned_again(place, unbroken, mo
     } == {source}
 
 
-def test_compiled_layers_are_said_in_the_results(place, monkeypatch, capsys):
+def test_compiled_layers_are_said_in_the_results(place, monkeypatch, capsys, plain_pages):
     "A preset and a command that ask for them; too few steps go without, and say so."
     monkeypatch.setattr("hpt_nb.scoring.compile_layers.__defaults__", ("eager",))
     (place / "fast.toml").write_text(
-        PRESET.replace("[tuning]", "[tuning]\ncompile = true")
+        (FEW + TAIL)
+        .replace("[tuning]", "[tuning]\ncompile = true")
         .replace("seeds = [0, 1]", "seeds = [0]")
-        .replace("tasks =", 'rows = ["Empty", "PEZ"]\ntasks =')
+        .replace('rows = ["Empty", "Random", "PEZ", "Ours"]', 'rows = ["Empty", "PEZ"]')
     )
-    for least, want in ((31, {None}), (30, {True})):
+    for least, want in ((3, {None}), (2, {True})):
         monkeypatch.setattr("hpt_nb.presets.COMPILE_STEPS", least)
         code, _, err = hpt(capsys, "run", "fast.toml", "--out", f"fast{least}", "--quiet")
         assert code == 0, err
@@ -646,9 +632,9 @@ def test_compiled_layers_are_said_in_the_results(place, monkeypatch, capsys):
         "--task",
         "mine.toml",
         "--steps",
-        "20",
+        "2",
         "--eval-every",
-        "10",
+        "1",
         "--holdout",
         "8",
         "--batch",
@@ -657,8 +643,8 @@ def test_compiled_layers_are_said_in_the_results(place, monkeypatch, capsys):
         "--quiet",
     )
     code, out, err = hpt(capsys, *few, "--out", "few")
-    assert code == 0 and "20 steps are too few to pay for compiling (from 200 on they are enough)" in out
-    monkeypatch.setattr("hpt_nb.pez.COMPILE_STEPS", 20)
+    assert code == 0 and "2 steps are too few to pay for compiling (from 200 on they are enough)" in out
+    monkeypatch.setattr("hpt_nb.pez.COMPILE_STEPS", 2)
     code, out, err = hpt(capsys, *few, "--out", "enough")
     assert (
         code == 0
@@ -670,25 +656,18 @@ def test_compiled_layers_are_said_in_the_results(place, monkeypatch, capsys):
 @pytest.mark.parametrize("sig, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(place, unbroken, sig, code):
     out = place / f"cut{int(sig)}"
-    # a shell's background job inherits an ignored SIGINT; here it has to arrive
-    first = subprocess.Popen(
-        command(out),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    for _ in range(1200):  # stopped once the first source has been tuned
-        if list((out / "cells").glob("tune-*")) or first.poll() is not None:
+    first = Program(HPT, "run", "preset.toml", "--out", out)
+    for _ in range(6000):  # stopped once the first source has been tuned
+        if list((out / "cells").glob("tune-*")) or not first.process.is_alive():
             break
-        time.sleep(0.05)
+        time.sleep(0.01)
     first.send_signal(sig)
-    _, err = first.communicate()
-    assert first.returncode == code, err
+    assert first.wait() == code, first.stderr
     if sig == signal.SIGINT:
-        assert b"run the same command to go on" in err and b"Traceback" not in err
+        assert "run the same command to go on" in first.stderr and "Traceback" not in first.stderr
     done = {p.name: p.stat().st_mtime_ns for p in (out / "cells").glob("*.json")}
     assert 0 < len(done) < len(list((place / "whole" / "cells").iterdir()))
-    subprocess.run(command(out), check=True, capture_output=True)
+    assert main(["run", "preset.toml", "--out", str(out), "--quiet"]) == 0
     assert results(out) == unbroken
     now = {p.name: p.stat().st_mtime_ns for p in (out / "cells").glob("*.json")}
     assert all(now[n] == t for n, t in done.items())  # nothing that was finished was computed again

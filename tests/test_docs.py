@@ -1,4 +1,5 @@
-"""The book is whole: it is built without network, nothing in it is broken, nothing is fetched from elsewhere, and it fits a phone."""
+"""The book is whole: it is built without network, nothing in it is broken, nothing is fetched from elsewhere, and it
+fits a phone."""
 
 import html
 import importlib.util
@@ -65,7 +66,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    "The built book: the one in HPT_BOOK, or one whose chapters were not run. Proxies that lead nowhere make any download fail."
+    """The built book: the one in HPT_BOOK, or one whose chapters were not run. Proxies that lead nowhere make any
+    download fail."""
     if os.environ.get("HPT_BOOK"):
         return Path(os.environ["HPT_BOOK"]).resolve()
     out = tmp_path_factory.mktemp("book") / "site"
@@ -102,9 +104,8 @@ def test_no_link_or_image_is_broken(site, pages):
             if url.scheme or url.netloc:
                 continue
             path = unquote(url.path) or name
-            if not (site / path).exists():
-                broken.append((name, href))
-            elif url.fragment and path in pages and unquote(url.fragment) not in pages[path].ids and url.fragment != "":
+            nowhere = url.fragment and path in pages and unquote(url.fragment) not in pages[path].ids
+            if nowhere or not (site / path).exists():
                 broken.append((name, href))
     assert broken == []
 
@@ -168,19 +169,30 @@ def test_search_knows_the_chapters(site):
 # ---- in a browser ----
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PROBE = """<!doctype html><meta charset="utf-8"><iframe id="f" style="border:0;width:%dpx;height:900px"></iframe><pre id="out">running</pre><script>
+PROBE = """<!doctype html><meta charset="utf-8"><iframe id="f" style="border:0;width:%dpx;height:900px"></iframe>
+<pre id="out">running</pre><script>
 const pages = %s, found = [], frame = document.getElementById("f");
 async function look(page) {
   await new Promise(done => { frame.onload = done; frame.src = page; });
   const doc = frame.contentDocument, win = frame.contentWindow;
   await new Promise(done => setTimeout(done, 50));
-  const wide = [...doc.querySelectorAll("article *")].filter(e => { const r = e.getBoundingClientRect(); if (!r.width || r.right <= win.innerWidth + 1) return false;
-    for (let p = e.parentElement; p && p !== doc.body; p = p.parentElement) { const o = win.getComputedStyle(p).overflowX; if (o === "auto" || o === "scroll" || o === "hidden") return false; } return true; });
-  found.push({page, width: doc.documentElement.scrollWidth, window: win.innerWidth, wide: wide.slice(0, 3).map(e => e.outerHTML.slice(0, 120)),
+  const wide = [...doc.querySelectorAll("article *")].filter(e => {
+    const r = e.getBoundingClientRect();
+    if (!r.width || r.right <= win.innerWidth + 1) return false;
+    for (let p = e.parentElement; p && p !== doc.body; p = p.parentElement)
+      if (["auto", "scroll", "hidden"].includes(win.getComputedStyle(p).overflowX)) return false;
+    return true;
+  });
+  const fetched = win.performance.getEntriesByType("resource").map(r => r.name);
+  found.push({page, width: doc.documentElement.scrollWidth, window: win.innerWidth,
+    wide: wide.slice(0, 3).map(e => e.outerHTML.slice(0, 120)),
     broken: [...doc.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src), errors: win.seen || [],
-    fetched: win.performance.getEntriesByType("resource").map(r => r.name).filter(u => !u.startsWith("file:") && !u.startsWith("data:"))});
+    fetched: fetched.filter(u => !u.startsWith("file:") && !u.startsWith("data:"))});
 }
-(async () => { for (const p of pages) await look(p); document.getElementById("out").textContent = JSON.stringify(found); })();
+(async () => {
+  for (const p of pages) await look(p);
+  document.getElementById("out").textContent = JSON.stringify(found);
+})();
 </script>"""
 
 

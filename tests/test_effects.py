@@ -1,4 +1,5 @@
-"Effects of single tokens: against the definition on every architecture, and the command line from models in folders to a file and back."
+"""Effects of single tokens: against the definition on every architecture, and the command line from models in
+folders to a file and back."""
 
 import os
 from types import SimpleNamespace
@@ -33,11 +34,11 @@ SPLIT = Split(
 
 def by_definition(logp_nc, empty_nc, labels):
     "Section 9 of the protocol, with loops, in float64."
-    l, e = logp_nc.double(), empty_nc.double()
-    n, classes = l.shape
-    l, e = l - l.mean(1, keepdim=True), e - e.mean(1, keepdim=True)
-    shift = [sum(float(l[x, c] - e[x, c]) for x in range(n)) / n for c in range(classes)]
-    d = [[float(l[x, c] - e[x, c]) - shift[c] for c in range(classes)] for x in range(n)]
+    logp, e = logp_nc.double(), empty_nc.double()
+    n, classes = logp.shape
+    logp, e = logp - logp.mean(1, keepdim=True), e - e.mean(1, keepdim=True)
+    shift = [sum(float(logp[x, c] - e[x, c]) for x in range(n)) / n for c in range(classes)]
+    d = [[float(logp[x, c] - e[x, c]) - shift[c] for c in range(classes)] for x in range(n)]
     gain = [d[x][y] - sum(d[x][c] for c in range(classes) if c != y) / (classes - 1) for x, y in enumerate(labels)]
     return shift, sum(gain) / n
 

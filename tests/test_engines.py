@@ -1,4 +1,5 @@
-"""The Ray engine on a real Ray with several workers: the same results as the local one, and nothing finished lost when a driver or a worker is killed.
+"""The Ray engine on a real Ray with several workers: the same results as the local one, and nothing finished lost
+when a driver or a worker is killed.
 
 `HPT_KILLS=20` kills that often; the default is one, for continuous integration: a run on Ray takes most of a minute."""
 
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from test_faults import CTX, tables
 from tiny_run import PRESET, make_place, results
 from watched import noted, wait_for, watch
 
+pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("HPT_KILLS", 1))
 HERE = Path(__file__).parent
 needs_ray = pytest.mark.skipif(
@@ -33,7 +36,9 @@ import logging, os, sys
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray
 from hpt_nb.cluster import start_here
-start_here(ray, num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL, object_store_memory=100*2**20, _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
+quiet = dict(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+where = dict(object_store_memory=100*2**20, _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
+start_here(ray, num_cpus=2, **quiet, **where)
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
@@ -84,9 +89,8 @@ def _run(place, out, log, every_s, address, argv, env):
         ray.init = hooked
     else:
         watch(log, every_s)
-    sys.stdout = open(os.devnull, "w")
-    sys.stderr = open(f"{log}.err", "w")
-    sys.exit(main(["run", "preset.toml", "--out", str(out), "--quiet", *argv]))
+    with open(os.devnull, "w") as sys.stdout, open(f"{log}.err", "w") as sys.stderr:
+        sys.exit(main(["run", "preset.toml", "--out", str(out), "--quiet", *argv]))
 
 
 def start(place, out, log, every_s=60, address=None, argv=("--engine", "ray"), **env):
@@ -166,10 +170,8 @@ def test_a_killed_driver_or_worker_loses_nothing(place, cluster, local, on_ray, 
         assert all(map(gone, pids(log)))  # Ray ends its workers
     else:
         for pid in [rng.choice(pids(log))]:
-            try:
+            with suppress(ProcessLookupError):  # it had ended by itself
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it had ended by itself
         said = finish(p, log, (0, 2))  # the driver goes on with the other units
         lost = Store(out).failures()
         assert bool(lost) == bool(said.strip()) and all("its worker died" in f["reason"] for f in lost)
@@ -189,7 +191,8 @@ def test_a_killed_driver_or_worker_loses_nothing(place, cluster, local, on_ray, 
     missing = scored(Store(out).cells()) - scored(cells)
     assert not [x for x in after if x[0] == "score" and (x[1], tuple(x[2])) not in missing]
     print(
-        f"killed the {whose} after {len(cells)} of {len(list((out / 'cells').iterdir()))} cells; then computed {Counter(x[0] for x in after)}"
+        f"killed the {whose} after {len(cells)} of {len(list((out / 'cells').iterdir()))} cells; "
+        f"then computed {Counter(x[0] for x in after)}"
     )
 
 

@@ -1,4 +1,5 @@
-"""Stored results are found by today's presets as before; rows of a preset's own; what a score keeps of every text; what is refused in a preset."""
+"""Stored results are found by today's presets as before; rows of a preset's own; what a score keeps of every text;
+what is refused in a preset."""
 
 from collections import Counter
 from dataclasses import replace
@@ -67,7 +68,8 @@ def fake_lm(cell):
 
 @pytest.mark.parametrize("folder, name", STORED)
 def test_stored_cells_are_found_by_todays_preset(folder, name):
-    "A published PEZ run, its scores and vocabularies have the identity that this code gives them; a setting that was not there then is not named."
+    """A published PEZ run, its scores and vocabularies have the identity that this code gives them; a setting that
+    was not there then is not named."""
     store, preset, seen = stored(folder), load_preset(name), Counter()
     for cell in store.cells("tune"):
         c = cell["config"]
@@ -182,7 +184,8 @@ def test_rows_of_a_presets_own(ran):
 
 
 def test_every_text_of_a_score_is_kept(ran):
-    "The log-probabilities are those of the library's own function, of the validation texts and the holdout texts, to 16 bits; and the counts follow from them."
+    """The log-probabilities are those of the library's own function, of the validation texts and the holdout texts,
+    to 16 bits; and the counts follow from them."""
     df = frame(ran / "own")
     task = load_task(ran / "mine.toml")
     held = task.subset("holdout", 6, seed=0)
@@ -198,7 +201,7 @@ def test_every_text_of_a_score_is_kept(ran):
 
 def test_start_and_moments(ran):
     df = frame(ran / "own", logp=False)
-    for source, g in df[df["mode"] == "ids"].groupby("source"):
+    for _, g in df[df["mode"] == "ids"].groupby("source"):
         start = g[g.row == "Start"]
         assert len(start) == 1 and pd_missing(start.seed.iloc[0])
         tuned = g[(g.row == "PEZ") & (g.steps == 4)]

@@ -148,8 +148,11 @@ def test_page_works_in_a_browser(tmp_path, token):
         assert "most stable tokens only" in section and "\\n" in section
     probe = tmp_path / "probe.html"  # a phone's window
     probe.write_text(
-        f"""<iframe id="f" src="e.html#t={quote(token, safe="")}" style="border:0;width:390px;height:800px"></iframe><pre id="out"></pre>
-        <script>const f = document.getElementById("f"), out = document.getElementById("out"); f.onload = () => out.textContent = f.contentDocument.documentElement.scrollWidth + " in " + f.contentWindow.innerWidth</script>""",
+        f"""<iframe id="f" src="e.html#t={quote(token, safe="")}" style="border:0;width:390px;height:800px"></iframe>
+        <pre id="out"></pre>
+        <script>const f = document.getElementById("f"), out = document.getElementById("out");
+        const width = () => f.contentDocument.documentElement.scrollWidth + " in " + f.contentWindow.innerWidth;
+        f.onload = () => out.textContent = width()</script>""",
         encoding="utf-8",
     )
     done = subprocess.run(

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from hpt_nb.models import load_lm
 from hpt_nb.soft import load_peft, vectors_from_text
 from hpt_nb.store import InputError, Store
 from hpt_nb.tasks import Split, Task, load_task
+from forked import ANEW, run as run_copy
 from tiny import TEXT, tiny_lm
 from tiny_run import make_place
 
@@ -128,7 +127,8 @@ def guesses(ours):
 @pytest.mark.parametrize("arch", ["gpt2", "llama", "gemma3"])
 @pytest.mark.parametrize("prompt", ["", " the bad {{ story }}\n", " th"])
 def test_harness_gives_every_prediction(arch, prompt, tmp_path):
-    "By its own front door. Prompts and texts that join, long texts, label words of several tokens: the same choice as here, text by text."
+    """By its own front door. Prompts and texts that join, long texts, label words of several tokens: the same choice
+    as here, text by text."""
     lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install lm-eval==0.4.13)")
     from lm_eval.tasks import TaskManager
 
@@ -185,11 +185,11 @@ def test_python_runs_as_a_file(tmp_path):
     lm.tokenizer.save_pretrained(tmp_path / "m")
     (tmp_path / "snippet.py").write_text(
         to_python(" good", task_of(), tmp_path / "m")
-        + '\nimport sys\nprint(classify(["a film"], "m")[0]["class"], classify("a film", "m").strip(), "hpt_nb" in sys.modules)\n',
+        + '\nimport sys\nprint(classify(["a film"], "m")[0]["class"], classify("a film", "m").strip(), '
+        '"hpt_nb" in sys.modules)\n',
         encoding="utf-8",
     )
-    done = subprocess.run([sys.executable, "snippet.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_copy(ANEW + (tmp_path / "snippet.py").read_text(encoding="utf-8"), cwd=tmp_path, check=True)
     several, one, loaded = done.stdout.split()
     assert several == one and one in ("great", "bad") and loaded == "False"  # of one text: its label word
 
@@ -212,7 +212,8 @@ def test_json_certifies_on_each_model(tmp_path):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    "Folders of hpt transferable (got) and hpt tune (runs, soft), beside models, task and data, from where the commands are called."
+    """Folders of hpt transferable (got) and hpt tune (runs, soft), beside models, task and data, from where the
+    commands are called."""
     d = make_place(tmp_path_factory.mktemp("export"))
     old = os.getcwd()
     os.chdir(d)

@@ -1,6 +1,7 @@
 """Every form of an export under every setting that changes an answer: the same predictions as here, or a refusal.
 
-A form is run as its user would run it: the Python file is executed, lm-eval's module on a stand-in for the harness, the JSON by a reader that knows nothing but the JSON, the adapter as PEFT puts its vectors in."""
+A form is run as its user would run it: the Python file is executed, lm-eval's module on a stand-in for the harness,
+the JSON by a reader that knows nothing but the JSON, the adapter as PEFT puts its vectors in."""
 
 import json
 import re
@@ -195,7 +196,8 @@ def by_peft(path, task, model):
         (path / "README.md").read_text(encoding="utf-8"),
     )
     strip, cut, less, suffix = re.search(
-        r"special ones, (stripped, )?cut to (\d+) tokens( less those of BOS and template)? and followed by those of (.+?); the label words are (.+?); one text",
+        r"special ones, (stripped, )?cut to (\d+) tokens( less those of BOS and template)? "
+        r"and followed by those of (.+?); the label words are (.+?); one text",
         said,
         re.S,
     ).group(1, 2, 3, 4)
@@ -228,7 +230,7 @@ RUN = {"python": by_python, "lm-eval": by_lm_eval, "json": by_json, "peft": by_p
 OUT = {"python": "c.py", "lm-eval": "harness", "json": "p.json", "peft": "adapter"}
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", [pytest.param(a, marks=() if a == "gpt2" else pytest.mark.slow) for a in ARCHS])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_setting_is_in_every_form(saved, tmp_path, setting, arch):
     "Out of a tuning folder, and once more out of the JSON that was made of it."

@@ -1,9 +1,9 @@
-"""Disks that are full or cannot be written to, writers that meet, and kill -9 at random moments: nothing finished is lost, nothing half-written counts.
+"""Disks that are full or cannot be written to, writers that meet, and kill -9 at random moments: nothing finished is
+lost, nothing half-written counts.
 
 `HPT_KILLS=20` kills that often; the default is few, for continuous integration."""
 
 import errno
-import multiprocessing
 import os
 import random
 import subprocess
@@ -15,6 +15,7 @@ from datetime import datetime
 import pytest
 
 from hpt_nb.store import InputError, Store, WriteError, status, write_atomic
+from forked import CTX
 from tiny_run import PRESET, make_place, results
 from watched import noted, wait_for, watch
 
@@ -119,9 +120,11 @@ def test_a_limit_on_file_size_is_one_line(tmp_path):
     "The kernel stops the write itself in its middle."
     pytest.importorskip("resource")
     code = (
-        "import resource, sys\nfrom hpt_nb.store import *\ns = Store(sys.argv[1]); s.put('toy', {'i':0}, {'text':'x'}, {})\n"
+        "import resource, sys\nfrom hpt_nb.store import *\n"
+        "s = Store(sys.argv[1]); s.put('toy', {'i':0}, {'text':'x'}, {})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
-        "try: s.put('toy', {'i':1}, {'text':'x'*10**5}, {})\nexcept WriteError as e: print(e)\ns.put('toy', {'i':2}, {'text':'y'}, {})"
+        "try: s.put('toy', {'i':1}, {'text':'x'*10**5}, {})\nexcept WriteError as e: print(e)\n"
+        "s.put('toy', {'i':2}, {'text':'y'}, {})"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.count("\n") == 1 and "File too large" in done.stdout and "cannot be written" in done.stdout
@@ -334,17 +337,6 @@ def place(tmp_path_factory):
     )
 
 
-CTX = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
-CTX.set_forkserver_preload(
-    [
-        "hpt_nb.experiments",
-        "transformers.models.llama.modeling_llama",
-        "transformers.models.gemma3.modeling_gemma3",
-        "accelerate",
-    ]
-)  # imported once, not in each run
-
-
 def _run(place, out, log, every_s, argv, env):
     "`hpt run` that notes in `log` what it computes (`watched`)."
     os.chdir(place)
@@ -355,8 +347,8 @@ def _run(place, out, log, every_s, argv, env):
     from hpt_nb.cli import main
 
     watch(log, every_s)
-    sys.stdout = open(os.devnull, "w")
-    sys.exit(main(["run", "preset.toml", "--out", str(out), "--quiet", *argv]))
+    with open(os.devnull, "w") as sys.stdout:
+        sys.exit(main(["run", "preset.toml", "--out", str(out), "--quiet", *argv]))
 
 
 def start(place, out, log, every_s=60, *argv, **env):
@@ -420,7 +412,8 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_table(place, unbroken, i
     if every_s == 0:
         assert sum(n - 1 for n in twice.values()) <= 1  # tuning went on from the last checkpoint
     print(
-        f"killed after {len(cells)} of {len(list((out / 'cells').iterdir()))} cells and {Counter(x[0] for x in before)}; then computed {Counter(x[0] for x in after)}"
+        f"killed after {len(cells)} of {len(list((out / 'cells').iterdir()))} cells and "
+        f"{Counter(x[0] for x in before)}; then computed {Counter(x[0] for x in after)}"
     )
 
 
@@ -440,7 +433,8 @@ YEAR_S = 365 * 86400
 
 
 def test_a_clock_that_was_moved_back_changes_nothing(place, unbroken):
-    "A run is killed while the clock is a year ahead, one score of it has failed; the clock is set right; the run goes on."
+    """A run is killed while the clock is a year ahead, one score of it has failed; the clock is set right; the run
+    goes on."""
     out, log, again = place / "clock", place / "clock.log", place / "clock-again.log"
     kill_after(
         start(place, out, log, 0, HPT_TEST_CLOCK_S=str(YEAR_S), HPT_TEST_OOM="one"), log, 67, 0

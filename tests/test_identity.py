@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 import shutil
 
 import pytest
@@ -47,7 +48,8 @@ def save(lm, folder):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    "one/run and two/run: two models of one name and one tokenizer; other: another model; one/copy: one/run under another name."
+    """one/run and two/run: two models of one name and one tokenizer; other: another model; one/copy: one/run under
+    another name."""
     d = make_place(tmp_path_factory.mktemp("identity"))
     for where, seed in (("one_", 0), ("two_", 5)):
         save(tiny_lm("llama3", seed), d / where / "run")
@@ -248,7 +250,7 @@ def test_a_target_that_took_part_under_another_name_is_refused(place, capsys):
         "t",
         "--quiet",
     )
-    open("p.toml", "w").write(
+    Path("p.toml").write_text(
         PRESET.split("[[source]]")[0]
         + '[[source]]\nmodel = "./one_/run"\ncounterparts = ["./other"]\ntargets = ["./one_/copy"]\n[vocab]'
         + PRESET.split("[vocab]")[1]
@@ -300,7 +302,7 @@ def test_results_of_a_namesake_are_refused(place, capsys):
         + PRESET.split("[tuning]")[1]
     )
     for where in ("one_", "two_"):
-        open(f"{where}.toml", "w").write(preset.format(where))
+        Path(f"{where}.toml").write_text(preset.format(where))
     assert main(["run", "one_.toml", "--out", "g", "--quiet"]) == 0
     refused(capsys, "run is another model in the results", "run", "two_.toml", "--out", "g", "--quiet")
     check_known(dict(run={"unknown"} - {"unknown"}), "run", "a" * 64)  # older results do not say
@@ -321,10 +323,10 @@ def test_exports_know_the_model(place, capsys):
         assert len(load_peft("a", load_lm("one_/copy"))) and len(load_peft("a"))
         with pytest.raises(InputError, match="an adapter for another model"):
             load_peft("a", two)
-    body = json.loads(open("p.json").read())
+    body = json.loads(Path("p.json").read_text())
     for key in ("sha256", "kin"):
         body["certificates"][0]["model"].pop(key)
-    open("old.json", "w").write(json.dumps(body))
+    Path("old.json").write_text(json.dumps(body))
     assert export_prompt(
         "old.json", "peft", "z", task="mine.toml", model="one_/run"
     )  # an older file: by its name, and that is said

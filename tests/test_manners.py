@@ -1,4 +1,5 @@
-"What users expect of a package: callbacks that end a run, trackers by a word, a version, an example, advice that can be followed."
+"""What users expect of a package: callbacks that end a run, trackers by a word, a version, an example, advice that
+can be followed."""
 
 import ast
 import logging
@@ -90,7 +91,7 @@ def needed(parts, method):
 
 
 def plain(runs):
-    return [(r.prompt_ids, r.best_step, r.best_holdout, {k: v for k, v in r.curve.items()}, r.stopped_at) for r in runs]
+    return [(r.prompt_ids, r.best_step, r.best_holdout, dict(r.curve.items()), r.stopped_at) for r in runs]
 
 
 def stop_at(step, told):

@@ -17,12 +17,13 @@ from hpt_nb.report import (
     tunes_frame,
 )
 from hpt_nb.store import Store
-from tiny_run import PRESET, make_place
+from tiny_run import PRESET, make_place, plain_pages
 
 METHODS = (
     PRESET.split('[[source]]\nmodel = "./two"')[0].replace(
         "seeds = [0, 1]",
-        'seeds = [0, 1]\nrows = ["Empty", "Random", "PEZ", "Ours"]\nmethods = ["pez", "gcg", "soft", "joint", "joint-choice"]',
+        'seeds = [0, 1]\nrows = ["Empty", "Random", "PEZ", "Ours"]\n'
+        'methods = ["pez", "gcg", "soft", "joint", "joint-choice"]',
     )
     + """
 [vocab]
@@ -52,6 +53,7 @@ def run(tmp_path_factory):
     place = make_place(tmp_path_factory.mktemp("methods"), METHODS)
     with pytest.MonkeyPatch.context() as m:
         m.chdir(place)
+        plain_pages(m)
         assert main(["run", "preset.toml", "--out", "out", "--quiet"]) == 0
         assert main(["report", "out", "--out", "site"]) == 0
     return place / "out"
@@ -74,7 +76,7 @@ def test_a_whole_run(run):
 def test_a_run_costs_its_share_of_its_pass(run):
     store = Store(run)
     spent = spent_frame(tunes_frame(store), {"one": 10, "two": 30})
-    for (method, steps), g in spent.groupby(["method", "steps"]):
+    for (method, _), g in spent.groupby(["method", "steps"]):
         cells = [c["result"] for c in store.cells("tune") if c["config"]["method"] == method]
         assert {c["forward_tokens"] for c in cells} == {
             round(g.forward_tokens.sum() * cells[0]["runs_in_pass"] / len(cells))

@@ -5,7 +5,7 @@ import json
 import os
 import struct
 from collections import Counter
-from functools import lru_cache
+import functools
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_seeds():
 # --- what a token says
 
 
-@lru_cache(maxsize=None)
+@functools.cache
 def lm_of(kind):
     return tiny_lm("gpt2", tokenizer=kind)
 

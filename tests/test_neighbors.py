@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from hpt_nb import neighbors as nb
+from hpt_nb import nearest, neighbors as nb
 from hpt_nb.store import InputError
 
 
@@ -20,7 +20,8 @@ def unit64(emb):
 
 
 def oracle_sets(emb, k, anchors=None, include_self=True):
-    "The k nearest anchors of every row, one row and one sort at a time; cosines within 2**-40 tie, ties go to the lower row."
+    """The k nearest anchors of every row, one row and one sort at a time; cosines within 2**-40 tie, ties go to the
+    lower row."""
     w, sets = unit64(emb), []
     anchors = range(len(w)) if anchors is None else anchors.tolist()
     for u in range(len(w)):
@@ -143,10 +144,10 @@ def test_a_guess_too_high_costs_time_only(monkeypatch):
     "With cuts that leave most rows short of candidates, the proof fails for these and they are done again."
     rows = nb.Rows(random_embs(1, 1000, 6)[0])
     want = nb.top_all(rows, 12, tile=256)
-    monkeypatch.setattr(nb, "rank_wanted", lambda k, share: 1)
+    monkeypatch.setattr(nearest, "rank_wanted", lambda k, share: 1)
     redone = []
     monkeypatch.setattr(
-        nb, "top_among", lambda rows, left, *a, real=nb.top_among: redone.append(len(left)) or real(rows, left, *a)
+        nearest, "top_among", lambda rows, left, *a, real=nb.top_among: redone.append(len(left)) or real(rows, left, *a)
     )
     assert torch.equal(nb.top_all(rows, 12, tile=256), want) and redone[0] > 100
 
@@ -164,7 +165,7 @@ def test_error_bound_holds(coarse):
 def test_a_bad_processor_is_found_out(monkeypatch):
     "A coarse product beyond its bound is an error, not a ranking."
     rows = nb.Rows(random_embs(1, 400, 2)[0])
-    monkeypatch.setattr(nb, "product", lambda a, b, real=nb.product: real(a, b) + 0.05)
+    monkeypatch.setattr(nearest, "product", lambda a, b, real=nb.product: real(a, b) + 0.05)
     with pytest.raises(RuntimeError, match="above its proven bound"):
         nb.top_all(rows, 8, tile=64)
 
@@ -288,7 +289,8 @@ def test_input_is_left_alone():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from Linux's getrusage")
 @pytest.mark.parametrize("max_bytes", [60_000_000, 400_000_000])
 def test_memory_bound_is_kept(max_bytes):
-    "Peak resident memory above what was there before, in a process of its own; beyond the bound only what PyTorch sets up at its first product."
+    """Peak resident memory above what was there before, in a process of its own; beyond the bound only what PyTorch
+    sets up at its first product."""
     code = f"""
         import resource, torch
         from hpt_nb.neighbors import stability, tile_size, fixed_bytes, coarse_dtype

@@ -1,6 +1,7 @@
 """Every number that a user can set, for every method and by every way: refused in one line, or it means what it says.
 
-NaN passes `if x < 1`, half a step does one, and 10**30 of anything ends in no memory: so each field of each configuration is driven with each of them, and what is taken is run."""
+NaN passes `if x < 1`, half a step does one, and 10**30 of anything ends in no memory: so each field of each
+configuration is driven with each of them, and what is taken is run."""
 
 import math
 from dataclasses import MISSING, fields, replace
@@ -34,7 +35,8 @@ def one_line(e):
 
 
 def allowed(f, value, default, soft=False):
-    "May this field hold this value? Said anew, from what the field is. Of soft prompts, a bound of 0 on the gradient is none."
+    """May this field hold this value? Said anew, from what the field is. Of soft prompts, a bound of 0 on the
+    gradient is none."""
     if value is None:
         return "None" in str(f.type)
     if isinstance(default, bool):

@@ -11,6 +11,7 @@ import pytest
 
 from hpt_nb.methods import BUILT_IN, methods
 from hpt_nb.store import InputError, Store
+from forked import ANEW, run as run_copy
 from tiny_run import PRESET, make_place
 
 ROW = """from hpt_nb.methods import Method
@@ -79,13 +80,21 @@ def place(tmp_path_factory):
     return make_place(tmp_path_factory.mktemp("dice"), DICE)
 
 
-def hpt(beside, *argv, cwd=".", code="from hpt_nb.cli import main; raise SystemExit(main())"):
+HPT = "from hpt_nb.cli import main; raise SystemExit(main())"
+
+
+def hpt(beside, *argv, cwd=".", code=HPT):
     "The command line in a process of its own, with the package beside it."
     path = os.pathsep.join([str(beside), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, "COLUMNS": "500"}
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, argv)], cwd=cwd, env=env, capture_output=True, text=True
     )
+
+
+def hpt_copy(beside, *argv, cwd=".", code=HPT):
+    "The same from a copy that has torch loaded; our rooms are imported anew, so that they find the package."
+    return run_copy(f"{ANEW}sys.path.insert(0, sys.argv.pop(1))\n{code}", beside, *argv, cwd=cwd)
 
 
 def test_help_names_it_and_loads_no_torch(beside):
@@ -102,36 +111,36 @@ def test_help_names_it_and_loads_no_torch(beside):
 
 def test_it_tunes(beside, place):
     argv = ["tune", "./one", "--task", "mine.toml", "--method", "dice", "--steps", 3, "--seeds", "0,1", "--out", "t"]
-    done = hpt(beside, *argv, cwd=place)
+    done = hpt_copy(beside, *argv, cwd=place)
     assert done.returncode == 0, done.stderr
     cells = list(Store(place / "t").cells("tune"))
     assert [c["config"]["method"] for c in cells] == ["dice"] * 2
     assert {c["config"]["package"] for c in cells} == {"dice-search 1.5"}
     assert all(len(c["result"]["prompt_ids"]) == 4 and c["result"]["curve"]["step"] == [1, 2, 3] for c in cells)
-    unknown = hpt(beside, *argv, "--set", "topk=3", cwd=place)
+    unknown = hpt_copy(beside, *argv, "--set", "topk=3", cwd=place)
     assert unknown.returncode == 2 and "method dice has no setting 'topk'" in unknown.stderr
 
 
 def test_a_preset_and_a_page_show_it(beside, place):
-    done = hpt(beside, "run", "preset.toml", "--out", "out", "--quiet", cwd=place)
+    done = hpt_copy(beside, "run", "preset.toml", "--out", "out", "--quiet", cwd=place)
     assert done.returncode == 0, done.stderr
     cells = [c for c in Store(place / "out").cells("tune") if c["config"]["method"] == "dice"]
     assert {c["config"]["row"] for c in cells} == {"PEZ", "Ours"} and {c["config"]["steps"] for c in cells} == {4}
     assert {c["config"]["n_tokens"] for c in cells} == {3}  # the sizes are the preset's
     assert all("package" not in c["config"] for c in Store(place / "out").cells("tune") if c not in cells)
-    done = hpt(beside, "report", "out", "--out", "site", cwd=place)
+    done = hpt_copy(beside, "report", "out", "--out", "site", cwd=place)
     assert done.returncode == 0, done.stderr
     page = (place / "site" / "index.html").read_text()
     assert "Methods, side by side" in page and "<td>dice</td>" in page
-    colour = hpt(beside, code="from hpt_nb.report import METHOD_COLORS; print(METHOD_COLORS['dice'])")
+    colour = hpt_copy(beside, code="from hpt_nb.report import METHOD_COLORS; print(METHOD_COLORS['dice'])")
     assert colour.stdout.strip() == "#123456"
 
 
 def test_a_page_of_a_method_that_is_gone_can_still_be_made(place):
-    done = hpt(place / "nothing", "report", "out", "--out", "site-without", cwd=place)
+    done = hpt_copy(place / "nothing", "report", "out", "--out", "site-without", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "<td>dice</td>" in (place / "site-without" / "index.html").read_text()
-    done = hpt(place / "nothing", "run", "preset.toml", "--out", "out-without", cwd=place)
+    done = hpt_copy(place / "nothing", "run", "preset.toml", "--out", "out-without", cwd=place)
     assert done.returncode == 2 and "unknown method 'dice'" in done.stderr and not (place / "out-without").exists()
 
 

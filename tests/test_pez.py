@@ -1,11 +1,7 @@
 "PEZ on tiny models of several architectures: invariants of the search, company, checkpoints, kill -9."
 
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +14,7 @@ from hpt_nb.scoring import text_ids
 from hpt_nb.store import InputError
 from hpt_nb.tasks import Split, Task
 from hpt_nb.transfer import certify, transfer
+from forked import Program, run as run_program
 from tiny import tiny_lm
 
 ALLOWED = torch.arange(20, 120)
@@ -253,7 +250,8 @@ def glue_task(n=24):
 @pytest.mark.parametrize("pad", [False, True])
 @pytest.mark.parametrize("arch", ["gpt2", "llama3", "phi", "opt", "gemma3"])
 def test_twelve_steps_as_released(arch, pad):
-    "Start, format, the whole table with its specials, the added row, the stored projection: the same ids at every position and step."
+    """Start, format, the whole table with its specials, the added row, the stored projection: the same ids at every
+    position and step."""
     lm, task = tiny_lm(arch), glue_task()
     cfg, seed = PezConfig(n_tokens=10, steps=12, batch=16, init="names", lr=0.3, pad_row=pad), 4
     added = pad_row(lm, seed) if pad and lm.takes_pad else None
@@ -355,11 +353,12 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 
 
 SCRIPT = """
-import sys, time; sys.path.insert(0, {tests!r})
+import time
 from test_pez import *
 lm = tiny_lm("llama")
 def slow(step): time.sleep(.05); print(step, flush=True)
-runs = tune_runs(lm, toy_task(), [RunSpec(SearchSpace(lm, ALLOWED), "pez", s) for s in (0, 1)], CFG, progress=False, checkpoint={ckpt!r}, every_s=0, on_step=slow)
+specs = [RunSpec(SearchSpace(lm, ALLOWED), "pez", s) for s in (0, 1)]
+runs = tune_runs(lm, toy_task(), specs, CFG, progress=False, checkpoint={ckpt!r}, every_s=0, on_step=slow)
 print("END", [(r.prompt_ids, r.curve) for r in runs], flush=True)
 """
 
@@ -371,23 +370,21 @@ def test_kill_9_in_the_middle_changes_nothing(tmp_path):
         for r in tune_runs(lm, task, [RunSpec(SearchSpace(lm, ALLOWED), "pez", s) for s in (0, 1)], CFG, progress=False)
     ]
     ckpt = tmp_path / "pass.safetensors"
-    code = SCRIPT.format(tests=str(Path(__file__).parent), ckpt=str(ckpt))
-    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    code = SCRIPT.format(ckpt=str(ckpt))
+    first = Program(code)
     for line in first.stdout:
         if line.strip() == "7":
             break
-    os.kill(first.pid, signal.SIGKILL)
+    first.send_signal(signal.SIGKILL)
     first.wait()
     assert ckpt.exists()
-    again = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
-    ).stdout.splitlines()
+    again = run_program(code, check=True).stdout.splitlines()
     assert int(again[0]) >= 7  # it went on, not anew
     assert again[-1] == f"END {want}"
 
 
 STOPPING = """
-import signal, sys, time; sys.path.insert(0, {tests!r})
+import sys, time
 from test_pez import *
 from test_swaps import CFGS
 from hpt_nb import pez
@@ -396,12 +393,20 @@ lm, where = tiny_lm("llama"), {where!r}
 def told(what): print(what, flush=True); time.sleep(.4)
 if where == "step":
     own = pez.PezPass.advance
-    pez.PezPass.advance = lambda self: (told(f"in {{self.step}}") if self.step == 6 else None, own(self))[1]
+    def advance(self):
+        if self.step == 6: told(f"in {{self.step}}")
+        return own(self)
+    pez.PezPass.advance = advance
 else:
     judge = pez.PezPass.accuracies
-    pez.PezPass.accuracies = lambda self, prompts: (told(f"in {{self.step}}") if self.step == 8 else None, judge(self, prompts))[1]
+    def accuracies(self, prompts):
+        if self.step == 8: told(f"in {{self.step}}")
+        return judge(self, prompts)
+    pez.PezPass.accuracies = accuracies
 try:
-    runs = tune_runs(lm, toy_task(), [RunSpec(SearchSpace(lm, ALLOWED), "pez", s) for s in (0, 1)], CFG, progress=False, checkpoint={ckpt!r}, every_s=1e9, on_step=lambda step: print(step, flush=True))
+    specs = [RunSpec(SearchSpace(lm, ALLOWED), "pez", s) for s in (0, 1)]
+    said = lambda step: print(step, flush=True)
+    runs = tune_runs(lm, toy_task(), specs, CFG, progress=False, checkpoint={ckpt!r}, every_s=1e9, on_step=said)
 except pez.Stopped as e:
     print("STOPPED", e.signum, e.kept, flush=True)
     sys.exit(0)
@@ -419,17 +424,15 @@ def test_a_pass_that_is_told_to_stop_keeps_the_step_in_hand(sent, where, step, t
         for r in tune_runs(lm, task, [RunSpec(SearchSpace(lm, ALLOWED), "pez", s) for s in (0, 1)], CFG, progress=False)
     ]
     ckpt = tmp_path / "pass.safetensors"
-    code = STOPPING.format(tests=str(Path(__file__).parent), ckpt=str(ckpt), where=where)
-    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    code = STOPPING.format(ckpt=str(ckpt), where=where)
+    first = Program(code)
     for line in first.stdout:
         if line.startswith("in "):
             break
     first.send_signal(sent)
     rest = first.stdout.read().splitlines()
     assert first.wait() == 0 and rest[-1] == f"STOPPED {int(sent)} the pass up to step {step} of 12" and ckpt.exists()
-    again = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
-    ).stdout.splitlines()
+    again = run_program(code, check=True).stdout.splitlines()
     assert (
         next(int(line) for line in again if line.isdigit()) == 8
     )  # step 8 is what follows step 7, and what is told again once it is judged

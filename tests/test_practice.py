@@ -1,4 +1,5 @@
-"""From a labelled file to a prompt, as somebody does it who has a table, some model folders, and no knowledge of notebooks."""
+"""From a labelled file to a prompt, as somebody does it who has a table, some model folders, and no knowledge of
+notebooks."""
 
 import json
 import os
@@ -17,7 +18,8 @@ from hpt_nb.tasks import load_task
 from hpt_nb.transfer import certify
 from tiny import tiny_lm
 
-# a table as a spreadsheet writes it: three classes by name, a semicolon in a text, an umlaut, a column that nobody needs
+# a table as a spreadsheet writes it: three classes by name, a semicolon in a text, an umlaut, a column that nobody
+# needs
 SENTENCES = {
     "sports": "the team won the game",
     "money": "the bank lost some money",
@@ -78,7 +80,8 @@ def command(*argv):
 
 
 def test_a_new_user_goes_all_the_way(place, capsys):
-    "Tune, read the summary, score the prompt by hand, take it away: each command as the README has it, and each number again from its parts."
+    """Tune, read the summary, score the prompt by hand, take it away: each command as the README has it, and each
+    number again from its parts."""
     assert main([*command("--target", "big", *SMALL)]) == 0
     said = capsys.readouterr()
     body = json.loads(Path("runs/transferable-my_mails/prompt.json").read_text(encoding="utf-8"))

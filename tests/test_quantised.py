@@ -1,4 +1,5 @@
-"Frozen models with quantised weights: a prompt's gradient comes back through them, the engine's equals the plain pass's, and PEZ tunes on them."
+"""Frozen models with quantised weights: a prompt's gradient comes back through them, the engine's equals the plain
+pass's, and PEZ tunes on them."""
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from hpt_nb.scoring import PrefixScorer
 from test_scoring import LABELS, prefix_of, texts_of
 from test_pez import toy_task
 from tiny import tiny_lm
+
+
+pytestmark = pytest.mark.slow
 
 
 def int8_of_torchao():

@@ -1,4 +1,5 @@
-"What a prompt reads like: kinds against chapter 3's, shares against a plain count, ranks against pandas, perplexity against a loop; with and without a word list."
+"""What a prompt reads like: kinds against chapter 3's, shares against a plain count, ranks against pandas,
+perplexity against a loop; with and without a word list."""
 
 import math
 import random
@@ -32,8 +33,8 @@ def test_wordfreq_knows_english():
 
 def test_wordfreq_describes_the_papers_prompts():
     pytest.importorskip("wordfreq")
-    ours = "create emotional fearful boring dull boring characters this an true".split()
-    assert describe([ours[0], *(f" {w}" for w in ours[1:])])["word"] == 1
+    ours = ["create", " emotional", " fearful", " boring", " dull", " boring", " characters", " this", " an", " true"]
+    assert describe(ours)["word"] == 1
     assert describe(["uf", " Garcia", "onde", "Moore", " mindim"])["word"] == 0.2
 
 
@@ -52,7 +53,10 @@ def test_missing_wordfreq_is_one_line(monkeypatch):
 
 
 def test_import_needs_neither_torch_nor_wordfreq():
-    code = "import sys; from hpt_nb.readability import describe, rank_correlation; describe([' film', 'x'], {'film'}); rank_correlation([1,2,3],[3,1,2]); print(*sys.modules)"
+    code = (
+        "import sys; from hpt_nb.readability import describe, rank_correlation; "
+        "describe([' film', 'x'], {'film'}); rank_correlation([1,2,3],[3,1,2]); print(*sys.modules)"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "wordfreq", "matplotlib"} & set(loaded)
 
@@ -66,7 +70,8 @@ def test_any_collection_is_a_list(listed):
 
 
 def test_kinds_agree_with_chapter_3():
-    "Of what is plain text, letters-or-signs is decided as `token_kind` decides it, over the whole vocabulary of each tokenizer."
+    """Of what is plain text, letters-or-signs is decided as `token_kind` decides it, over the whole vocabulary of
+    each tokenizer."""
     every = {
         b.decode()
         for arch in ARCHS

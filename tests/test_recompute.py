@@ -1,8 +1,12 @@
-"""A stored score, computed again from its stored prompt, is the stored count: each prediction the same. Needs the package models in the cache; nothing is fetched.
+"""A stored score, computed again from its stored prompt, is the stored count: each prediction the same. Needs the
+package models in the cache; nothing is fetched.
 
-The scores of `results/offline` need the package data in the cache; those of the study, on SST-2 and AG News, need their task files, and are computed by plain transformers, one text at a time:
+The scores of `results/offline` need the package data in the cache; those of the study, on SST-2 and AG News, need
+their task files, and are computed by plain transformers, one text at a time:
 
-    HPT_DATA=FOLDER pytest tests/test_recompute.py      # FOLDER holds sst2.toml and ag_news.toml, as `hpt run --data` takes them
+    HPT_DATA=FOLDER pytest tests/test_recompute.py
+
+FOLDER holds sst2.toml and ag_news.toml, as `hpt run --data` takes them.
 """
 
 import json
@@ -27,7 +31,8 @@ def cells(folder):
 
 
 def few():
-    "Of each task: a tuned prompt by ids, one as text on its own model, one on the target, and an Empty row; the first of each in file order. The other model is scored once."
+    """Of a stored run: an Empty row, and by make test-all a tuned prompt by ids, one as text on its own model, and one
+    on the target; the first of each in file order."""
     want = [
         ("Ours", "original", "ids"),
         ("PEZ", "original", "text"),
@@ -35,7 +40,9 @@ def few():
         ("Empty", "original", "ids"),
     ]
     for row, role, mode in want:
-        yield "offline", first("offline", task="movie_snippets", target="smollm2-135m", row=row, role=role, mode=mode)
+        cell = first("offline", task="movie_snippets", target="smollm2-135m", row=row, role=role, mode=mode)
+        marks = () if row == "Empty" else (pytest.mark.slow,)
+        yield pytest.param("offline", cell, id=f"offline-{row}-{role}-{mode}", marks=marks)
 
 
 def first(folder, **config):
@@ -70,11 +77,7 @@ def same_kind(meta):
     return all(meta.get(k) in (here[k], None) for k in ("cpu", "simd")) and meta["device"] == "cpu"
 
 
-@pytest.mark.parametrize(
-    "folder,cell",
-    list(few()),
-    ids=lambda x: x if isinstance(x, str) else "{task}-{target}-{row}-{role}-{mode}".format(**x["config"]),
-)
+@pytest.mark.parametrize("folder,cell", list(few()))
 def test_a_stored_score_comes_out_again(folder, cell):
     config, stored = cell["config"], cell["result"]
     task, lm = data(folder, config["task"]), model(config["target"])

@@ -1,4 +1,5 @@
-"""The report on larger, nastier stores than a reader wants to see: two tasks, both directions, two counterparts, hostile texts."""
+"""The report on larger, nastier stores than a reader wants to see: two tasks, both directions, two counterparts,
+hostile texts."""
 
 import re
 import subprocess
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hpt_nb import reading_tables, report
 from hpt_nb.store import InputError, Store
 
+pytestmark = pytest.mark.usefixtures("plain_pages")  # but for `html` and those that undo it
 ROWS = ("Empty", "Random", "PEZ", "PEZ-pruned", "CommonVocab-pruned", "Ours")
 HOSTILE = [
     "</td><script>alert(1)</script>",
@@ -438,7 +440,8 @@ CHANGES = {"tune": dict(dtype="bfloat16"), "eval": dict(dtype="bfloat16")}
 
 @pytest.mark.parametrize("kind", CHANGES)
 def test_a_run_gone_on_with_on_another_processor_is_named(tmp_path, kind):
-    "Number format auto is bfloat16 on one machine and float32 on another: the second half of a run is then another configuration."
+    """Number format auto is bfloat16 on one machine and float32 on another: the second half of a run is then another
+    configuration."""
     store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
     for cell in store.cells(kind):
         if cell["config"]["seed"] != 1 or cell["config"]["row"] not in TUNED:
@@ -446,7 +449,8 @@ def test_a_run_gone_on_with_on_another_processor_is_named(tmp_path, kind):
         (store.path / "cells" / f"{kind}-{cell['hash']}.json").unlink()
         store.put(kind, cell["config"] | CHANGES[kind], cell["result"], META)
     says = {
-        "tune": r"the number format of tuning is (b?)float(32|16) \(\d+ results\) and (b?)float(32|16) \(\d+ results\); .* tuning dtype is auto .* \[tuning\]",
+        "tune": r"the number format of tuning is (b?)float(32|16) \(\d+ results\) and (b?)float(32|16) \(\d+ "
+        r"results\); .* tuning dtype is auto .* \[tuning\]",
         "eval": r"dtype is b?float(32|16) \(\d+ results\) and b?float",
     }[kind]
     with pytest.raises(InputError, match=says):
@@ -482,7 +486,8 @@ def test_two_models_of_one_name_are_not_averaged(tmp_path):
 
 
 def test_vectors_are_no_text(tmp_path):
-    "A soft prompt's vectors are scored beside its tokens; neither the table of prompts nor what is said of readings takes them for the text."
+    """A soft prompt's vectors are scored beside its tokens; neither the table of prompts nor what is said of
+    readings takes them for the text."""
     store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
     put_readings(store)
     df = report.results_frame(store)
@@ -527,7 +532,8 @@ def test_without_a_word_list_the_rest_is_still_said(tmp_path, monkeypatch):
 
 
 def test_an_unfinished_method_takes_no_other_with_it(tmp_path):
-    "Joint tuning has no whole vocabulary: fewer rows are no missing ones, and what another method lacks is not its fault."
+    """Joint tuning has no whole vocabulary: fewer rows are no missing ones, and what another method lacks is not its
+    fault."""
     store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
     for kind in ("tune", "eval"):
         for cell in store.cells(kind):
@@ -766,7 +772,9 @@ def test_note_stands_beside_each_table_with_such_a_column(html):
     )  # the overview, and after it what the study found
 
 
-def test_same_store_gives_the_same_page(small, tmp_path):
+def test_same_store_gives_the_same_page(small, tmp_path, monkeypatch):
+    "Byte by byte, the drawn figures too."
+    monkeypatch.undo()
     assert (
         report.write_report(small.path, tmp_path / "one").read_bytes()
         == report.write_report(small.path, tmp_path / "two").read_bytes()
@@ -784,7 +792,10 @@ def test_page_is_replaced_and_neighbours_stay(small, tmp_path):
 
 
 def test_page_is_made_without_torch_or_a_display(small, tmp_path):
-    code = f"import sys; from hpt_nb.report import write_report; write_report({str(small.path)!r}, {str(tmp_path)!r}); print([m for m in ('torch', 'matplotlib.pyplot', 'nbdev') if m in sys.modules])"
+    code = (
+        f"import sys; from hpt_nb.report import write_report; write_report({str(small.path)!r}, "
+        f"{str(tmp_path)!r}); print([m for m in ('torch', 'matplotlib.pyplot', 'nbdev') if m in sys.modules])"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

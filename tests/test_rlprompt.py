@@ -1,13 +1,10 @@
-"RLPrompt on tiny models: reward, loss and policy against slow versions, an enumerable oracle, company, checkpoints, kill -9, bad input."
+"""RLPrompt on tiny models: reward, loss and policy against slow versions, an enumerable oracle, company,
+checkpoints, kill -9, bad input."""
 
 import itertools
 import math
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +29,7 @@ from hpt_nb.rlprompt import (
 from hpt_nb.scoring import label_ids, plain_logits, text_ids
 from hpt_nb.store import InputError
 from hpt_nb.tasks import Split, Task
+from forked import Program, run as run_program
 from tiny import tiny_lm
 
 ALLOWED = torch.arange(20, 120)
@@ -209,7 +207,8 @@ def test_a_step_is_adam_on_the_loss_and_then_the_target():
 @pytest.mark.parametrize("arch", ["gpt2", "gemma3", "llama"])
 @pytest.mark.parametrize("way", ["text", "ids"])
 def test_rewards_are_of_the_text_or_of_the_ids(arch, way):
-    "Decoded, tokenised anew, and one plain pass for each prompt and text; prompts that are read at other lengths stand beside them."
+    """Decoded, tokenised anew, and one plain pass for each prompt and text; prompts that are read at other lengths
+    stand beside them."""
     lm, task = tiny_lm(arch), toy_task()
     p = RLPass(lm, task, [spec(lm)], replace(CFG, scored_as=way))
     run, prompts = p.learners[0], torch.randint(20, 300, (12, 3), generator=torch.Generator().manual_seed(0))
@@ -347,7 +346,8 @@ def test_the_policy_comes_to_write_the_best_of_all_prompts(reverse):
 
 
 def test_the_two_z_scores_differ_where_texts_disagree():
-    "Why the registry scores as released: of four prompts one is right on most texts; per input, loud disagreement on few texts hides it."
+    """Why the registry scores as released: of four prompts one is right on most texts; per input, loud disagreement
+    on few texts hides it."""
     rewards = torch.tensor([[2.0, 2, 2, -9], [1, 1, 1, 1], [0, 0, 0, 3], [-1, -1, -1, 5.0]])
     assert z_scores(rewards, "input").argmax() != z_scores(rewards, "prompt").argmax()
     from hpt_nb.experiments import REGISTRY
@@ -439,11 +439,12 @@ def test_checkpoints_of_others_and_damaged_ones_are_refused(tmp_path):
 
 
 SCRIPT = """
-import sys, time; sys.path.insert(0, {tests!r})
+import time
 from test_rlprompt import *
 lm = tiny_lm("llama")
 def slow(step): time.sleep(.05); print(step, flush=True)
-runs = tune_rlprompt(lm, toy_task(), [spec(lm, seed=s) for s in (0, 1)], CFG, progress=False, checkpoint={ckpt!r}, every_s=0, on_step=slow)
+loop = dict(progress=False, checkpoint={ckpt!r}, every_s=0, on_step=slow)
+runs = tune_rlprompt(lm, toy_task(), [spec(lm, seed=s) for s in (0, 1)], CFG, **loop)
 print("END", [(summary(r), r.forward_tokens, r.backward_tokens) for r in runs], flush=True)
 """
 
@@ -455,16 +456,14 @@ def test_kill_9_in_the_middle_changes_nothing(tmp_path):
         for r in tune_rlprompt(lm, toy_task(), [spec(lm, seed=s) for s in (0, 1)], CFG, progress=False)
     ]
     ckpt = tmp_path / "pass.safetensors"
-    code = SCRIPT.format(tests=str(Path(__file__).parent), ckpt=str(ckpt))
-    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    code = SCRIPT.format(ckpt=str(ckpt))
+    first = Program(code)
     for line in first.stdout:
         if line.strip() == "5":
             break
-    os.kill(first.pid, signal.SIGKILL)
+    first.send_signal(signal.SIGKILL)
     first.wait()
     assert ckpt.exists()
-    again = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
-    ).stdout.splitlines()
+    again = run_program(code, check=True).stdout.splitlines()
     assert int(again[0]) >= 5  # it went on, not anew
     assert again[-1] == f"END {want}"

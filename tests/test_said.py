@@ -1,4 +1,5 @@
-"What carries nothing is not scored, what is read otherwise is said: label words, templates, prompts on every kind of tokenizer."
+"""What carries nothing is not scored, what is read otherwise is said: label words, templates, prompts on every kind
+of tokenizer."""
 
 from types import SimpleNamespace
 

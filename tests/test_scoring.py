@@ -359,7 +359,9 @@ def no_programs():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "opt", "neox", "llama", "gemma3"])
+@pytest.mark.parametrize(
+    "arch", ["llama", *(pytest.param(a, marks=pytest.mark.slow) for a in ("gpt2", "opt", "neox", "gemma3"))]
+)
 def test_each_kind_of_layer_can_be_compiled(arch, no_programs):
     """One of each way to take a cache and positions; all of `ARCHS` pass, at four seconds each. Traced whole, without
     the slow code generator: scored by a shared prefix, tuned by one joined to the rows."""
@@ -374,6 +376,7 @@ def test_a_compiled_model_reads_the_prefix_in_a_pass_of_its_own(no_programs, mon
     assert_same(lm, compile_layers(lm, backend="eager"), *of_two_runs(lm))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler here")
 def test_generated_code_gives_the_same_numbers(no_programs):
     lm = tiny_lm("llama")

@@ -1,11 +1,9 @@
-"Soft prompts on tiny models of several architectures: company, checkpoints, PEFT's own logits both ways, transfer onto a rotated model, faults."
+"""Soft prompts on tiny models of several architectures: company, checkpoints, PEFT's own logits both ways, transfer
+onto a rotated model, faults."""
 
 import copy
 import json
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +34,7 @@ from hpt_nb.soft import (
 from hpt_nb.store import InputError
 from hpt_nb.tasks import Split, Task
 from hpt_nb.vocab import common_vocab
+from forked import Program
 from tiny import tiny_lm
 
 ARCHS = ["gpt2", "opt-proj", "gemma2", "gemma3", "llama", "neox"]
@@ -129,7 +128,8 @@ def test_the_released_rules_step_by_step(arch, method):
 
 
 def test_what_was_stored_before_keeps_its_identity():
-    "Every setting that came later stands, in an old configuration, at what the old one was computed with, and is not named."
+    """Every setting that came later stands, in an old configuration, at what the old one was computed with, and is
+    not named."""
     stored = dict(
         n_tokens=10,
         steps=80,
@@ -236,7 +236,7 @@ def test_bf16_runs():
 # ---- checkpoints ----
 
 SCRIPT = """
-import sys, time; sys.path.insert(0, {tests!r})
+import time
 from test_soft import *
 lm = tiny_lm("llama")
 def slow(step): time.sleep(.05); print(step, flush=True)
@@ -251,13 +251,12 @@ def test_kill_9_in_the_middle_changes_nothing(tmp_path):
         (r.prompt_ids, r.curve, vectors_to_text(r.vectors))
         for r in tune_soft(lm, toy_task(), specs_of(lm), CFG, progress=False)
     ]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    code = SCRIPT.format(tests=str(Path(__file__).parent), ckpt=str(ckpt))
-    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
+    code = SCRIPT.format(ckpt=str(ckpt))
+    first = Program(code)
     for line in first.stdout:
         if line.strip() == "4":
             break
-    os.kill(first.pid, signal.SIGKILL)
+    first.send_signal(signal.SIGKILL)
     first.wait()
     steps = []
     again = tune_soft(lm, toy_task(), specs_of(lm), CFG, progress=False, checkpoint=ckpt, on_step=steps.append)
@@ -406,7 +405,8 @@ def test_other_adapters_are_refused_in_one_line(tmp_path):
 
 
 def rotated(lm, Q):
-    "An OPT with a projection behind its embeddings, its embeddings rotated and the projections turned back: the same function."
+    """An OPT with a projection behind its embeddings, its embeddings rotated and the projections turned back: the
+    same function."""
     model = copy.deepcopy(lm.model)
     decoder = model.model.decoder
     with torch.no_grad():

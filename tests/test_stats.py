@@ -242,7 +242,8 @@ def test_the_smallest_effect_is_seen_in_four_of_five_studies():
 
 
 def test_the_planned_seeds_decide():
-    "With the number that an undecided verdict names, both a difference of 2 points and none at all are settled in about four of five studies."
+    """With the number that an undecided verdict names, both a difference of 2 points and none at all are settled in
+    about four of five studies."""
     rng, settled = np.random.default_rng(8), {0: 0, 0.02: 0}
     sd = (0.02, 0.02, 0.25)
     pilot = st.Interval(0.0, 0.0, 1, 0.95, (10,), 200, sd[0] ** 2 + sd[2] ** 2 / 200, sd[1] ** 2 / 200)

@@ -1,7 +1,11 @@
-"""Step 0 of a reproduction, from the command line: Empty of every model against the paper's counts, in a working folder that holds tiny models under the paper's names."""
+"""Step 0 of a reproduction, from the command line: Empty of every model against the paper's counts, in a working
+folder that holds tiny models under the paper's names."""
 
 import random
 import re
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 
 import pandas as pd
 import pytest
@@ -10,13 +14,21 @@ from hpt_nb import paper
 from hpt_nb.cli import main
 from hpt_nb.experiments import load_preset
 from hpt_nb.scoring import evaluate
-from hpt_nb.store import Store
+from hpt_nb.store import Store, messages
 from hpt_nb.tasks import load_task
 from tiny import tiny_lm
 
 ARCHS = {"gpt2": "gpt2", "opt": "opt", "llama": "llama3"}
-WORDS = "the film was great good bad boring story plot characters music and so very a world people team".split()
-TOML = 'name = "{name}"\nsuffix = "{suffix}"\nlabels = {labels}\nholdout = 8\n[data]\ntrain = "train-{name}.csv"\nvalidation = "{name}.csv"\n'
+# fmt: off
+WORDS = [
+    "the", "film", "was", "great", "good", "bad", "boring", "story", "plot", "characters", "music", "and", "so",
+    "very", "a", "world", "people", "team",
+]
+# fmt: on
+TOML = (
+    'name = "{name}"\nsuffix = "{suffix}"\nlabels = {labels}\nholdout = 8\n[data]\ntrain = "train-{name}.csv"\n'
+    'validation = "{name}.csv"\n'
+)
 TASKS = {
     "sst2": (". It was", [" bad", " great"], 872),
     "ag_news": (" It was about", [" politics", " sports", " business", " technology"], 40),
@@ -66,10 +78,14 @@ def here(place, tmp_path, monkeypatch):
     return tmp_path
 
 
+def lines_of(err):
+    return [x for x in err.splitlines() if x.strip() and not x.startswith("note:")]
+
+
 def hpt(capsys, *argv):
     code = main([str(a) for a in argv])
     out, err = capsys.readouterr()
-    return code, out, [x for x in err.splitlines() if x.strip() and not x.startswith("note:")]
+    return code, out, lines_of(err)
 
 
 def test_the_dry_run_names_what_is_chosen(here, capsys):
@@ -87,11 +103,23 @@ def test_the_dry_run_names_what_is_chosen(here, capsys):
         assert re.search(rf"^  {re.escape(name)}: no BOS, (tuned in float32, )?scored in float32$", out, re.M), name
 
 
-def test_step_0_stops_a_run_whose_format_does_not_give_the_paper_s_counts(here, capsys):
-    code, out, err = hpt(capsys, "run", "paper", "--out", "x", "--data", "data", "--quiet")
+@pytest.fixture(scope="module")
+def stopped(place):
+    "A run that step 0 stopped, in `stopped`: [exit code, stdout, lines of stderr]."
+    argv = ["run", "paper", "--out", "stopped", "--data", "data", "--quiet"]
+    with pytest.MonkeyPatch.context() as m, redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        m.chdir(place)
+        with messages():
+            code = main(argv)
+    return code, out.getvalue(), lines_of(err.getvalue())
+
+
+def test_step_0_stops_a_run_whose_format_does_not_give_the_paper_s_counts(stopped, here, capsys):
+    code, out, err = stopped
     assert code == 2 and len(err) == 1
     assert (
-        "step 0: Empty in this preset's format (released) does not give the paper's count: openai-community/gpt2-large on sst2 gives"
+        "step 0: Empty in this preset's format (released) does not give the paper's count: "
+        "openai-community/gpt2-large on sst2 gives"
         in err[0]
         and "and the paper 662" in err[0]
         and "--anyway" in err[0]
@@ -101,10 +129,10 @@ def test_step_0_stops_a_run_whose_format_does_not_give_the_paper_s_counts(here, 
         "facebook/opt-1.3b on sst2: the paper prints no count for this model" in out
         and "the paper's split has 7,600 texts, and this one 40" in out
     )
-    assert {c["kind"] for c in map(lambda c: c[1], Store("x").notes("cells"))} == {
+    assert {c["kind"] for _, c, *_ in Store("stopped").notes("cells")} == {
         "step0"
     }  # nothing was tuned or scored beside it
-    cells = Store("x").cells("step0")
+    cells = Store("stopped").cells("step0")
     assert len(cells) == 7 * 2 and all(sum(r["asked"] for r in c["result"]["rows"]) == 1 for c in cells)
     for c in cells:
         formats = [name for r in c["result"]["rows"] for name in (r["format"], *r["also"])]
@@ -112,18 +140,18 @@ def test_step_0_stops_a_run_whose_format_does_not_give_the_paper_s_counts(here, 
             f"{f}, {b}, {d}" for f in ("ours", "released") for b in ("no BOS", "BOS") for d in ("float32", "bfloat16")
         } == set(formats)
         assert c["result"]["rows"][0]["asked"] and c["result"]["rows"][0]["format"] == "released, no BOS, float32"
+    shutil.copytree("stopped", "x")
     again = hpt(capsys, "run", "paper", "--out", "x", "--data", "data", "--quiet")
     assert again == (code, out, err) and len(Store("x").cells("step0")) == 14  # read back, not scored again
 
 
-def test_what_step_0_counts_is_what_a_task_in_that_format_scores(here, capsys):
-    hpt(capsys, "run", "paper", "--out", "x", "--data", "data", "--quiet")
+def test_what_step_0_counts_is_what_a_task_in_that_format_scores(stopped, here):
     from hpt_nb.models import load_lm
 
     name = "meta-llama/Llama-3.2-3B"
     rows = {
         r["format"]: r["correct"]
-        for c in Store("x").cells("step0")
+        for c in Store("stopped").cells("step0")
         if c["config"]["target"] == "Llama-3.2-3B" and c["config"]["task"] == "sst2"
         for r in c["result"]["rows"]
     }
@@ -157,7 +185,7 @@ def printed(monkeypatch, counts):
         monkeypatch.setitem(paper.COUNTS, ("sst2", model), count)
 
 
-def test_a_format_that_gives_the_counts_goes_on_and_another_names_it(here, capsys, monkeypatch):
+def test_a_format_that_gives_the_counts_goes_on_and_another_names_it(here, capsys, monkeypatch, plain_pages):
     from hpt_nb.models import load_lm
 
     task = load_task("data/sst2.toml", format="ours")
@@ -192,7 +220,7 @@ def test_a_format_that_gives_the_counts_goes_on_and_another_names_it(here, capsy
         assert hpt(capsys, *command)[0] == 0, command
 
 
-def test_a_task_that_cannot_be_had_does_not_hide_what_the_other_shows(here, capsys, monkeypatch):
+def test_a_task_that_cannot_be_had_does_not_hide_what_the_other_shows(stopped, here, capsys, monkeypatch):
     def no_network(*args, **kw):
         raise ConnectionError("no network")
 
@@ -201,6 +229,7 @@ def test_a_task_that_cannot_be_had_does_not_hide_what_the_other_shows(here, caps
     for p in (here / "data").iterdir():
         if "ag_news" not in p.name:
             (here / "one" / p.name).symlink_to(p)
+    shutil.copytree("stopped", "x")  # so sst2 is read back
     code, out, err = hpt(capsys, "run", "paper", "--out", "x", "--data", "one", "--quiet")
     assert (
         code == 2

@@ -648,7 +648,8 @@ def _sdist(folder, name="toy_data", version="1.0"):
     "A minimal source distribution whose build needs nothing, and its SHA-256."
     meta = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     backend = (
-        f"import os\ndef prepare_metadata_for_build_wheel(d, c=None):\n    i='{name}-{version}.dist-info'; os.mkdir(d+'/'+i); "
+        "import os\ndef prepare_metadata_for_build_wheel(d, c=None):\n"
+        f"    i='{name}-{version}.dist-info'; os.mkdir(d+'/'+i); "
         f"open(d+'/'+i+'/METADATA','w').write({meta!r}); return i\ndef build_wheel(*a, **k): 1/0\n"
     )
     files = {

@@ -1,4 +1,5 @@
-"What a stream's encoding lacks is written as an escape; a command never ends in a traceback after its work, and a remark never stands beside a refusal."
+"""What a stream's encoding lacks is written as an escape; a command never ends in a traceback after its work, and a
+remark never stands beside a refusal."""
 
 import io
 import os

@@ -1,4 +1,5 @@
-"The studies that tune nothing, in small, on three tiny models in folders: resumed, prepared elsewhere, read back, refused."
+"""The studies that tune nothing, in small, on three tiny models in folders: resumed, prepared elsewhere, read back,
+refused."""
 
 import os
 import sys

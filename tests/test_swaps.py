@@ -1,12 +1,9 @@
-"Swap search on tiny models: the best swap by enumeration, invariants of the three settings, a judge with another tokenizer, company, checkpoints, kill -9."
+"""Swap search on tiny models: the best swap by enumeration, invariants of the three settings, a judge with another
+tokenizer, company, checkpoints, kill -9."""
 
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +17,7 @@ from hpt_nb.sides import Side, text_stable
 from hpt_nb.store import InputError
 from hpt_nb.swaps import AUTOPROMPT, GCG, MIXED, SWAP_METHODS, SwapConfig, SwapPass, propose, tune_swaps
 from hpt_nb.tasks import Split, Task
+from forked import Program, run as run_program
 from tiny import tiny_lm
 
 ALLOWED = torch.arange(270, 330)  # whole pieces of text in every kind of tokenizer used here
@@ -38,7 +36,8 @@ def toy_task(n=24):
 
 
 def plain_mean(lm, task, prefix, pick, over="vocabulary"):
-    "Mean loss on some training texts, one plain pass a text: over the whole vocabulary, over the label words, or over these, centred."
+    """Mean loss on some training texts, one plain pass a text: over the whole vocabulary, over the label words, or
+    over these, centred."""
     seqs, y = (
         text_ids(lm, task, [task.train.texts[i] for i in pick]),
         torch.tensor([task.train.labels[i] for i in pick]),
@@ -232,7 +231,7 @@ def test_a_judge_with_another_tokenizer_accepts_by_the_text():
             lengths |= {len(judge.encode(t)) for t in loss}
     assert len(lengths) > 1  # prefixes of several lengths went through
     assert any(chosen[r] != rivals[r][0] for rivals, _, chosen in seen for r in (0, 1))
-    for r, run in enumerate(p.finish()):
+    for run in p.finish():
         assert run.best_holdout == pytest.approx(
             evaluate(judge, task, task.subset("holdout", 8, 0), run.prompt_text)["accuracy"]
         )
@@ -285,7 +284,8 @@ def test_no_candidate_that_survives_is_an_error_unless_the_prompt_does():
     "arch", ["gpt2", "gemma3", "qwen2"]
 )  # qwen2: rows beyond the tokenizer take part in the softmax
 def test_candidates_over_the_whole_vocabulary_are_those_of_float64(arch):
-    "Gradients, candidates and their losses, against plain passes in double precision; what the label words would propose is another list."
+    """Gradients, candidates and their losses, against plain passes in double precision; what the label words would
+    propose is another list."""
     lm, task, prompts = tiny_lm(arch), toy_task(), [(280, 290, 300, 310), (275, 285, 295, 305)]
     exact, picks = doubled(lm), [[0, 1, 2, 3], [4, 5, 6, 7]]
     space, cfg, first = SearchSpace(lm, ALLOWED), replace(CFGS["gcg"], topk=10, n_candidates=1000), {}
@@ -400,12 +400,13 @@ def test_bad_input_is_one_line(tmp_path):
 
 
 SCRIPT = """
-import sys, time; sys.path.insert(0, {tests!r})
+import time
 from test_swaps import *
 lm = tiny_lm("llama")
 def slow(step): time.sleep(.05); print(step, flush=True)
-runs = tune_swaps(lm, toy_task(), [RunSpec(SearchSpace(lm, ALLOWED), "mixed", s) for s in (0, 1)], replace(CFGS["mixed"], steps=12), tiny_lm("gpt2", 7), progress=False,
-                  checkpoint={ckpt!r}, every_s=0, on_step=slow)
+specs, cfg = [RunSpec(SearchSpace(lm, ALLOWED), "mixed", s) for s in (0, 1)], replace(CFGS["mixed"], steps=12)
+loop = dict(progress=False, checkpoint={ckpt!r}, every_s=0, on_step=slow)
+runs = tune_swaps(lm, toy_task(), specs, cfg, tiny_lm("gpt2", 7), **loop)
 print("END", [(r.prompt_ids, r.curve, r.forward_tokens) for r in runs], flush=True)
 """
 
@@ -422,16 +423,14 @@ def test_kill_9_in_the_middle_changes_nothing(tmp_path):
     )
     want = [(r.prompt_ids, r.curve, r.forward_tokens) for r in runs]
     ckpt = tmp_path / "pass.safetensors"
-    code = SCRIPT.format(tests=str(Path(__file__).parent), ckpt=str(ckpt))
-    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    code = SCRIPT.format(ckpt=str(ckpt))
+    first = Program(code)
     for line in first.stdout:
         if line.strip() == "7":
             break
-    os.kill(first.pid, signal.SIGKILL)
+    first.send_signal(signal.SIGKILL)
     first.wait()
     assert ckpt.exists()
-    again = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
-    ).stdout.splitlines()
+    again = run_program(code, check=True).stdout.splitlines()
     assert int(again[0]) >= 7  # it went on, not anew
     assert again[-1] == f"END {want}"

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-NAMES = "load_lm, load_task, common_vocab, stability, stable_vocab, label_logprobs, tune, transfer, transferable, audit, Prompt, Task, Vocab, HardPromptClassifier"
+NAMES = (
+    "load_lm, load_task, common_vocab, stability, stable_vocab, label_logprobs, tune, transfer, transferable, "
+    "audit, Prompt, Task, Vocab, HardPromptClassifier"
+)
 
 
 def test_names_from_the_top_in_any_order():

@@ -1,4 +1,5 @@
-"""Models, data, presets and results come from strangers: nothing of theirs is run, nothing leads out of the folders, and what they wrote is shown as the text that it is."""
+"""Models, data, presets and results come from strangers: nothing of theirs is run, nothing leads out of the folders,
+and what they wrote is shown as the text that it is."""
 
 import ast
 import json
@@ -208,7 +209,7 @@ def test_a_run_writes_into_its_folder_alone(place, tmp_path, monkeypatch):
         Path("evil.toml").write_text(text),
         Path("mine.toml").write_text(TASK.replace('name = "mine"', 'name = "../../../up"')),
     )
-    before = {p for p in tmp_path.rglob("*")}
+    before = set(tmp_path.rglob("*"))
     assert main(["run", "evil.toml", "--out", "work/x", "--quiet"]) == 0
     new = {p.relative_to(tmp_path).as_posix() for p in set(tmp_path.rglob("*")) - before}
     assert (

@@ -1,4 +1,5 @@
-"Pages and lines say what was used, not what was asked for; what was cut or left out is counted where the numbers stand; a figure shows every script."
+"""Pages and lines say what was used, not what was asked for; what was cut or left out is counted where the numbers
+stand; a figure shows every script."""
 
 import base64
 import json
@@ -13,7 +14,7 @@ import pytest
 from hpt_nb import report
 from hpt_nb.cli import main
 from hpt_nb.store import Store
-from tiny_run import PRESET, make_place
+from tiny_run import PRESET, make_place, plain_pages
 
 ASKED = PRESET.split('[[source]]\nmodel = "./two"')[0] + "[vocab]" + PRESET.split("[vocab]")[1]
 ASKED = (
@@ -27,7 +28,8 @@ ASKED = (
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    "A run of 6 steps that asks to be judged every 100, on 5,000 texts where 8 are, with a sample larger than the vocabulary; texts are cut at 3 tokens, and two are dropped."
+    """A run of 6 steps that asks to be judged every 100, on 5,000 texts where 8 are, with a sample larger than the
+    vocabulary; texts are cut at 3 tokens, and two are dropped."""
     d, old = make_place(tmp_path_factory.mktemp("used"), ASKED), os.getcwd()
     os.chdir(d)
     (d / "mine.toml").write_text(
@@ -35,9 +37,9 @@ def place(tmp_path_factory):
     )
     with open(d / "train.csv", "a") as f:
         f.write("it rains.,0\nit rains?,1\nthe film was good and great dev 1,1\n")
-    assert (
-        main(["run", "preset.toml", "--out", "ran", "--quiet"]) == 0 and main(["report", "ran", "--out", "site"]) == 0
-    )
+    with pytest.MonkeyPatch.context() as m:
+        plain_pages(m)
+        assert main(["run", "preset.toml", "--out", "ran", "--quiet"]) == main(["report", "ran", "--out", "site"]) == 0
     yield d
     os.chdir(old)
 

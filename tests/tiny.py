@@ -1,7 +1,8 @@
-"""Tiny models of every architecture, with real tokenizers trained on the spot: seeded, random weights, no file, no network."""
+"""Tiny models of every architecture, with real tokenizers trained on the spot: seeded, random weights, no file, no
+network."""
 
 import json
-from functools import lru_cache
+from functools import cache
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -10,15 +11,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from hpt_nb.models import LM
 
 WORDS = [" great", " good", " bad", " the", " was", " and", " film"]  # one token each in every kind
-TEXT = (
-    """The film was great and the story was good. It was a bad movie, a terrible plot and boring characters; 12 people left in 1980.
-This is a great day for the world and for business, sports and politics. They were happy and sad; it was not so good! "Why?" he said.
-I like the music and I love this place. The company said it will make new technology in 2009 (about 35 more). We think the team can win the game.
-Was it positive or negative? The good, the bad and the boring: caf\u00e9, na\u00efve, Z\u00fcrich, \u6771\u4eac, \u041c\u043e\u0441\u043a\u0432\u0430.
-    def great(x):\n        return x + 1\n""".split("\n")
-    * 4
-    + ["x" + "".join(WORDS)] * 8
-)
+TEXT = [
+    "The film was great and the story was good. It was a bad movie, a terrible plot and boring characters; "
+    "12 people left in 1980.",
+    "This is a great day for the world and for business, sports and politics. They were happy and sad; "
+    'it was not so good! "Why?" he said.',
+    "I like the music and I love this place. The company said it will make new technology in 2009 (about "
+    "35 more). We think the team can win the game.",
+    "Was it positive or negative? The good, the bad and the boring: "
+    "caf\u00e9, na\u00efve, Z\u00fcrich, \u6771\u4eac, \u041c\u043e\u0441\u043a\u0432\u0430.",
+    "    def great(x):",
+    "        return x + 1",
+    "",
+] * 4 + ["x" + "".join(WORDS)] * 8
 
 
 def _bpe(vocab_size, special, alphabet=(), **kw):
@@ -51,7 +56,8 @@ def _bytelevel(special=("<|endoftext|>",), size=340, pre=()):
 
 
 def _sentencepiece(special, prefix_space, size=460):
-    "BPE with byte fallback, as SentencePiece trains it: LLaMA's kind (a space is put before each text) or Gemma's (none is)."
+    """BPE with byte fallback, as SentencePiece trains it: LLaMA's kind (a space is put before each text) or Gemma's
+    (none is)."""
     tok, trainer = _bpe(
         size, [*special, *(f"<0x{b:02X}>" for b in range(256))], byte_fallback=True, fuse_unk=True, unk_token="<unk>"
     )
@@ -103,11 +109,14 @@ def _suffix():
     return _train(tok, trainer)
 
 
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
+    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 KINDS = ("bytelevel", "opt", "tiktoken", "qwen", "neox", "sentencepiece", "gemma", "unigram", "wordpiece", "suffix")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _backend(kind):
     "(trained tokenizer as JSON, names of its special tokens)"
     if kind == "bytelevel":
@@ -203,7 +212,8 @@ ARCHS = {
 
 
 def tiny_lm(arch, seed=0, dtype=torch.float32, tokenizer=None, bos="auto", name=None, **config):
-    "A random 2-layer model of an architecture (`ARCHS`) as an `LM`. Equal seeds give equal weights; `config` overrides its configuration."
+    """A random 2-layer model of an architecture (`ARCHS`) as an `LM`. Equal seeds give equal weights; `config`
+    overrides its configuration."""
     kind, tok_kind, extra, small = ARCHS[arch]
     tok = tiny_tokenizer(tokenizer or tok_kind)
     ids = {f"{k}_token_id": getattr(tok, f"{k}_token_id") for k in ("bos", "eos", "pad")}

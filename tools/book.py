@@ -1,9 +1,10 @@
-"""Builds the book: one web site from the notebooks, without network and without Quarto: `python tools/book.py [OUT] [--as-stored]` (default: _docs).
+"""Builds the book: one web site from the notebooks, without network and without Quarto: `python tools/book.py [OUT]
+[--as-stored]` (default: _docs).
 
-Sphinx with MyST-NB reads the notebooks, Furo dresses the pages, latex2mathml sets the equations as MathML, which browsers draw themselves.
-The chapters of the method are run first, so that the book shows this machine's; the findings are shown as they stand.
-With `--as-stored` nothing is run, and every chapter shows what it keeps.
-This file is also the Sphinx extension that links names to where they are defined.
+Sphinx with MyST-NB reads the notebooks, Furo dresses the pages, latex2mathml sets the equations as MathML, which
+browsers draw themselves. The chapters of the method are run first, so that the book shows this machine's; the
+findings are shown as they stand. With `--as-stored` nothing is run, and every chapter shows what it keeps. This file
+is also the Sphinx extension that links names to where they are defined.
 """
 
 import ast
@@ -100,7 +101,8 @@ class Index:
                             self.seen[page].setdefault(a.asname or a.name, self.seen[home][a.name])
 
     def find(self, page: str, name: str):
-        "Page that defines what `page` calls `name`: its own or imported, else the only one that has it. None if unknown."
+        """Page that defines what `page` calls `name`: its own or imported, else the only one that has it. None if
+        unknown."""
         name = name.removesuffix("()")
         if name.startswith("hpt_nb."):
             _, module, *rest = name.split(".")
@@ -125,7 +127,8 @@ def config():
 
 
 def run_chapter(path):
-    "A notebook with what its cells show. A cell that the tests leave out (minutes, a GPU, a hub) is left out here too: the next one reads what it stored."
+    """A notebook with what its cells show. A cell that the tests leave out (minutes, a GPU, a hub) is left out here
+    too: the next one reads what it stored."""
     from nbclient import NotebookClient
 
     nb, left_out = nbformat.read(path, as_version=4), {*config()["tst_flags"].split(), "eval:"}
@@ -217,7 +220,8 @@ def names_page(index: Index) -> str:
     "Every public name, with the first line of its docstring and a link to its definition."
     plain = lambda text: re.sub(r"([|$])", r"\\\1", text)
     rows = [
-        f'| <a class="definition" href="{page}.html#{anchor(name)}"><code class="literal">{name}</code></a> | {plain(index.doc[page, name])} | [{page}]({page}.ipynb) |'
+        f'| <a class="definition" href="{page}.html#{anchor(name)}">'
+        f'<code class="literal">{name}</code></a> | {plain(index.doc[page, name])} | [{page}]({page}.ipynb) |'
         for name, pages in sorted(index.page.items(), key=lambda kv: kv[0].lower())
         for page in pages
     ]
@@ -252,7 +256,8 @@ def anchor(name: str) -> str:
 
 
 def mark_definitions(app, doctree):
-    "Each exported cell carries an id for every name that it defines; each figure without a text gets one; names in prose become links."
+    """Each exported cell carries an id for every name that it defines; each figure without a text gets one; names in
+    prose become links."""
     from docutils import nodes
 
     page, index = app.env.docname, the_index()

@@ -1,6 +1,8 @@
-"""Writes what each stored result is, which commit made it and which page shows it: `python tools/inventory.py [--check]` -> results/README.md.
+"""Writes what each stored result is, which commit made it and which page shows it: `python tools/inventory.py
+[--check]` -> results/README.md.
 
-With `--check` nothing is written; it exits with 1 where the list is not current, or a stored result is shown by no page.
+With `--check` nothing is written; it exits with 1 where the list is not current, or a stored result is shown by no
+page.
 """
 
 import json
@@ -15,7 +17,9 @@ HEAD = """# Stored results
 
 <!-- Made by tools/inventory.py; `make readme` makes it again. -->
 
-Every number on a page comes from one of these files. Each carries its configuration, commit, device, number format, seeds and time. Packs and folders hold one small file for each finished result (chapter [00e](../nbs/00e_folders.ipynb)).
+Every number on a page comes from one of these files. Each carries its configuration, commit, device, number format, \
+seeds and time. Packs and folders hold one small file for each finished result \
+(chapter [00e](../nbs/00e_folders.ipynb)).
 """
 FOLDERS = {
     "Runs": ("results", ("*.pack", "*/")),

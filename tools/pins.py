@@ -1,7 +1,8 @@
 """Rewrites constraints.txt from the packages this Python runs: `.venv/bin/python tools/pins.py`.
 
-Walks the requirements of the installed `hpt_nb[dev,docs]` (`make docs` installs the second), so that nothing is pinned that nothing asks for. A pin holds only
-where its package allows the Python at hand (a marker says so); local versions (`+cpu`) are dropped.
+Walks the requirements of the installed `hpt_nb[dev,docs]` (`make docs` installs the second), so that nothing is
+pinned that nothing asks for. A pin holds only where its package allows the Python at hand (a marker says so); local
+versions (`+cpu`) are dropped.
 """
 
 import re

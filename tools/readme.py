@@ -1,6 +1,8 @@
-"""Makes README.md from nbs/index.ipynb, without Quarto, and first what README.md, README.ja.md and the book's first page show of the study: `python tools/readme.py [--check]`.
+"""Makes README.md from nbs/index.ipynb, without Quarto, and first what README.md, README.ja.md and the book's first
+page show of the study: `python tools/readme.py [--check]`.
 
-Between the marks in index.ipynb and README.ja.md stand a figure, a table and numbers that are computed from the study's stored verdicts and from the preset `paper`; nobody types them.
+Between the marks in index.ipynb and README.ja.md stand a figure, a table and numbers that are computed from the
+study's stored verdicts and from the preset `paper`; nobody types them.
 """
 
 import hashlib
@@ -105,21 +107,41 @@ _SAID = {
         "Two sources, SmolLM2-135M and Gemma-3-270M, and a third model, Qwen2.5-Coder-0.5B, that took no part. "
         "Ours less the paper's Baseline:\n\n"
         "- **SST-2, on the source: {source}. On other models: {targets}.**\n"
-        "- **AG News, on the source: {news}. On other models: {news_targets}.** With both calibrated that last gain is {news_calibrated}: most of it is bias.\n"
-        "- What tuning adds beyond a shift of bias (*calibrated*, SST-2): {skill} on the source, {elsewhere} on other models.\n\n"
-        "Bars are 95 % intervals over seeds and texts at once; grey marks two points either way.{left} The chapter [35_study](35_study.ipynb) has every claim, row and setting.\n\n{table}\n\n"
-        "SST-2, accuracy / calibrated accuracy in percent, on {texts} texts, mean over seeds; the models are the columns. *Manual* rows are hand-written; *Start* is the untuned prompt that PEZ and Ours begin with. {steps} steps of PEZ are far fewer than the paper's 5,000; [38_far](38_far.ipynb) goes that far with five seeds.",
-        "A full reproduction, `hpt run paper`, tunes {tuned} prompts and takes {scores:,} scores. It tunes in float32, as the released pipeline does. At {a:.0f} TFLOP/s reached in tuning and {b:.0f} in scoring, about an H100's in this engine by estimate, not by measurement, that is **{hours:.0f} GPU-hours**; `hpt run paper --dry-run --rates {a:.0f},{b:.0f}` says it piece by piece, and without `--rates` for the machine that it runs on. Before anything is tuned it holds the accuracy without a prompt against the paper's counts, and stops where its input format does not give them.",
+        "- **AG News, on the source: {news}. On other models: {news_targets}.** With both calibrated that last "
+        "gain is {news_calibrated}: most of it is bias.\n"
+        "- What tuning adds beyond a shift of bias (*calibrated*, SST-2): {skill} on the source, {elsewhere} on "
+        "other models.\n\n"
+        "Bars are 95 % intervals over seeds and texts at once; grey marks two points either way.{left} The "
+        "chapter [35_study](35_study.ipynb) has every claim, row and setting.\n\n{table}\n\n"
+        "SST-2, accuracy / calibrated accuracy in percent, on {texts} texts, mean over seeds; the models are "
+        "the columns. *Manual* rows are hand-written; *Start* is the untuned prompt that PEZ and Ours begin with. "
+        "{steps} steps of PEZ are far fewer than the paper's 5,000; [38_far](38_far.ipynb) goes that far with "
+        "five seeds.",
+        "A full reproduction, `hpt run paper`, tunes {tuned} prompts and takes {scores:,} scores. It tunes in "
+        "float32, as the released pipeline does. At {a:.0f} TFLOP/s reached in tuning and {b:.0f} in scoring, "
+        "about an H100's in this engine by estimate, not by measurement, that is **{hours:.0f} GPU-hours**; "
+        "`hpt run paper --dry-run --rates {a:.0f},{b:.0f}` says it piece by piece, and without `--rates` for the "
+        "machine that it runs on. Before anything is tuned it holds the accuracy without a prompt against the "
+        "paper's counts, and stops where its input format does not give them.",
     ),
     "ja": (
         "![研究の各主張について、差（ポイント）とその 95 % 区間]({figure})\n\n"
-        "ソースは SmolLM2-135M と Gemma-3-270M、三つめの Qwen2.5-Coder-0.5B は最適化に関わっていない。Ours と論文の Baseline の差（判定は英語のまま示す）:\n\n"
+        "ソースは SmolLM2-135M と Gemma-3-270M、三つめの Qwen2.5-Coder-0.5B は最適化に関わっていない。Ours と論"
+        "文の Baseline の差（判定は英語のまま示す）:\n\n"
         "- **SST-2: ソースで {source}、他のモデルで {targets}。**\n"
-        "- **AG News: ソースで {news}、他のモデルで {news_targets}。** 両方を較正すると、他のモデルでの差は {news_calibrated}。つまり大半は偏りである。\n"
+        "- **AG News: ソースで {news}、他のモデルで {news_targets}。** 両方を較正すると、他のモデルでの差は "
+        "{news_calibrated}。つまり大半は偏りである。\n"
         "- 偏りのずれを除いた（calibrated）最適化の効果（SST-2）: ソースで {skill}、他のモデルで {elsewhere}。\n\n"
-        "棒はシードとテキストの両方についての 95 % 区間、灰色は上下 2 ポイント。{left}すべての主張・条件・設定は [35_study](nbs/35_study.ipynb) にある。\n\n{table}\n\n"
-        "SST-2 の {texts} 文での正解率 / 較正した正解率（%）、シードの平均。列がモデル。Manual は人が書いたプロンプト、Start は PEZ と Ours の出発点（最適化前）。{steps} ステップは論文の 5,000 よりはるかに少ない。5,000 ステップまでの結果は [38_far](nbs/38_far.ipynb) にある（シード五つ）。",
-        "完全な再現 `hpt run paper` は {tuned} 個のプロンプトを最適化し、{scores:,} 個の正解率を測る。最適化は公開パイプラインと同じく float32 で行う。最適化で {a:.0f} TFLOP/s、評価で {b:.0f} TFLOP/s（この実装での H100 の見積もりで、実測ではない）とすると **{hours:.0f} GPU 時間**である。`hpt run paper --dry-run --rates {a:.0f},{b:.0f}` が内訳を示し、`--rates` なしでは手元の機械での時間を示す。最適化の前に、プロンプトなしの正解数を論文の値と比べ、入力形式がそれを与えなければそこで止まる。",
+        "棒はシードとテキストの両方についての 95 % 区間、灰色は上下 2 ポイント。{left}すべての主張・条件・設定は"
+        " [35_study](nbs/35_study.ipynb) にある。\n\n{table}\n\n"
+        "SST-2 の {texts} 文での正解率 / 較正した正解率（%）、シードの平均。列がモデル。Manual は人が書いたプロ"
+        "ンプト、Start は PEZ と Ours の出発点（最適化前）。{steps} ステップは論文の 5,000 よりはるかに少ない。"
+        "5,000 ステップまでの結果は [38_far](nbs/38_far.ipynb) にある（シード五つ）。",
+        "完全な再現 `hpt run paper` は {tuned} 個のプロンプトを最適化し、{scores:,} 個の正解率を測る。最適化は公"
+        "開パイプラインと同じく float32 で行う。最適化で {a:.0f} TFLOP/s、評価で {b:.0f} TFLOP/s（この実装での "
+        "H100 の見積もりで、実測ではない）とすると **{hours:.0f} GPU 時間**である。`hpt run paper --dry-run "
+        "--rates {a:.0f},{b:.0f}` が内訳を示し、`--rates` なしでは手元の機械での時間を示す。最適化の前に、プロン"
+        "プトなしの正解数を論文の値と比べ、入力形式がそれを与えなければそこで止まる。",
     ),
 }
 
@@ -177,7 +199,7 @@ def filled(text: str, language: str, figure: str) -> str:
     for mark, new in said(language, figure).items():
         text, n = re.subn(
             rf"(<!-- {mark}: made by tools/readme.py -->\n).*?(\n<!-- /{mark} -->)",
-            lambda m: m[1] + new + m[2],
+            lambda m, new=new: m[1] + new + m[2],
             text,
             flags=re.S,
         )
