@@ -48,7 +48,7 @@ PROMPT = " great movie plot bad boring story fun film dull true"  # ten tokens i
 
 
 def random_model(shape, device):
-    "A Llama of a published shape with random weights, in float32, and a small model's tokenizer (its ids stay below 49,152)."
+    "A Llama of a published shape with random weights, in float32, and SmolLM2's tokenizer (ids below 49,152)."
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from hpt_nb.models import LM
