@@ -14,17 +14,19 @@ from pathlib import Path
 
 from .base import InputError, reason_of
 from .files import sha256_file
+from .tokens import parts_of
 
 # %% ../nbs/01g_loading.ipynb #5c0b1002
 _HARMLESS = tuple(
     re.compile(p, re.I | re.S)
     for p in (
         r"LOAD REPORT from",  # a table of missing and unused weights, of which we speak ourselves
-        r"is deprecated|will be removed|FutureWarning",
-        r"fast path is not available|falling back to|kernels? (is|are) not|flash",  # of speed
+        r"^(?!.*(match|differ|incorrect|wrong|has no effect)).*(is deprecated|will be removed|FutureWarning)",
+        r"fast path is not available|kernels? (is|are) not|flash[ _-]?att",  # of speed
+        r"falling back to (a Python version|its reference)",  # of speed
         r"Could not load the custom kernel",  # of speed
         r"is ByteLevel.*loading `TokenizersBackend`",  # whose file is read as it stands
-        r"incorrect regex pattern",  # the file's rule is read; see `_as_filed`
+        r"incorrect regex pattern",  # said of each Mistral tokenizer; see `_outdated`
         r"generation (flags|config)|`(temperature|top_p|top_k|do_sample)`",  # of sampling, which nobody does here
         r"(bos|eos|pad)_token_id",  # of sampling
         r"Using the `?SDPA`?|attention implementation|_attn_implementation",
@@ -141,6 +143,19 @@ def _tokenizer(source, **kw):
     return auto.from_pretrained(source, trust_remote_code=False, **kw)
 
 
+def _outdated(tokenizer, heard: list) -> list:
+    "A remark on a rule of cutting text that Mistral has put right since: transformers warns of it by the model's kind."
+    steps = parts_of(getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None))
+    rules = [s["pattern"].get("Regex", "") for s in steps if s["type"] == "Split"]
+    warned = any("incorrect regex pattern" in text for text in heard)
+    if not warned or not rules or any(r"\p{Lu}" in r for r in rules):
+        return []
+    return [
+        "its tokenizer.json cuts text by a rule that Mistral has put right since, and the ids are those of the file; "
+        "a newer tokenizer.json gives the model's own"
+    ]
+
+
 def _check_weights(name: str, found: dict):
     "`InputError` where weights are missing or do not fit, by what transformers says that it found."
     if lost := sorted(found["missing_keys"]):
@@ -175,7 +190,7 @@ def pretrained(source, name: str, dtype, place, **kw):
         raise InputError(f"{name}: cannot be loaded as a {what}: {reason_of(e)}") from e
     _check_weights(name, found)
     left = unused(found["unexpected_keys"])
-    remarks = ([left] if left else []) + remarks_of(heard)
+    remarks = ([left] if left else []) + remarks_of(heard) + _outdated(tokenizer, heard)
     return model, tokenizer, remarks if gguf else remarks + _as_filed(tokenizer, source)
 
 # %% ../nbs/01g_loading.ipynb #737db709
