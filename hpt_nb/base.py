@@ -40,7 +40,8 @@ class WriteError(InputError):
 
 def reason_of(e: Exception) -> str:
     "What another library's error says, on one line of at most 200 characters."
-    return " ".join(str(e).split())[:200] or type(e).__name__
+    said = " ".join(str(e).split())[:200]
+    return f"unknown {said}" if said and isinstance(e, KeyError) else said or type(e).__name__
 
 # %% ../nbs/00_base.ipynb #d25f9e55
 class _Shown(logging.Handler):

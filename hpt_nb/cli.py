@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import NamedTuple
 from . import __version__
+from .files import WRITTEN, cache_dir
 from .store import InputError, holding_remarks, messages, visible
 from .vocab_commands import cmd_effects, cmd_explore, cmd_stability, cmd_study, cmd_vocab
 from .tuning_commands import cmd_export, cmd_init, cmd_transferable, cmd_tune
@@ -156,11 +157,15 @@ KEEPING = ("run", "tune", "transferable", "study")  # commands that go on where 
 
 def _kept(argv, stop) -> str:
     "What a stopped command leaves, in words."
-    command = next(iter(sys.argv[1:] if argv is None else argv), "")
-    if command not in KEEPING:
+    words = sys.argv[1:] if argv is None else argv
+    if next(iter(words), "") in KEEPING and "--dry-run" not in words:
+        pass_ = f" and {stop.kept}" if getattr(stop, "kept", "") else ""
+        return f"finished cells{pass_} are kept, run the same command to go on"
+    there = [p for p in WRITTEN if not p.resolve().is_relative_to(cache_dir().resolve())]
+    if not there:
         return "nothing was written"
-    pass_ = f" and {stop.kept}" if hasattr(stop, "kept") else ""
-    return f"finished cells{pass_} are kept, run the same command to go on"
+    more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+    return f"not all was written; there is {visible(str(there[-1]))}{more}"
 
 # %% ../nbs/21_cli.ipynb #4133a30c
 class _Terminated(KeyboardInterrupt):
@@ -188,6 +193,7 @@ def _terminable():
 # %% ../nbs/21_cli.ipynb #a78b093a
 def _main(argv) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    WRITTEN.clear()
     try:
         with holding_remarks():  # a refusal is one line: what was remarked before it goes unsaid
             a = parser().parse_args(argv)

@@ -13,8 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-import warnings
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from .files import cache_dir
 from .gguf_facts import unread_keys
 from .gguf_files import gguf_header, gguf_tensors, untaken
 from .gguf_mending import amend_config, mend_tokenizer
-from .loading import listening, pretrained, unused
+from .loading import listening, pretrained, remarks_of, unused
 
 # %% ../nbs/01h_conversion.ipynb #bc671cf2
 def _of(path, read):
@@ -73,14 +72,14 @@ def read_gguf(path: Path, meta: dict) -> tuple:
     folder, file = str(path.parent), dict(gguf_file=path.name)
     with redirect_stderr(io.StringIO()):  # a progress bar that transformers' settings do not reach
         try:
-            with listening():
+            with listening() as said:
                 cfg = AutoConfig.from_pretrained(folder, **file, trust_remote_code=False)
         except Exception as e:
             raise InputError(f"{path.name}: cannot be loaded as a causal language model: {reason_of(e)}") from e
         remarks = _of(path, lambda: amend_config(cfg, meta, names, divisors))
         file |= dict(config=cfg, quantization_config=GgufConfig(dequantize=True))
         model, tokenizer, heard = pretrained(folder, path.name, torch.float32, None, **file)
-    remarks += _not_read(names, model, meta)
+    remarks += remarks_of(said) + _not_read(names, model, meta)
     return model, tokenizer, [*remarks, *heard, *_of(path, lambda: mend_tokenizer(tokenizer, meta, whole))]
 
 # %% ../nbs/01h_conversion.ipynb #c96f463a
@@ -114,33 +113,15 @@ def conversion_remarks(source) -> list:
         return []
 
 # %% ../nbs/01h_conversion.ipynb #de53d84f
-@contextmanager
-def _quiet():
-    "Keep transformers' progress bars and warnings from the user, where nothing is loaded."
-    from huggingface_hub.utils import enable_progress_bars
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            logging.set_verbosity_error()
-            logging.disable_progress_bar()
-            enable_progress_bars()  # a download's bar is worth seeing
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _put(model, tokenizer, out: Path, note: dict):
-    "Write a conversion beside its place, then move it there."
+    "Write a conversion beside its place, then move it there. What is said on the way is kept with it."
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as tmp, _quiet():
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as tmp:
         new = Path(tmp) / "new"
-        model.save_pretrained(new)
-        tokenizer.save_pretrained(new)
+        with listening() as heard:
+            model.save_pretrained(new)
+            tokenizer.save_pretrained(new)
+        note["remarks"] = note["remarks"] + remarks_of(heard)
         stated = json.loads((new / "tokenizer_config.json").read_text())
         stated["tokenizer_class"] = "PreTrainedTokenizerFast"  # no class' own rules
         (new / "tokenizer_config.json").write_text(json.dumps(stated, indent=2))

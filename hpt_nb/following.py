@@ -12,6 +12,7 @@ from .models import LM
 from .vocab import common_vocab
 from .pez import Run, RunSpec, SearchSpace
 from .experiments import method_config
+from .registry import check_start
 
 # %% ../nbs/20_following.ipynb #97ca6262
 def _second(method, name: str, given: dict) -> dict:
@@ -43,6 +44,7 @@ def tune(
 ) -> list[Run]:  # one for each seed
     """Tune a prompt for each seed, by any method.
     `InputError` for an unknown method or setting, and for what the method cannot do."""
+    check_start(settings)
     how, cfg = method_config(method, steps=steps, **settings)
     more = _second(how, method, dict(also=also, judge=judge, policy=policy))
     if vocab is None and how.shares:

@@ -13,7 +13,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from .base import InputError
+from .base import InputError, reason_of, remark
 
 # %% ../nbs/01a_formats.ipynb #33cb1a0e
 _DTYPES = dict(
@@ -88,8 +88,12 @@ def _formats(model, dtype: torch.dtype) -> dict:
             warnings.simplefilter("ignore")
             new = type(model)._from_config(copy.deepcopy(model.config), dtype=dtype)
         made = {k: t.dtype for k, t in (*new.named_buffers(), *new.state_dict().items())}
-    except Exception:
-        made = {}  # what only its own loader can build is cast as a whole
+    except Exception as e:  # what only its own loader can build is cast as a whole
+        made = {}
+        remark(
+            f"{type(model).__name__} cannot be built in {dtype} ({reason_of(e)[:80]}), so all of it is cast; loaded "
+            "in that format it may keep parts in float32"
+        )
     saved, out = model.state_dict(), {}
     for name, t in (*model.named_buffers(), *saved.items()):
         own = made.get(name, dtype if name in saved else t.dtype)

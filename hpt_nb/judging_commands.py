@@ -135,7 +135,7 @@ def _prompt_to_use(a):
 
 def cmd_predict(a):
     "hpt predict"
-    from hpt_nb.predicting import check_out, predict, predictions_said, write_predictions
+    from hpt_nb.predicting import check_kept, check_out, predict, predictions_said, write_predictions
 
     check_out(a.out)
     prompt, task = _prompt_to_use(a)
@@ -144,6 +144,8 @@ def cmd_predict(a):
     from tqdm.auto import tqdm
 
     rows = read_file(Path(a.file))
+    check_kept(rows, a.out)
+    rows.attrs["file"] = a.file
     lm = load_lm(a.model, dtype=a.dtype, **({} if prompt.bos is None else dict(bos=prompt.bos)))
     say_remarks()
     with tqdm(total=len(rows), unit="text", desc=lm.name, disable=a.quiet or a.json) as bar:

@@ -7,24 +7,28 @@ __all__ = ['listening', 'remarks_of', 'unused', 'pretrained', 'check_folder', 'f
 
 # %% ../nbs/01g_loading.ipynb #6c044867
 import hashlib
+import json
 import re
 import warnings
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from .base import InputError, reason_of
 from .files import sha256_file
+from .tokens import parts_of
 
 # %% ../nbs/01g_loading.ipynb #5c0b1002
 _HARMLESS = tuple(
     re.compile(p, re.I | re.S)
     for p in (
         r"LOAD REPORT from",  # a table of missing and unused weights, of which we speak ourselves
-        r"is deprecated|will be removed|FutureWarning",
-        r"fast path is not available|falling back to|kernels? (is|are) not|flash",  # of speed
+        r"^(?!.*(match|differ|incorrect|wrong|has no effect)).*(is deprecated|will be removed|FutureWarning)",
+        r"fast path is not available|kernels? (is|are) not|flash[ _-]?att",  # of speed
+        r"falling back to (a Python version|its reference)",  # of speed
         r"Could not load the custom kernel",  # of speed
         r"is ByteLevel.*loading `TokenizersBackend`",  # whose file is read as it stands
-        r"incorrect regex pattern",  # the file's rule is read; see `_as_filed`
+        r"incorrect regex pattern",  # said of each Mistral tokenizer; see `_outdated`
         r"generation (flags|config)|`(temperature|top_p|top_k|do_sample)`",  # of sampling, which nobody does here
         r"(bos|eos|pad)_token_id",  # of sampling
         r"Using the `?SDPA`?|attention implementation|_attn_implementation",
@@ -85,6 +89,47 @@ def unused(keys) -> str | None:
         "parts that no causal language model has; the scores are those of the model without them"
     )
 
+# %% ../nbs/01g_loading.ipynb #5c0b2002
+_FACTORS = (  # settings that change numbers wherever they are read
+    *("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling", "logit_scale"),
+    *("lm_head_multiplier", "scale_emb", "scale_depth", "embedding_scale", "scale_embedding", "clip_qkv"),
+    *("final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar"),
+)
+
+
+def _unread_files(folder: Path) -> list:
+    "Files with weights in a folder that are not loaded from there; Mistral's own copy (consolidated) is known."
+    there = sorted(p.name for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
+    index = folder / "model.safetensors.index.json"
+    read = {"model.safetensors"}
+    if "model.safetensors" not in there and index.is_file():
+        read = {*json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()}
+    return [name for name in there if name not in read]
+
+
+def _passed_over(source, model) -> list:
+    "Remarks on what stands beside a model or in its configuration, and is not read."
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+
+    cfg, own, remarks = model.config, type(model).__name__, []
+    files = _unread_files(Path(source)) if Path(source).is_dir() else []
+    if files:
+        which = "file of weights in its folder is" if len(files) == 1 else "files of weights in its folder are"
+        remarks.append(f"{len(files)} {which} not read ({', '.join(files[:2])})")
+    stated = next(iter(getattr(cfg, "architectures", None) or ()), own)
+    if stated != own and stated in known.values():
+        remarks.append(f"its configuration names {stated}, and its model_type has it loaded as {own}")
+    unread = [k for k in _FACTORS if vars(cfg).get(k) not in (None, False, 1) and k not in _fields(cfg)]
+    if unread:
+        said = ", ".join(f"{k} = {vars(cfg)[k]}" for k in unread)
+        remarks.append(f"{own} does not read {said} of its configuration; the scores may not be the model's")
+    return remarks
+
+
+def _fields(cfg) -> set:
+    "Names of the settings that a configuration's class knows."
+    return {f.name for f in fields(cfg)} if is_dataclass(cfg) else {*vars(cfg)}
+
 # %% ../nbs/01g_loading.ipynb #5c0b1004
 _PROBES = (
     "It's 1980 or 12345, DON'T  stop\n\nnow",
@@ -141,6 +186,19 @@ def _tokenizer(source, **kw):
     return auto.from_pretrained(source, trust_remote_code=False, **kw)
 
 
+def _outdated(tokenizer, heard: list) -> list:
+    "A remark on a rule of cutting text that Mistral has put right since: transformers warns of it by the model's kind."
+    steps = parts_of(getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None))
+    rules = [s["pattern"].get("Regex", "") for s in steps if s["type"] == "Split"]
+    warned = any("incorrect regex pattern" in text for text in heard)
+    if not warned or not rules or any(r"\p{Lu}" in r for r in rules):
+        return []
+    return [
+        "its tokenizer.json cuts text by a rule that Mistral has put right since, and the ids are those of the file; "
+        "a newer tokenizer.json gives the model's own"
+    ]
+
+
 def _check_weights(name: str, found: dict):
     "`InputError` where weights are missing or do not fit, by what transformers says that it found."
     if lost := sorted(found["missing_keys"]):
@@ -154,13 +212,26 @@ def _check_weights(name: str, found: dict):
         )
 
 
+_MISMATCH = re.compile(r"^(\S[^|]*?)\s*\|\s*MISMATCH\b.*?\[([\d, ]*)\].*?\[([\d, ]*)\]", re.M)
+
+
+def _why(e: Exception, heard: list) -> str:
+    "What an error says, or the report that it points at: weights that do not fit."
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(heard))
+    if not (found := _MISMATCH.findall(plain)):
+        return reason_of(e)
+    name, there, needed = found[0]
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"its configuration asks for {name} of ({needed}), and its files have ({there}){more}"
+
+
 def pretrained(source, name: str, dtype, place, **kw):
     """(model, tokenizer, remarks on its numbers) from a folder, a .gguf file or the hub.
     `InputError` if weights are missing."""
     from huggingface_hub.utils import enable_progress_bars
     from transformers import AutoModelForCausalLM
 
-    what, gguf = "tokenizer", {k: v for k, v in kw.items() if k == "gguf_file"}
+    what, heard, gguf = "tokenizer", [], {k: v for k, v in kw.items() if k == "gguf_file"}
     if not gguf:
         kw["use_safetensors"] = True
     try:  # anything may be wrong with files from outside, and each library has its own error for it
@@ -172,10 +243,11 @@ def pretrained(source, name: str, dtype, place, **kw):
                 source, dtype=dtype, device_map=place, trust_remote_code=False, output_loading_info=True, **kw
             )
     except Exception as e:
-        raise InputError(f"{name}: cannot be loaded as a {what}: {reason_of(e)}") from e
+        raise InputError(f"{name}: cannot be loaded as a {what}: {_why(e, heard)}") from e
     _check_weights(name, found)
     left = unused(found["unexpected_keys"])
-    remarks = ([left] if left else []) + remarks_of(heard)
+    remarks = ([left] if left else []) + remarks_of(heard) + _outdated(tokenizer, heard)
+    remarks += [] if gguf else _passed_over(source, model)
     return model, tokenizer, remarks if gguf else remarks + _as_filed(tokenizer, source)
 
 # %% ../nbs/01g_loading.ipynb #737db709

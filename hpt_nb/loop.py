@@ -116,7 +116,7 @@ class _Asked:
     def __init__(self, p, watch: bool):
         self.p, self.signum, self.old = p, None, {}
         self.at_once = False  # stop at the first, as there is nothing to finish
-        self.kept = "the pass up to its last checkpoint"
+        self.kept = f"the pass up to step {p.step} of {p.cfg.steps}" if p.step else ""  # taken up from a checkpoint
         self.watch = watch and threading.current_thread() is threading.main_thread()  # others get no signals
 
     def __enter__(self):

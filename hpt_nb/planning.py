@@ -13,6 +13,7 @@ from .methods import FROM_TEXT, USUAL
 from .store import InputError, whole
 from .tasks import load_task
 from .pez import fast_dtype
+from .registry import check_start
 from .experiments import REGISTRY, SHARE, count_weights, model_size, product_rate
 from .auditing import named_prompts
 from .candidates import CONTROLS, tuning_config
@@ -79,6 +80,7 @@ def own_folder(task, out=None) -> Path:
 
 def from_start(method: str | None, start: str | None, settings: dict) -> tuple:  # (method, settings)
     "The method and its settings where the search begins at one's own prompt: what is looked for is skill, not a lean."
+    check_start(settings | dict(start=start))
     method = method or (FROM_TEXT if start else USUAL)
     return method, dict(objective="centred", start=start) | settings if start else settings
 

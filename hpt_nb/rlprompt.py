@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from .store import InputError, check_fields, config_hash
 from .models import LM
+from .gradients import check_seen
 from .scoring import check_lengths, free_bytes, text_ids
 from .tuning import BOUNDS, Pass, Side, check_known, facts, lm_facts, run_pass, seeded, spec_facts
 from .rewards import gap_rewards, soft_q_loss, z_scores
@@ -140,6 +141,8 @@ class RLPass(Pass):
         self.bos_pd = lm.embeddings[torch.tensor(lm.bos_ids, dtype=torch.long, device=lm.embeddings.device)].float()
         check_lengths(lm, torch.empty(1, len(lm.bos_ids) + cfg.n_tokens, 0), self.held)  # before anything is written
         check_lengths(self.policy, torch.empty(1, cfg.n_tokens + 1, 0), [])
+        some = self.specs[0].space.ids[: cfg.n_tokens].tolist()
+        check_seen(self.sides[0].scorer, lm.vectors(lm.bos_ids + some)[None].float(), self.held)
         self.check_memory()
         frozen = {id(s.space): s.space for s in self.specs}
         frozen = {key: FrozenPolicy(lm, self.policy, space) for key, space in frozen.items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from .store import InputError, config_hash, remark, whole
 from .places import check_place
-from .table_files import SEPARATORS, dataset_table, read_file, read_source  # noqa: F401
+from .table_files import SEPARATORS, dataset_tables, read_file, read_source  # noqa: F401
 from hpt_nb.splits import (  # noqa: F401
     Split,
     drop_conflicts,
@@ -31,12 +31,15 @@ from hpt_nb.splits import (  # noqa: F401
 )
 from hpt_nb.class_labels import (  # noqa: F401
     by_stated_names,
+    check_tables,
     check_words,
     label_key,
     label_names,
     mixed_labels,
     named_classes,
     no_text,
+    one_order,
+    stated_names,
     to_split,
     unknown_label,
 )
@@ -135,12 +138,13 @@ class Task:
     def from_dataset(cls, dataset, **how) -> "Task":
         """A task of a `datasets.Dataset`, or of a `DatasetDict` with train and validation (or test), by the names that
         it states for its classes; `how` as of `task_of_tables`."""
-        return task_of_tables(*_dataset_tables(dataset), **how)
+        return task_of_tables(*dataset_tables(dataset), **how)
 
     @classmethod
     def from_lists(cls, texts, labels, **how) -> "Task":
         """A task of two lists; the labels may be words or numbers. `how` as of `task_of_tables`; the label words are
         `words` there."""
+        labels = labels.tolist() if hasattr(labels, "tolist") else labels  # of arrays and tensors
         if len(texts) != len(labels):
             raise InputError(f"{len(texts)} texts but {len(labels)} labels; need one label for each text")
         return task_of_tables(pd.DataFrame(dict(text=list(texts), label=list(labels)), dtype=object), **how)
@@ -188,28 +192,31 @@ def _packaged(spec: dict, strip: bool) -> tuple:
 
 def _sources(spec: dict, folder: Path) -> tuple:
     """(train, holdout or None, validation, what was dropped, labels that are numbers beside words) as the sources have
-    them."""
+    them, the reason why texts of `file` were dropped."""
     where, strip = spec["name"], strips(spec)
     check_words(spec["suffix"], spec["labels"], where)
     if "rows" in spec:
         train, validation, dropped = _packaged(spec, strip)
-        return train, None, validation, dropped, 0
-    data, mixed = spec["data"], []
+        return train, None, validation, dropped, 0, ""
+    data, mixed, orders = spec["data"], [], {}
     names, label = label_names(spec["labels"], data.get("classes"), where), data.get("label", "label")
 
     def read(key):
-        rows, source = read_source(data[key], key, folder, data.get("revision"))
-        rows = by_stated_names(rows, label, spec["labels"], data.get("classes"), source)
+        found, source = read_source(data[key], key, folder, data.get("revision"))
+        rows = by_stated_names(found, label, spec["labels"], data.get("classes"), source)
+        if rows is found and (stated := stated_names(found, label)):
+            orders[source] = stated
+            one_order(orders, label)
         split = to_split(rows, data.get("text", "text"), label, names, strip, source, data.get("skip_empty", False))
         mixed.append(mixed_labels(rows, label, names, source))
         return split
 
     if "file" in data:
-        train, validation, dropped = set_aside(read("file"), where)
-        return train, None, validation, dropped, sum(mixed)
+        train, validation, dropped, reason = set_aside(read("file"), where, spec["labels"])
+        return train, None, validation, dropped, sum(mixed), reason
     train, held = read("train"), read("holdout") if "holdout" in data else None
     validation = read("validation")
-    return train, held, validation, {}, sum(mixed)
+    return train, held, validation, {}, sum(mixed), ""
 
 
 def _finished(task: Task, reasons: str) -> Task:
@@ -227,6 +234,9 @@ def _finished(task: Task, reasons: str) -> Task:
             )
     if reasons:
         remark(f"{task.name}: {reasons}")
+    there = {y for s in _SPLITS for y in getattr(task, s).labels}
+    if missing := [w for i, w in enumerate(task.labels) if i not in there]:
+        remark(f"{task.name}: no text has the label {', '.join(map(repr, missing))}; are the classes counted from 0?")
     return task
 
 # %% ../nbs/02f_tasks.ipynb #4ef019fe
@@ -272,9 +282,9 @@ def load_task(
     if format is not None:
         spec = {**spec, "format": format}
     placed = place_of(spec, place)
-    train, held, validation, before, mixed = _sources(spec, Path(name_or_toml).parent)
+    train, held, validation, before, mixed, reason = _sources(spec, Path(name_or_toml).parent)
     *splits, dropped = make_splits(train, held, validation, _n_held(spec, holdout, held, name), seed)
-    reasons = left_out(train, held, validation, dropped, spec["labels"])
+    reasons = "; ".join(filter(None, (reason, left_out(train, held, validation, dropped, spec["labels"]))))
     task = Task(
         spec["name"],
         spec["suffix"],
@@ -289,26 +299,6 @@ def load_task(
     return _finished(task, reasons)
 
 # %% ../nbs/02f_tasks.ipynb #40228bd3
-def _dataset_tables(dataset) -> tuple:
-    """(train, validation or None) of a `datasets.Dataset` or `DatasetDict`, as tables that know the names of their
-    classes."""
-    if not isinstance(dataset, dict):
-        return dataset_table(dataset), None
-    if "train" not in dataset:
-        raise InputError(f"data set with the splits {', '.join(dataset)}; need train")
-    held = next((k for k in ("validation", "dev", "test") if k in dataset), None)
-    return dataset_table(dataset["train"]), dataset_table(dataset[held]) if held else None
-
-
-def _check_tables(tables: list, text: str, label: str, name: str):
-    "`InputError` for a column that a table does not have."
-    for t in tables:
-        for what, col in (("text", text), ("label", label)):
-            if col not in t.columns:
-                shown = ", ".join(map(str, t.columns))
-                raise InputError(f"{name}: no column {col!r} (columns: {shown}); name it with {what}=")
-
-
 def task_of_tables(
     train: pd.DataFrame,  # labelled texts
     validation: pd.DataFrame = None,  # those that accuracy is reported on; None: a fifth of `train`
@@ -326,7 +316,7 @@ def task_of_tables(
 ) -> Task:
     "A task of tables in memory. `InputError` says what is wrong with them."
     tables = [train] if validation is None else [train, validation]
-    _check_tables(tables, text, label, name)
+    check_tables(tables, text, label, name)
     words, classes = named_classes(tables, label, words, classes, name)
     check_words(suffix, words, name)
     names, strip = label_names(words, classes, name), strips(dict(name=name, format=format))
@@ -334,14 +324,16 @@ def task_of_tables(
     def read(rows, part):
         where = f"{name}, {part}"
         rows = by_stated_names(rows, label, words, classes, where)
+        split = to_split(rows, text, label, names, strip, where, skip_empty)
         mixed_labels(rows, label, names, where)
-        return to_split(rows, text, label, names, strip, where, skip_empty)
+        return split
 
     if validation is None:
-        mine, held, dropped = set_aside(read(train, "table"), name)
+        mine, held, dropped, reason = set_aside(read(train, "table"), name, words)
     else:
-        mine, held, dropped = read(train, "training"), read(validation, "validation"), {}
+        mine, held, dropped, reason = read(train, "training"), read(validation, "validation"), {}, ""
     *splits, more = make_splits(mine, None, held, None if holdout is None else whole("holdout", holdout), seed)
     info = _info(dict(data=dict(classes=classes)), name, {**dropped, **more}, 0)
     task = Task(name, suffix, words, *splits, max_text_tokens, strip, info, format)
-    return _finished(task, left_out(mine, None, held, more, words))
+    reasons = filter(None, (reason, left_out(mine, None, held, more, words)))
+    return _finished(task, "; ".join(reasons))

@@ -28,10 +28,12 @@ def _given(a) -> dict:
 def asked_method(a) -> tuple:  # (Method, its configuration, names of the other models that it needs)
     "What --method and the options beside it ask for. `InputError` for what does not go together."
     from hpt_nb.experiments import method_config
+    from hpt_nb.registry import check_start
 
     given = _given(a)
     if a.start == "":
         raise InputError("--start is empty; give the text that the prompt starts from, or leave it out")
+    check_start(given)
     method, cfg = method_config(a.method, **given)
     if a.top and not a.vocab:
         raise InputError("--top needs --vocab, the scored vocabulary to take the best tokens of")
@@ -103,11 +105,16 @@ def _models_and_tokens(a, method, names, task, store) -> tuple:  # (LM, the othe
 
 def _remark_used(lm, task, cfg):
     "Say where a tuning run uses other numbers than its settings name."
-    from hpt_nb.scoring import remark_joins, texts_cut
+    from hpt_nb.scoring import read_text, remark_joins, texts_cut
+
+    if start := getattr(cfg, "start", ""):
+        read_text(lm, start, control=task.control)  # said, where it is not what was given
 
     held = task.subset("holdout", min(cfg.holdout_n, len(task.holdout)))
     if len(held) < cfg.holdout_n:
         remark(f"prompts are chosen on {len(held)} holdout texts, all that there are, not on {cfg.holdout_n}")
+    if getattr(cfg, "batch", 0) > len(task.train):
+        remark(f"each step reads {cfg.batch} texts, and {len(task.train)} are there to tune on: some are read again")
     if cfg.eval_every > cfg.steps:
         remark(f"prompts are judged once, after the last of {cfg.steps} steps, not every {cfg.eval_every}")
     remark_joins(lm, task, held.texts[:200])

@@ -103,8 +103,16 @@ def shared_vocabs() -> Store | None:
         return None
 
 
+_SHARED = dict(any="tokens", words="words")
+
+
 def _compute_vocab(store: Store, config: dict, lms: list, v: VocabConfig) -> dict:
-    "Score and keep a vocabulary, its examples first: once its own cell is there, nobody comes back for them."
+    """Score and keep a vocabulary, its examples first: once its own cell is there, nobody comes back for them.
+    `InputError`, before anything is scored, where more tokens are asked of it than there are."""
+    if v.s > (n := len(common_vocab(lms, v.tokens))):
+        raise InputError(
+            f"s = {v.s:,}, and {' and '.join(lm.name for lm in lms)} share {n:,} {_SHARED[v.tokens]}; need a smaller s"
+        )
     began, h = time.perf_counter(), None if v.h == "exact" else v.h
     vocab = stable_vocab(lms, k=v.k, h=h, repeats=v.repeats, seed=v.seed, include_self=v.include_self, tokens=v.tokens)
     quantiles = torch.quantile(vocab.J.double(), torch.linspace(0, 1, 21, dtype=torch.double)).tolist()

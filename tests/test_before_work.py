@@ -307,3 +307,69 @@ def test_a_dry_run_of_a_gguf(place, tmp_path, capsys):
         main(["run", preset("g.toml", ('model = "./one"', 'model = "m.gguf"')), "--dry-run", "--rates", "1,1"]) == 0
     ), capsys.readouterr().err
     assert "m.gguf" in capsys.readouterr().out
+
+
+# ---- what was asked and cannot be: a start and what it takes the place of; what is there when a command is stopped ----
+
+
+@pytest.mark.parametrize("more", [["--tokens", "7"], ["--init", "random"], ["--set", "n_tokens=7"]], ids=" ".join)
+@pytest.mark.parametrize("command", ["tune", "transferable"])
+def test_a_start_is_as_long_as_its_text(place, capsys, idle, command, more):
+    argv, _ = COMMANDS[command]
+    argv = [w for i, w in enumerate(argv) if w != "--tokens" and (i == 0 or argv[i - 1] != "--tokens")]
+    if command == "transferable" and more[0] == "--init":
+        more = ["--set", "init=random"]
+    refused(capsys, "beside start=' the film'", *argv, "new", "--start", " the film", *more)
+
+
+STOPPED = [  # a command, at which of its files it is stopped, what is said then
+    (["export", "made", "--to", "lm-eval", "--out", "harness"], 2, "not all was written; there is harness/hpt_task.py"),
+    (
+        ["export", "made", "--to", "peft", "--out", "peft"],
+        2,
+        "not all was written; there is peft/adapter_model.safetensors",
+    ),
+    (["export", "made", "--to", "json", "--out", "s.json"], 1, "nothing was written"),
+    (["init", "own"], 3, "there is own/"),
+    (["init", "other"], 1, "nothing was written"),
+    (["run", "preset.toml", "--dry-run", "--rates", "1,1"], 0, "nothing was written"),
+]
+
+
+@pytest.mark.parametrize("argv, nth, says", STOPPED, ids=lambda v: " ".join(v[:4]) if isinstance(v, list) else None)
+def test_a_stopped_command_says_what_is_there(place, capsys, monkeypatch, argv, nth, says):
+    from hpt_nb import files
+
+    own, seen = files._write_once, []
+
+    def write(path, data):
+        seen.append(path)
+        if len(seen) == nth:
+            raise KeyboardInterrupt
+        return own(path, data)
+
+    def planned(*a, **k):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_write_once", write)
+    if not nth:
+        monkeypatch.setattr("hpt_nb.experiments.dry_run", planned)
+    assert main(argv) == 130
+    err = capsys.readouterr().err
+    assert "hpt: stopped; " in err and says in err
+    assert len(seen) == nth and all(Path(p).is_file() for p in seen[:-1])
+
+
+def test_a_pass_without_a_checkpoint_promises_none():
+    "Stopped twice, before anything could be kept."
+    from types import SimpleNamespace
+    from hpt_nb.cli import _kept
+    from hpt_nb.loop import _Asked
+
+    new = SimpleNamespace(step=0, cfg=SimpleNamespace(steps=9))
+    taken_up = SimpleNamespace(step=4, cfg=new.cfg)
+    said = [_kept(["tune"], SimpleNamespace(kept=_Asked(p, False).kept)) for p in (new, taken_up)]
+    assert [s.split(", run")[0] for s in said] == [
+        "finished cells are kept",
+        "finished cells and the pass up to step 4 of 9 are kept",
+    ]

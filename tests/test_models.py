@@ -3,6 +3,7 @@ which a model's files can be bad."""
 
 import json
 import os
+import shutil
 import struct
 from collections import Counter
 import functools
@@ -558,6 +559,56 @@ def test_loading_is_silent(folder, capfd):
     load_lm(folder)
     out = capfd.readouterr()
     assert out.out == "" and out.err == ""
+
+
+BESIDE = {  # what stands in a folder -> what is said of it, or how it is refused
+    "a file of weights more": (lambda d: shutil.copy(d / "model.safetensors", d / "more.safetensors"), "1 file of wei"),
+    "an adapter's weights": (lambda d: shutil.copy(d / "model.safetensors", d / "adapter_model.safetensors"), "1 file"),
+    "Mistral's own copy": (lambda d: shutil.copy(d / "model.safetensors", d / "consolidated.safetensors"), ""),
+    "another class": (
+        lambda d: restate(d, architectures=["Phi3ForCausalLM"]),
+        "names Phi3ForCausalLM, and its model_t",
+    ),
+    "a class of the user's": (lambda d: restate(d, architectures=["MyLM"]), ""),
+    "a factor": (
+        lambda d: restate(d, scale_emb=12, logit_scale=0.5),
+        "does not read logit_scale = 0.5, scale_emb = 12",
+    ),
+    "factors of 1": (lambda d: restate(d, scale_emb=1, logit_scale=1.0, clip_qkv=None), ""),
+    "a layer less": (
+        lambda d: restate(d, num_hidden_layers=1, layer_types=["full_attention"]),
+        "weights in its files are not used",
+    ),
+    "a typing error in the positions": (
+        lambda d: restate(d, rope_parameters=dict(rope_type="yarn", factor=2.0, rope_theta=1e4, beta_fst=1)),
+        "Unrecognized keys",
+    ),
+    "a smaller vocabulary": (lambda d: restate(d, vocab_size=300), InputError),
+    "more heads": (lambda d: restate(d, num_key_value_heads=4), InputError),
+    "a rope of no kind": (
+        lambda d: restate(d, rope_parameters=dict(rope_type="spiral", factor=2.0)),
+        "unknown 'spiral'",
+    ),
+}
+
+
+def restate(folder, **change):
+    stated = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stated | change))
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_what_a_folder_says_and_nobody_reads_is_said(folder, capsys, what):
+    spoil, says = BESIDE[what]
+    spoil(folder)
+    if says is InputError:
+        fails("its configuration asks for .* of .* and its files have", load_lm, folder)
+    elif says.startswith("unknown"):
+        fails(says, load_lm, folder)
+    else:
+        load_lm(folder)
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == bool(says), err
 
 
 # --- ids beyond the table

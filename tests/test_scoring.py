@@ -8,9 +8,12 @@ import torch
 import torch._dynamo
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
+import archs
 from hpt_nb import compiled, engine, logits, scoring
+from hpt_nb.following import tune
 from hpt_nb.models import LM
 from hpt_nb.store import InputError
+from hpt_nb.tasks import Split, Task
 from hpt_nb.scoring import (
     PrefixScorer,
     compile_layers,
@@ -729,3 +732,34 @@ def test_no_gradient_since_no_text_sees_the_prompt():
     assert (
         PrefixScorer(lm, LABELS).loss_and_grad(prefix, [[30, 31], *long], [0, 1, 2])[1].any()
     )  # one text that sees it is enough
+
+
+SMALL = dict(steps=1, eval_every=1, n_tokens=2, holdout_n=4, progress=False)
+OF_METHODS = {
+    "pez": dict(batch=2),
+    "soft": dict(batch=2),
+    "gcg": dict(batch=2, topk=4, n_candidates=4),
+    "autoprompt": dict(batch=2, topk=4, n_candidates=4),
+    "rlprompt": dict(prompts=2, shots=2, hidden=8, top_k=8),
+}
+UNSEEN = {  # architecture -> why a prompt before long texts gets nothing; none of these is quantised
+    "mistral": "from their ends the model does not see the prompt",
+    "gpt_oss": "",  # one of its layers sees all
+    "axk2": "attends to a few tokens that it picks itself",
+}
+
+
+@pytest.mark.parametrize("method", OF_METHODS)
+@pytest.mark.parametrize("arch", UNSEEN)
+def test_why_a_prompt_gets_nothing(arch, method):
+    "Each method says what is true of the model, before a step, or does its work."
+    lm = tiny_lm(arch) if arch == "mistral" else LM.wrap(archs.model(arch), tiny_tokenizer("bytelevel"), name=arch)
+    split = Split([f"{archs.LONG} {i}" for i in range(8)], [0, 1] * 4)
+    task = Task("t", " It was", (" great", " bad"), split, split, split)
+    work = lambda: tune(lm, task, method=method, **SMALL, **OF_METHODS[method])
+    if not UNSEEN[arch] or arch == "axk2" and method == "rlprompt":  # which asks for no gradient, and is seen
+        assert len(work()) == 1
+        return
+    with pytest.raises(InputError, match=UNSEEN[arch]) as e:
+        work()
+    assert "quantised" not in str(e.value) and "max_text_tokens" in str(e.value)

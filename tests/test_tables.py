@@ -11,11 +11,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import example, given, settings, strategies as st
 
-from hpt_nb import class_labels, table_files
+from hpt_nb import class_labels, predicting, table_files
+from hpt_nb.prompts import Prompt
 from hpt_nb.store import InputError
-from hpt_nb.tasks import Split, load_task
+from hpt_nb.tasks import Split, Task, load_task
+from tiny import tiny_lm
 
 MANY = settings(max_examples=100, deadline=None)
 HEAD = 'suffix = " It was"\nlabels = [" bad", " great"]\nholdout = 4\n'
@@ -483,3 +486,132 @@ def test_a_folder_is_no_missing_file(tmp_path):
     (tmp_path / "t.toml").write_text(HEAD + '[data]\ntrain = "train.csv"\nvalidation = "val.csv"\n')
     assert "val.csv: a folder; need a file" in refused(lambda: load_task(tmp_path / "t.toml"))
     assert "a folder; need a task file" in refused(lambda: load_task(tmp_path))
+
+
+# ---- one table that is split, tables in memory, and tables that are written ----
+
+N = 20
+FILMS = [f"a great film {i}" if i % 2 else f"a bad plot {i}" for i in range(N)]
+FRAME = pd.DataFrame(dict(text=FILMS, label=[i % 2 for i in range(N)]))
+
+
+def named(names, table=FRAME):
+    table = table.copy()
+    table.attrs["names"] = {"label": names}
+    return table
+
+
+@pytest.mark.parametrize(
+    "table, says",
+    [
+        (FRAME.text, "a Series for a table"),
+        (FRAME.to_dict("list"), "a dict for a table"),
+        (FRAME.set_index("label"), "no column 'label' (columns: text)"),
+        (pd.concat([FRAME, 1 - FRAME[["label"]]], axis=1), "2 columns are called 'label'"),
+        (pd.concat([FRAME, FRAME[["text"]]], axis=1), "2 columns are called 'text'"),
+        (FRAME.assign(label=FRAME.label.map({0: 0.1, 1: 0.9})), "unknown label 0.1"),
+        (pd.concat([FRAME, FRAME.assign(label=1 - FRAME.label)]), "0 texts are left (40 of 40 texts are dropped: they"),
+        (FRAME[:2], "2 texts; need more"),
+        (FRAME[:0], "no rows"),
+    ],
+    ids=str,
+)
+def test_tables_in_memory_that_cannot_be_read(table, says):
+    said = refused(lambda: Task.from_pandas(table, words=[" bad", " great"]))
+    assert says in said and "set holdout" not in said
+
+
+@pytest.mark.parametrize(
+    "texts, says", [("ab", "one text"), ([b"a", "b"], "text 1"), (["a", None], "text 2 is 'None'")]
+)
+def test_texts_are_strings(texts, says):
+    assert says in refused(lambda: Split(texts, (0, 1)))
+
+
+@pytest.mark.parametrize("made", [np.array, torch.tensor, pd.Series, tuple])
+def test_labels_of_any_array(made):
+    "The labels of a tensor are the numbers in it."
+    task = Task.from_lists(FILMS, made(FRAME.label.tolist()), words=[" bad", " great"])
+    assert {t.split()[1]: y for t, y in zip(task.train.texts, task.train.labels)} == dict(bad=0, great=1)
+
+
+@pytest.mark.parametrize(
+    "words, of_great, says",
+    [
+        ([" positive", " negative"], " positive", ""),
+        ([" negative", " positive"], " positive", "read by the names"),
+        ([" bad", " great"], " bad", "'positive' is ' bad'"),
+        ({"negative": " bad", "positive": " great"}, " great", "read by the names"),
+        (None, " positive", "the label words are the names of the classes"),
+        ([" negative", " great"], "'negative' is number 0 in the task", ""),
+    ],
+    ids=str,
+)
+def test_a_table_in_memory_means_what_its_names_say(capsys, words, of_great, says):
+    "Number 0 is called positive."
+    table = named(["positive", "negative"], FRAME.assign(label=1 - FRAME.label))
+    if "number" in of_great:
+        assert of_great in refused(lambda: Task.from_pandas(table, words=words))
+        return
+    task = Task.from_pandas(table, words=words)
+    split = task.train
+    assert {task.labels[y] for t, y in zip(split.texts, split.labels) if "great" in t} == {of_great}
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labels, fine", [('[" bad", " great"]', False), ('[" neg", " pos"]', True)])
+def test_files_that_count_their_classes_in_two_orders(tmp_path, labels, fine):
+    stated(tmp_path / "train.parquet", ["neg", "pos"], (0, 1, 1, 0) * 3)
+    stated(tmp_path / "val.parquet", ["pos", "neg"])
+    data = '[data]\ntrain = "train.parquet"\nvalidation = "val.parquet"\n'
+    (tmp_path / "t.toml").write_text(HEAD.replace('[" bad", " great"]', labels) + data)
+    if fine:  # by the names
+        assert load_task(tmp_path / "t.toml").validation.labels == (1, 0, 0, 1)
+    else:
+        assert "says that 0 is 'pos', and that of" in refused(lambda: load_task(tmp_path / "t.toml"))
+
+
+def test_what_is_dropped_of_one_file_is_said(tmp_path, capsys):
+    rows = [*zip(FILMS, FRAME.label), ("Odd!", 0), ("odd", 1)]
+    (tmp_path / "all.csv").write_text("text,label\n" + "".join(f"{t},{y}\n" for t, y in rows))
+    (tmp_path / "t.toml").write_text(HEAD.replace('" great"]', '" great", " x"]') + '[data]\nfile = "all.csv"\n')
+    load_task(tmp_path / "t.toml")
+    err = capsys.readouterr().err
+    assert "2 of 22 texts are dropped: they stand there with two labels, such as 'Odd!' as ' bad'" in err
+    assert "no text has the label ' x'" in err
+    same = HEAD + '[data]\nfile = "all.csv"\ntext = "label"\n'
+    (tmp_path / "t.toml").write_text(same)
+    assert "both read from the column 'label'" in refused(lambda: load_task(tmp_path / "t.toml"))
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".tsv", ".parquet"])
+def test_a_table_that_is_written_comes_back(tmp_path, kind):
+    "Each field letter for letter, or a refusal: a carriage return, digits of a number, an index that names rows twice."
+    for n, value in enumerate(["a\rb", "a\nb", "a\tb", 'say "yes"', "a\u2028b", 0.1 + 0.2, 10**25, "\ud800", None]):
+        table = pd.DataFrame(
+            dict(text=["one", "two"], more=[value, "x" if isinstance(value, str) else value]), dtype=object
+        )
+        path = tmp_path / f"{n}{kind}"
+        try:
+            predicting.check_kept(table, path)
+        except InputError as e:
+            assert "\n" not in str(e) and kind in (".tsv", ".parquet") or value == "\ud800", (kind, value)
+            continue
+        predicting.write_predictions(table, path)
+        back = table_files.read_file(path).more.tolist()[0]
+        assert back == value or kind in (".csv", ".tsv") and str(back) in (str(value), "") or value is None, (
+            kind,
+            value,
+        )
+
+
+def test_answers_stand_beside_their_rows_whatever_the_index():
+    lm = tiny_lm("gpt2", 1)
+    split = Split(FILMS, FRAME.label)
+    prompt = Prompt(" the", Task("t", " It was", (" bad", " great"), split, split, split))
+    plain, facts = predicting.predict(prompt, lm, FRAME, label="label")
+    for index in ([0] * N, [*range(10)] * 2, FRAME.label):
+        table, again = predicting.predict(prompt, lm, FRAME.set_axis(index), label="label")
+        assert again == facts and table.reset_index(drop=True).equals(plain)
+    turned, other = predicting.predict(prompt, lm, named(["great", "bad"]), label="label")
+    assert other["correct"] == N - facts["correct"] and turned.equals(plain)
