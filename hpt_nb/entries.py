@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['only_known', 'typed', 'different', 'different_texts', 'different_steps', 'truth', 'check_vocab', 'vocab_table',
-           'vary_table', 'arm_tables']
+           'vary_table', 'tokens_table', 'arm_tables']
 
 # %% ../nbs/13e_entries.ipynb #36f50648
+import os
 from dataclasses import fields
+from pathlib import Path
 from .store import InputError
+from .selection import token_rules
 from .rows import ROWS
 from .presets import Arm, VocabConfig
 
@@ -109,6 +112,28 @@ def _check_level(level: dict, where: str):
             raise InputError(f"{where}: {key} = {value}; need at least {least}")
         if key == "h" and value != "exact" and type(value) is not int:
             raise InputError(f'{where}: h = {value!r}; need "exact" or a number of anchors')
+
+# %% ../nbs/13e_entries.ipynb #fd82d405
+_TOKEN_FLAGS = ("ascii", "words_only", "no_label_words")
+
+
+def _patterns(value, folder, where: str) -> list:
+    "Patterns and files of a list, the files as they stand beside the preset."
+    given = different([value] if isinstance(value, str) else value, where)
+    beside = [str(Path(folder) / one) for one in given]
+    return [path if os.path.isfile(path) else one for one, path in zip(given, beside)]
+
+
+def tokens_table(table, folder, where: str) -> dict:  # fields of a preset: rules, no_label_words
+    "Checked [tokens]."
+    only_known(table, ("allow", "deny", *_TOKEN_FLAGS), where)
+    ascii_only, words, no_labels = (truth(table, flag, f"{where}: ") for flag in _TOKEN_FLAGS)
+    lists = {k: _patterns(table[k], folder, f"{where} {k}") for k in ("allow", "deny") if k in table}
+    try:
+        rules = token_rules(**lists, ascii=ascii_only, words=words)
+    except InputError as e:
+        raise InputError(f"{where}: {e}") from None
+    return dict(rules=rules, no_label_words=no_labels)
 
 # %% ../nbs/13e_entries.ipynb #a17c0de2
 _VOCAB = ("h", "k", "repeats", "tokens", "s")

@@ -88,7 +88,7 @@ def _check_models(preset: Preset, tasks: dict, models: Models):
     for name in (first.model, *first.counterparts):  # fetched and converted here
         for task in tasks.values():
             label_ids(models(name), task)
-    check_words(preset, models, first)
+    check_words(preset, models, first, tasks.values())
 
 # %% ../nbs/13r_run.ipynb #ca3c92c6
 _log = logging.getLogger("hpt_nb.experiments")
