@@ -48,6 +48,10 @@ def _as_asked(preset: Preset, dtype: str) -> list:
         f"dtype: tuned in {dtype}{auto}, scored in {preset.scoring_dtype}",
     ]
     lines += [_reads(preset, model, dtype) for model in preset.models]
+    for task, texts in preset.manual.items():
+        lines.append(f"written by hand, for {task}: {', '.join(map(repr, texts))}")
+    if preset.holdout:
+        lines.append(f"calibrated: on {preset.holdout:,} holdout texts a task, without their labels")
     if preset.step0:
         lines.append(
             f"step 0: Empty of {len(preset.models)} models on {', '.join(preset.tasks)}, in {len(FORMATS)} formats, "

@@ -79,6 +79,15 @@ class _PartsBar(Bar):
     def fill(self, share):
         self.at(self.part, share)
 
+    def first(self, part, text):
+        "A function that fills this part; the bar is shown when it is called first, after what may be refused."
+
+        def fill(share):
+            self.begin(part, text)
+            self.fill(share)
+
+        return fill
+
     def counter(self, total: int):
         "A function that fills the part, by 1 or by what it is called with."
         done = 0
@@ -222,9 +231,9 @@ def _made(job: Job, given: dict, progress: bool) -> dict:
     if progress:
         _tell(job, left)
     with _PartsBar(parts, progress and bool(left)) as bar:
-        bar.begin(("vocab", job.names[0]), f"comparing {' and '.join(job.names)}")
-        vocab, common = vocabularies(job, shared_vocabs(), bar.fill)
-        bar.end()
+        comparing = bar.first(("vocab", job.names[0]), f"comparing {' and '.join(job.names)}")
+        vocab, common = vocabularies(job, shared_vocabs(), comparing)
+        comparing(1)
         found = found_by(job, vocab, bar)
     facts = facts_of(job, found, vocab, common, given)
     write_files(job, found, facts)

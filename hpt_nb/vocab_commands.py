@@ -37,8 +37,12 @@ def cmd_stability(a):
         )
     how = dict(k=a.k, h=a.sample, repeats=a.repeats, seed=a.seed, tokens=a.tokens)
     with Bar([1000], not a.quiet) as bar:
-        bar.say(f"comparing {' and '.join(lm.name for lm in lms)}")
-        vocab = stable_vocab(lms, **how, progress=lambda share: bar.at(0, share))
+
+        def fill(share):
+            bar.say(f"comparing {' and '.join(lm.name for lm in lms)}")
+            bar.at(0, share)
+
+        vocab = stable_vocab(lms, **how, progress=fill)
     vocab = select_tokens(vocab, a)  # after the scores: a token's neighbours are what they are
     vocab.save(out)
     say(
