@@ -49,6 +49,7 @@ def test_every_row_and_method_keeps_to_the_lists(place):
         allowed = select(whole_vocab(load_lm(f"./{c['config']['source']}")), rules).ids[0].tolist()
         assert set(c["result"]["prompt_ids"]) <= set(allowed)
         assert c["meta"]["ran"]["rules"]["without"] == ["bad", "great"]
+    assert main(["run", "kept.toml", "--out", "run", "--quiet"]) == 2  # a page could not tell the two apart
     hashes = [{c["config"]["vocab"]["hash"] for c in some} for some in (cells, there[free.rules])]
     assert hashes[0].isdisjoint(hashes[1])
 

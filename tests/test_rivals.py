@@ -51,6 +51,13 @@ def test_they_are_taken_along_and_shown(place, capsys):
     assert "Manual 2" in capsys.readouterr().out
 
 
+def test_they_join_no_run_that_kept_nothing_to_calibrate_by(place, capsys):
+    "Known before the work: the page could not tell the scores with holdout texts from those without."
+    assert main(["run", "few.toml", "--out", "run", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "200 holdout texts calibrate in the results, none now" in said and said.count("\n") == 1
+
+
 def test_what_is_no_prompt_is_refused(place, capsys):
     for texts in (["--against", ""], ["--against", "x", "--against", "x"]):
         assert main(["run", "few.toml", "--out", "none", "--quiet", *texts]) == 2
