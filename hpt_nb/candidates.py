@@ -71,7 +71,7 @@ def _tune(store: Store, lms, task, vocab: Vocab, method: str, cfg, configs, dtyp
         if followed:
             followed.close()
     for c, r in zip(configs, runs):
-        made = provenance(lms[0].device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg))
+        made = provenance(lms[0].device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg, vocab))
         store.put("tune", c, r.result(), made)
 
 

@@ -166,9 +166,10 @@ def carried_config(task) -> dict:
     return dict(carried=dict(start="xavier", judged=min(CARRY_TEXTS, len(task.holdout))))
 
 # %% ../nbs/13g_cells.ipynb #a17c3002
-def tune_facts(task, cfg) -> dict:
-    "What a tuning run really used, for its cell's provenance."
-    return dict(
+def tune_facts(task, cfg, vocab: Vocab | None = None) -> dict:
+    "What a tuning run really used, for its cell's provenance; the rules that cut its vocabulary, where there are some."
+    rules = vocab.config.get("rules") if vocab else None
+    return (dict(rules=rules) if rules else {}) | dict(
         chosen_on=min(cfg.holdout_n, len(task.holdout)),
         trained_on=len(task.train),
         dropped=task.info.get("dropped", {}),

@@ -15,6 +15,7 @@ from .store import InputError, Store, number, whole
 from .models import known_by, same_model
 from .tasks import Split, Task, drop_conflicts, hold_out
 from .vocab import whole_vocab
+from .selection import TokenRules, select
 from .scoring import label_ids, label_logprobs
 from .pez import fast_dtype
 from .calibration import accuracy, calibrated, centre_means
@@ -126,6 +127,7 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
         model=None,
         dtype="auto",
         random_state=0,
+        rules=None,
     ):
         self.models = models  # names or loaded models; tuned on the first, chosen on all
         self.label_words = (
@@ -145,6 +147,7 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
         self.max_text_tokens = max_text_tokens
         self.model = model  # the one that predicts; None: the first
         self.dtype, self.random_state = dtype, random_state
+        self.rules = rules  # which tokens may be used, as of `token_rules`; None: all that the models share
 
     def __sklearn_clone__(self):
         return type(self)(**self.get_params(deep=False))  # loaded models are shared, not copied
@@ -186,10 +189,11 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
             ]
 
     def _vocab(self, store, lms):
-        "The most stable common tokens; of a single model all that it has."
+        "The most stable common tokens; of a single model all that it has. Both by the rules."
+        rules = self.rules or TokenRules()
         if len(lms) < 2:
-            return whole_vocab(lms[0])
-        common = stored_vocab(store, lms, VocabConfig(k=self.k, s=self.s), shared_vocabs())
+            return select(whole_vocab(lms[0]), rules)
+        common = select(stored_vocab(store, lms, VocabConfig(k=self.k, s=self.s), shared_vocabs()), rules)
         return common.top(min(self.s, len(common)))
 
     def fit(self, X, y):

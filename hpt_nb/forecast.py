@@ -14,7 +14,8 @@ from .presets import Preset
 from .sizes import model_size
 from .pool import load_tasks
 from .tuned import tuning_dtypes
-from .cost import OVERHEAD, SHARE, TEXTS, makespan, pieces, product_rate, ranks
+from .cells import vocab_config
+from .cost import COMPARED, OVERHEAD, SHARE, TEXTS, makespan, pieces, product_rate, ranks
 
 # %% ../nbs/13p_forecast.ipynb #68be5e85
 def _start_of(preset: Preset, method: str) -> str:
@@ -29,6 +30,12 @@ def _reads(preset: Preset, model: str, dtype: str) -> str:
     return f"  {model}: {bos}, {tuned}scored in {preset.scoring_dtype}"
 
 
+def _rules_said(preset: Preset) -> str:
+    "Which tokens no tuned row may use."
+    rules = preset.rules.config() | ({"no_label_words": True} if preset.no_label_words else {})
+    return f"; of its tokens only: {', '.join(f'{k} = {v}' for k, v in rules.items())}" if rules else ""
+
+
 def _as_asked(preset: Preset, dtype: str) -> list:
     "What of a run is a choice, in lines."
     v, auto = preset.vocab, " (auto, on this machine)" if preset.tuning_dtype == "auto" else ""
@@ -37,10 +44,14 @@ def _as_asked(preset: Preset, dtype: str) -> list:
         "",
         f"inputs: format {preset.format or 'as each task says (ours, where it says nothing)'}",
         "starts: " + ", ".join(f"{m} {_start_of(preset, m)}" for m in preset.methods),
-        f"vocabulary: {v.tokens} (K = {v.k}, {anchors}, s = {v.s:,})",
+        f"vocabulary: {v.tokens} (K = {v.k}, {anchors}, s = {v.s:,}){_rules_said(preset)}",
         f"dtype: tuned in {dtype}{auto}, scored in {preset.scoring_dtype}",
     ]
     lines += [_reads(preset, model, dtype) for model in preset.models]
+    for task, texts in preset.manual.items():
+        lines.append(f"written by hand, for {task}: {', '.join(map(repr, texts))}")
+    if preset.holdout:
+        lines.append(f"calibrated: on {preset.holdout:,} holdout texts a task, without their labels")
     if preset.step0:
         lines.append(
             f"step 0: Empty of {len(preset.models)} models on {', '.join(preset.tasks)}, in {len(FORMATS)} formats, "
@@ -84,8 +95,8 @@ def _work_lines(preset: Preset, rows, rate: dict, dtype: str, source: str) -> li
     work = rows.groupby("kind").operations.sum() / 1e15
     return [
         "",
-        f"work: {work.get('tune', 0):,.2f} PFLOP of tuning and {work['score']:,.2f} of scoring; loading models, "
-        "comparing vocabularies (half a minute a pair on two cores) and the prompts' perplexities are not counted",
+        f"work: {work.get('tune', 0):,.2f} PFLOP of tuning and {work['score']:,.2f} of scoring; loading models and "
+        "the prompts' perplexities are not counted",
         "models: " + ", ".join(f"{n} ({model_size(n)[1] / 1e6:,.0f} M weights)" for n in names),
         f"rates: {rate['tune'] / 1e9:,.0f} GFLOP/s tuning in {dtype}, {rate['score'] / 1e9:,.0f} scoring "
         f"in {preset.scoring_dtype}: {source}",
@@ -94,9 +105,22 @@ def _work_lines(preset: Preset, rows, rate: dict, dtype: str, source: str) -> li
     ]
 
 
-def _device_lines(rows, devices) -> list:
-    "How long it takes on so many equal devices, in lines."
+def _pairs(preset: Preset) -> set:
+    "What is compared before the rows that need it are tuned: two models and how, each once."
+    rows = [r for r in preset.tuned_rows if preset.shares_words(r)]
+    found = set()
+    for s in preset.sources:
+        ways = {str(vocab_config(preset.vocab_for(r), [])) for r in rows if preset.on_source(r, s.model)}
+        for counterpart in s.counterparts:
+            found |= {(frozenset((s.model, counterpart)), way) for way in ways}
+    return found
+
+
+def _device_lines(rows, devices, pairs: int, each: float) -> list:
+    "How long it takes on so many equal devices, in lines; `each`: seconds to compare a pair of vocabularies."
     cost, after, lines = list(rows.seconds), list(rows.after), []
+    if pairs:
+        lines.append(f"comparing {pairs} pair{'s' if pairs > 1 else ''} of vocabularies: about {_hours(pairs * each)}")
     chain = max(ranks(cost, after))
     for d in devices:
         end, limit = makespan(cost, after, d), ""
@@ -107,7 +131,8 @@ def _device_lines(rows, devices) -> list:
             )
         elif d > 1:
             limit = f"; busy {sum(cost) / end / d:.0%} of the time"
-        lines.append(f"on {d} such device{'s' if d > 1 else ''}: about {_hours(end)}{limit}")
+        whole = end + -(-pairs // d) * each
+        lines.append(f"on {d} such device{'s' if d > 1 else ''}: about {_hours(whole)}{limit}")
     return lines
 
 # %% ../nbs/13p_forecast.ipynb #a2a4a4af
@@ -153,7 +178,7 @@ def dry_run(
         *_as_asked(preset, dtype),
         *_piece_lines(rows),
         *_work_lines(preset, rows, rate, dtype, "as given" if rates else measured),
-        *_device_lines(rows, devices),
+        *_device_lines(rows, devices, len(_pairs(preset)), 2 * COMPARED / rate["score"]),
         f"the longest piece: {first.kind} {first.task}, {first.source} -> {first.target}, {_hours(first.seconds)}",
     ]
     return "\n".join(lines)

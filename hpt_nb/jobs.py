@@ -190,7 +190,7 @@ class Job:
         return untuned(self.preset, self.models(unit.source), self.tasks[unit.task], unit.task)
 
     def _vocab(self, unit, inputs, at, failed) -> list:
-        scored_vocab(self.store, self.preset, self.models, unit.source, unit.target, unit.vocab)
+        scored_vocab(self.store, self.preset, self.models, unit.source, unit.target, unit.vocab, at)
         return []
 
     def _tune(self, unit, inputs, at, failed) -> list:

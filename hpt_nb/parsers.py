@@ -117,6 +117,13 @@ def run_options(c):
     c.add_argument(
         "--data", metavar="DIR", help="folder of task files (sst2.toml, ag_news.toml) that stand in for the hub's tasks"
     )
+    c.add_argument(
+        "--against",
+        action="append",
+        metavar="TEXT",
+        help="a hand-written prompt, scored and shown beside the tuned rows and no prompt, raw and calibrated; again "
+        "for more",
+    )
     c.add_argument("--tracker", **TRACKER | dict(default=None))
     flag(c, "--retry-failed", "try pieces again that failed before")
     flag(

@@ -23,6 +23,7 @@ from hpt_nb.entries import (
     different_steps,
     different_texts,
     only_known,
+    tokens_table,
     truth,
     typed,
     vary_table,
@@ -37,7 +38,7 @@ except ModuleNotFoundError:
 # %% ../nbs/13f_parsing.ipynb #0c42c11c
 _TEXTS = {"name", "about", "format", "tracker"}
 _LISTS = {"tasks", "rows", "seeds", "methods", "method", "source"}
-_TABLES = {"bos", "vocab", "tuning", "scoring", "task", "vary", "row", "manual"}
+_TABLES = {"bos", "vocab", "tuning", "scoring", "task", "vary", "row", "manual", "tokens"}
 
 
 def _check_document(doc: dict, where: str):
@@ -286,6 +287,7 @@ def parse_preset(
         settings=settings,
         bos=_bos(doc, sources, where),
         vocab=vocab_table(doc.get("vocab", {}), f"{where}: [vocab]"),
+        **tokens_table(doc.get("tokens", {}), folder, f"{where}: [tokens]"),
         **_tuning(doc, where),
         **_scoring(doc, where),
         manual=_manual(doc, tasks, where),

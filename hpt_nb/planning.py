@@ -14,6 +14,7 @@ from .store import InputError, whole
 from .tasks import load_task
 from .pez import fast_dtype
 from .registry import check_start
+from .cost import COMPARED
 from .experiments import REGISTRY, SHARE, count_weights, model_size, product_rate
 from .auditing import named_prompts
 from .candidates import CONTROLS, tuning_config
@@ -23,6 +24,15 @@ def _tokens(task, texts) -> float:
     "Tokens of a text with its template, on average, at roughly four characters a token."
     some = texts[:500]
     return sum(min(task.max_text_tokens, len(t) / 4) + 5 for t in some) / len(some)
+
+
+def _compared(models, names) -> float:
+    "Operations to compare the vocabularies of models; where they are not loaded, as those of usual ones."
+    if models is None:
+        return COMPARED * len(names)
+    lms = [models(name) for name in names]
+    c = 0.6 * min(len(lm.token_bytes) for lm in lms)
+    return sum(2 * c**2 * lm.embeddings.shape[1] for lm in lms)
 
 
 def work_of(task, models, names, targets, method, cfg, seeds, n: int, rivals: int = 0, weights=None) -> dict:
@@ -35,7 +45,8 @@ def work_of(task, models, names, targets, method, cfg, seeds, n: int, rivals: in
     forward, back = how.cost(cfg, train, len(task.labels))
     judges = len(names) if how.extra == "also" else 1
     judged = (cfg.steps // cfg.eval_every) * held * train * judges
-    parts = {("tune", source): size[source] * len(seeds) * (forward + back + judged)}
+    parts = {("vocab", source): _compared(models, names)}
+    parts["tune", source] = size[source] * len(seeds) * (forward + back + judged)
     for name in names:
         parts["choose", name] = size[name] * len(seeds) * held * train
     for name in (*names, *targets):
@@ -58,10 +69,12 @@ def estimate(
     tune_rate = product_rate(dtype, str(device)) * SHARE["tune"]
     score_rate = product_rate("float32", str(device)) * SHARE["score"]
     tune = sum(work / tune_rate for part, work in parts.items() if part[0] == "tune")
-    score = sum(work / score_rate for part, work in parts.items() if part[0] != "tune")
+    compare = sum(work / score_rate for part, work in parts.items() if part[0] == "vocab")
+    score = sum(work / score_rate for part, work in parts.items() if part[0] not in ("tune", "vocab"))
+    first = f"comparing vocabularies {_minutes(compare)}, " if compare else ""
     return (
-        f"about {_minutes(tune + score)} on this machine as busy as it is now "
-        f"(tuning {_minutes(tune)}, scoring {_minutes(score)}), loading aside"
+        f"about {_minutes(compare + tune + score)} on this machine as busy as it is now "
+        f"({first}tuning {_minutes(tune)}, scoring {_minutes(score)}), loading aside"
     )
 
 # %% ../nbs/17h_planning.ipynb #1ef7bb30

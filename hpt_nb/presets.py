@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from .methods import fact
 from .store import SEEDS, InputError, check_fields, whole
 from .vocab import TOKENS
+from .selection import TokenRules
 from .pez import COMPILE_STEPS, PezConfig
 from .rows import MANUAL, MOMENT, ROWS
 from .registry import REGISTRY, method_config
@@ -106,6 +107,8 @@ class Preset:
     format: str = ""  # how inputs are written, one of `FORMATS`; "": as each task says
     step0: bool = False  # is Empty held against the paper's counts before anything is tuned?
     tracker: str = ""  # who follows the tuning passes (`check_tracker`); it changes no result
+    rules: TokenRules = TokenRules()  # tokens that no tuned row may use, of its vocabulary
+    no_label_words: bool = False  # nor the label words of a task
     holdout: int = 0  # holdout texts whose label log-probabilities are kept beside the scored texts'; 0: neither
 
     def arm(self, row: str) -> Arm:
@@ -131,6 +134,10 @@ class Preset:
 
     def vocab_for(self, row: str) -> VocabConfig:
         return replace(self.vocab, **self.arm(row).vocab)
+
+    def rules_for(self, task) -> TokenRules:
+        "Which tokens the tuned rows of a `Task` may search."
+        return self.rules.sparing(task.labels) if self.no_label_words else self.rules
 
     def seeds_of(self, row: str) -> tuple:
         return tuple(s for s in self.seeds if s in (self.arm(row).seeds or self.seeds))

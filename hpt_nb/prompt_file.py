@@ -60,6 +60,7 @@ def facts_of(job: Job, found: Found, vocab: Vocab, common: Vocab, given: dict) -
         cut={m.name: score_facts(m, task, job.split)["cut"] for m in map(job.load, job.every)},
         max_text_tokens=task.max_text_tokens,
     )
+    rules = dict(rules=vocab.config["rules"]) if vocab.config.get("rules") else {}
     tuned = next(n for n in found.audit["prompts"] if n != NONE)
     facts = dict(
         given=given,
@@ -69,7 +70,7 @@ def facts_of(job: Job, found: Found, vocab: Vocab, common: Vocab, given: dict) -
         seeds=list(job.seeds),
         tuning_dtype=job.dtype,
         tokens=found.chosen["tokens"],
-        vocabulary=dict(models=vocab.models, common=len(common), used=len(vocab), k=job.k, hash=vocab.hash),
+        vocabulary=dict(models=vocab.models, common=len(common), used=len(vocab), k=job.k, hash=vocab.hash, **rules),
         scored_on=scored_on,
         chosen_on=job.chosen_on,
         dropped=task.info.get("dropped", {}),

@@ -11,10 +11,11 @@ import copy
 import json
 import numpy as np
 import pandas as pd
-from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard
 from pathlib import Path
 from types import SimpleNamespace
 from .store import InputError, write_atomic
+from .hub import OnHub
 from .models import LM
 from .places import order_of
 from .scoring import label_logprobs
@@ -86,14 +87,11 @@ def check_means(prompt, where: str):
             )
 
 # %% ../nbs/17a_prompts.ipynb #c0586e12
-class Prompt(
-    ModelHubMixin, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"], pipeline_tag="text-classification"
-):
+class Prompt(OnHub, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"], pipeline_tag="text-classification"):
     """A prompt to keep: its text, its task, what each model reads, calibration constants, scores and origin.
     `InputError` for what cannot be one."""
 
-    def __new__(cls, *args, **kwargs):
-        return object.__new__(cls)  # not the mixin's, which copies arguments into a file of its own
+    FILE = "prompt.json"
 
     def __init__(
         self,
@@ -263,27 +261,10 @@ class Prompt(
         and a line that says what it is."""
         kept = copy.deepcopy(self)
         kept.origin.pop("given", None)
-        kept.save(Path(save_directory) / "prompt.json")
+        kept.save(Path(save_directory) / self.FILE)
         write_atomic(
             Path(save_directory) / "config.json",
             json.dumps(dict(library="hpt_nb", object="Prompt", version=SCHEMA)) + "\n",
-        )
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **kwargs):
-        "What the mixin calls: from a folder, or from a hub."
-        if Path(model_id).is_dir():
-            return cls.load(model_id)
-        return cls.load(
-            snapshot_download(
-                model_id,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-                allow_patterns=["prompt.json"],
-            )
         )
 
     def generate_model_card(self, *args, **kwargs) -> ModelCard:

@@ -165,6 +165,11 @@ def _other_texts(cell: dict, preset, name: str, task) -> str:
     n = min(preset.n_for(name) or len(task.validation), len(task.validation))
     if cell["kind"] == "eval" and c["n"] != n:
         return f"{task.name}: {c['n']} texts are scored in the results, {n} now"
+    if cell["kind"] == "eval" and (held := c.get("holdout", 0)) != preset.holdout:
+        return f"{task.name}: {held or 'no'} holdout texts calibrate in the results, {preset.holdout or 'none'} now"
+    rules = (cell["meta"].get("ran") or {}).get("rules") or {}
+    if cell["kind"] == "tune" and rules != (now := preset.rules_for(task).config()):
+        return f"{task.name}: the rules of its tokens are {rules or 'none'} in the results, {now or 'none'} now"
     return ""
 
 

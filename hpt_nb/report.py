@@ -36,6 +36,7 @@ from .refusals import check_preset, check_varied
 from .page import heading, note, page_html, paragraph, table_html
 from .reading_tables import readings_frame, stability_maps
 from .task_sections import overview_section, task_section
+from .rivals import rivals_section
 from .run_sections import levels_section, methods_section, reading_section, stability_section, study_section
 
 # %% ../nbs/16_report.ipynb #53b41e08
@@ -130,11 +131,13 @@ def _lead(df: pd.DataFrame, gone: list) -> str:
     return "".join(parts)
 
 # %% ../nbs/16_report.ipynb #a7ba23d2
-def _results_sections(df: pd.DataFrame, tunes: pd.DataFrame, maps: dict) -> list:
+def _results_sections(store: Store, df: pd.DataFrame, tunes: pd.DataFrame, maps: dict) -> list:
     "(heading, html) of what came out."
     every = each_variant(df)
     found = [("Ours and the Baseline, all in one", overview_section(df))] if len(overview(df)) else []
     found.append(("What the study found", study_section()))
+    if rivals := rivals_section(store):
+        found.append(("Beside no prompt and hand-written ones", rivals))
     if methods := methods_section(df, tunes):
         found.append(("Methods, side by side", methods))
     for task, source, name, part in every:
@@ -196,5 +199,5 @@ def write_report(
     if gone:
         df, tunes = finished(df, tunes, store.path)
     maps = stability_maps(store, vocabs)
-    sections = _results_sections(df, tunes, maps) + _facts_sections(store, df, tunes, vocabs)
+    sections = _results_sections(store, df, tunes, maps) + _facts_sections(store, df, tunes, vocabs)
     return write_atomic(page, page_html("Hard prompts across models", _lead(df, gone), sections))

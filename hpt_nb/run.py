@@ -7,7 +7,7 @@ __all__ = ['Bar', 'begin', 'pieces_of', 'announce', 'is_finished', 'run_preset']
 
 # %% ../nbs/13r_run.ipynb #5d8d343f
 import logging
-from functools import partial
+from functools import cached_property, partial
 from tqdm.auto import tqdm
 from .store import Store, finder
 from .scoring import free_bytes, label_ids
@@ -25,10 +25,14 @@ class Bar:
     "The one bar of a whole run, over units of these weights; several may be under way."
 
     def __init__(self, weights: list, progress: bool = True):
-        self.weights, self.shares, self.gone = weights, [0.0] * len(weights), 0.0
-        self.bar = tqdm(
-            total=round(sum(weights)),
-            disable=not progress,
+        self.weights, self.shares, self.gone, self.progress = weights, [0.0] * len(weights), 0.0, progress
+
+    @cached_property
+    def bar(self):
+        "It is shown once there is something to show: what is refused first is one line, without a bar before it."
+        return tqdm(
+            total=round(sum(self.weights)),
+            disable=not self.progress,
             dynamic_ncols=True,
             unit="tok",
             bar_format="{percentage:3.0f}%|{bar:24}| {elapsed} gone, {remaining} left | {desc}",
@@ -48,8 +52,9 @@ class Bar:
         return self
 
     def __exit__(self, *a):
-        self.bar.refresh()
-        self.bar.close()
+        if "bar" in self.__dict__:
+            self.bar.refresh()
+            self.bar.close()
 
 # %% ../nbs/13r_run.ipynb #d2c8f560
 def begin(preset: Preset, out, data=None, models: Models = None) -> tuple:
@@ -88,7 +93,7 @@ def _check_models(preset: Preset, tasks: dict, models: Models):
     for name in (first.model, *first.counterparts):  # fetched and converted here
         for task in tasks.values():
             label_ids(models(name), task)
-    check_words(preset, models, first)
+    check_words(preset, models, first, tasks.values())
 
 # %% ../nbs/13r_run.ipynb #ca3c92c6
 _log = logging.getLogger("hpt_nb.experiments")

@@ -18,13 +18,14 @@ def asked_presets(a) -> dict:
         raise InputError(f"--engine {a.engine!r}; known: local, ray")
     if a.cpus and a.engine != "ray":
         raise InputError("--cpus goes with --engine ray; leave it out, or set OMP_NUM_THREADS")
+    from hpt_nb.entries import with_written
     from hpt_nb.experiments import load_preset, variations
     from hpt_nb.trackers import check_tracker
 
     if a.rates is not None and rates_of(a.rates) and not a.dry_run:
         raise InputError("--rates goes with --dry-run; a run takes the time that it takes")
     check_tracker(a.tracker or "")
-    preset = load_preset(a.preset)
+    preset = with_written(load_preset(a.preset), a.against)
     if a.tracker is not None:
         preset = replace(preset, tracker=a.tracker)
     if a.engine == "ray" and preset.tracker == "log":
@@ -70,6 +71,10 @@ def _run_one(preset, out, a):
             f"{len(failed)} pieces failed, the first: {failed[0]['reason']}; the others are done. "
             f"hpt status {out} lists them, hpt run ... --retry-failed tries them again"
         )
+    if preset.manual:
+        from hpt_nb.rivals import rivals_text
+
+        say(rivals_text(store) + "\n")
     say(
         f"done: {len(store.cells('eval'))} scores of {len(store.cells('tune'))} tuned prompts in {out}; "
         f"hpt report {out} --out SITE makes the page"

@@ -142,11 +142,12 @@ def _tune(of: _Tuning, checkpoint: Path | None, on_step):
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
 
     def keep(steps, done):
-        for c, run in zip(of.configs[steps], done):
+        for c, run, vocab in zip(of.configs[steps], done, of.vocabs):
             if of.store.has("tune", c):
                 continue
             result = run.result() | dict(pass_steps=of.cfg.steps)
-            meta = provenance(lm.device, of.dtype, [c["seed"]], run.wall_s, ran=tune_facts(of.task, of.cfg))
+            ran = tune_facts(of.task, of.cfg, vocab)
+            meta = provenance(lm.device, of.dtype, [c["seed"]], run.wall_s, ran=ran)
             of.store.put("tune", c, result, meta)
 
     specs = [RunSpec(space, m, seed) for space, (m, _, _, seed) in zip(_spaces(lm, of.vocabs), of.runs)]

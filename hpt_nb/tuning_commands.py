@@ -195,7 +195,7 @@ def _tune_left(a, method, cfg, task, lms, vocab, todo, store, dtype: str, compil
         if followed:
             followed.close()
     for c, r in zip(todo, runs):
-        made = provenance(fast.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg))
+        made = provenance(fast.device, dtype, [c["seed"]], r.wall_s, ran=tune_facts(task, cfg, vocab))
         store.put("tune", c, r.result(), made)
     checkpoint.unlink(missing_ok=True)  # not before the runs are kept
 

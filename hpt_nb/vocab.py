@@ -15,10 +15,12 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor
 
 from .base import SEEDS, InputError, remark, whole
 from .files import write_atomic
+from .hub import OnHub, vocab_card
 from .identity import identity, same_model
 from .kinds import KINDS, is_word, plot_kinds, token_kind  # noqa: F401
 from .lm import LM
@@ -51,8 +53,11 @@ def _used(lm, text: str, ids: list) -> int:
 
 # %% ../nbs/03_vocab.ipynb #d8358207
 @dataclass(eq=False, frozen=True)
-class Vocab:
+class Vocab(OnHub, library_name="hpt_nb", tags=["stable-vocabulary", "hard-prompt"]):
     "Tokens that a search may use: `ids[i,u]` is the id of token u in model i."
+
+    FILE = "vocab.parquet"
+    _hub_mixin_config = dict(library="hpt_nb", object="Vocab", version=1)  # what config.json says
 
     tokens: list  # (c,) texts; "{unknown}" for what is no text
     ids: Tensor  # (N, c) int64
@@ -131,6 +136,14 @@ class Vocab:
     def load(path) -> "Vocab":
         "Read a vocabulary. `InputError` for a file that is missing, damaged, or not one of ours."
         return _load(path)
+
+    def _save_pretrained(self, save_directory):
+        "What the mixin calls."
+        self.save(Path(save_directory) / self.FILE)
+
+    def generate_model_card(self, *args, **kwargs) -> ModelCard:
+        "What the mixin writes as README.md."
+        return ModelCard(vocab_card(self))
 
 # %% ../nbs/03_vocab.ipynb #d91e87af
 def _origin(lm) -> dict:

@@ -25,6 +25,7 @@ def cmd_stability(a):
     out = out_file(a.out, ".parquet")
     if a.exact and a.sample:
         raise InputError("--exact and --sample exclude each other; give one")
+    from hpt_nb.experiments import Bar
     from hpt_nb.models import one_under_two_names
     from hpt_nb.neighbors import stable_vocab
 
@@ -34,7 +35,14 @@ def cmd_stability(a):
             f"{twice[0].name} and {twice[1].name} are one model under two names: that it agrees with itself says"
             " nothing"
         )
-    vocab = stable_vocab(lms, k=a.k, h=a.sample, repeats=a.repeats, seed=a.seed, tokens=a.tokens)
+    how = dict(k=a.k, h=a.sample, repeats=a.repeats, seed=a.seed, tokens=a.tokens)
+    with Bar([1000], not a.quiet) as bar:
+
+        def fill(share):
+            bar.say(f"comparing {' and '.join(lm.name for lm in lms)}")
+            bar.at(0, share)
+
+        vocab = stable_vocab(lms, **how, progress=fill)
     vocab = select_tokens(vocab, a)  # after the scores: a token's neighbours are what they are
     vocab.save(out)
     say(

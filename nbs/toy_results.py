@@ -149,7 +149,8 @@ def toy_preset(
     vocab = SimpleNamespace(k=k, h=4, repeats=2, seed=0, include_self=True, s=s)
     of = SimpleNamespace(model=source, counterparts=others, targets=others, tasks=())
     fields = dict(name="toy", tasks=tasks, rows=rows, seeds=seeds, tuned_rows=rows, sources=(of,), vocab=vocab)
-    fields |= dict(scoring_dtype="float32", tuning_dtype=dtype)
+    fields |= dict(scoring_dtype="float32", tuning_dtype=dtype, holdout=0)
+    fields |= dict(rules_for=lambda task: SimpleNamespace(config=dict))
     asked = dict(
         all_rows=lambda task: list(rows),
         vocab_for=lambda row: vocab,
