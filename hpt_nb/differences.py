@@ -91,7 +91,8 @@ def headline(df: pd.DataFrame) -> str:
     settled, near = sum(not undecided(r) for r in d.itertuples()), (d.place == d.counterpart).sum()
     up, down, level = signs(d.points)
     return (
-        f"Of {len(d)} comparisons on targets (one for each task, source, {many}counterpart and target), "
+        f"Of {len(d)} comparison{'s' * (len(d) > 1)} on targets "
+        f"(one for each task, source, {many}counterpart and target), "
         f"Ours is above Baseline (PEZ) in {up}, below it in {down} and level with it in {level}; "
         f"the mean difference is {d.points.mean():+.1f} points. "
         f"In {settled} of {len(d)} both 95 % intervals, over seeds and over texts, exclude zero. "

@@ -218,13 +218,15 @@ def pooled_name(r) -> str:
     return f"Mean of {r.n:.0f} lines: the target {'helped' if r.part else 'took no part'}{_more(r)}"
 
 
-def line_name(r, task: bool = True) -> str:
-    "A line's name, without its number."
+def line_name(r, task: bool = True, other: bool = False) -> str:
+    "A line's name, without its number; with its task and its counterpart where there are several."
     if r.kind == "paper":
         return f"The paper: mean of {r.n:.0f} targets, other models"
     if r.kind == "pooled":
         return pooled_name(r)
-    return f"{f'{r.task}: ' if task else ''}{r.source} \u2192 {r.place}{_more(r)}{' (helped)' if r.part else ''}"
+    beside = f", with {r.counterpart}" if other and r.counterpart != DASH else ""
+    name = f"{r.source} \u2192 {r.place}{beside}{_more(r)}{' (helped)' if r.part else ''}"
+    return f"{r.task}: {name}" if task else name
 
 
 def _labels(ax, y: int, r, name: str):
@@ -240,11 +242,12 @@ def _labels(ax, y: int, r, name: str):
 def plot_forest_lines(d: pd.DataFrame, ax=None):
     "From `forest_frame`: Ours less Baseline, a line each; grey: the target took part in choosing the vocabulary."
     ax, reach = axes_of(ax), forest_reach(d)
+    several = d.groupby(["task", "source", "row", "variant"]).counterpart.nunique().max() > 1
     ax.axvspan(-BAND, BAND, color=BLACK, alpha=0.07, lw=0)
     ax.axvline(0, color=LINES, lw=1)
     for y, r in enumerate(d.itertuples()):
         _line(ax, y + 0.1, r, reach)
-        _labels(ax, y, r, line_name(r, d.task.nunique() > 1))
+        _labels(ax, y, r, line_name(r, d.task.nunique() > 1, several))
     one = d.versus.nunique() == 1 and d.row.nunique() == 1
     what = compared(d.iloc[0]) if one else f"tuned less {row_name(d.versus.iloc[0])}"
     ax.set(xlim=(-1.15 * reach, 1.15 * reach), ylim=(len(d) - 0.4, -0.6), xlabel=f"{what} (points)")

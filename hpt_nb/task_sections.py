@@ -20,7 +20,7 @@ from .first_screen import forest_picture, is_cut
 from .heat import heat_frame, heat_limit, heat_said, plot_heat
 from .steps import plot_steps, steps_said
 from .cautions import caution_lines, marked_table
-from .page import bullets, figure_html, folded, heading, note, paragraph, table_html
+from .page import bullets, figure_html, folded, heading, note, paragraph, remarks, table_html
 from .strips import strips_html
 
 # %% ../nbs/15r_task_sections.ipynb #21065539
@@ -140,7 +140,7 @@ def _first_part(df: pd.DataFrame, task: str, source: str, sc: pd.DataFrame, asid
     return [
         paragraph(_caption(sc)),
         table_html(table, f"Accuracy, {task} from {source}", bold_mask(st), over),
-        note(" ".join(caution_lines(sc))),
+        remarks(caution_lines(sc)),
         *aside,
         *machines,
         *_paper_part(st, task, source, int(sc.n.max())),
@@ -203,8 +203,8 @@ def overview_section(df: pd.DataFrame, d: pd.DataFrame) -> str:
     "Every comparison: the forest where the first screen has no room for it, gains by source and target, the numbers."
     notes = dict.fromkeys(counterpart_note(part, task, source) for task, source, _, part in each_variant(df))
     table, paired = overview_text(overview(df)), d.versus.eq("PEZ").any()
-    parts = [forest_picture(d)] if is_cut(d) else []
-    parts += [paragraph(headline(df)) if paired else "", *(note(n) for n in notes if n)]
+    parts = [paragraph(headline(df)) if paired else "", *(note(n) for n in notes if n)]
+    parts += [folded("Every line of the figure", forest_picture(d))] if is_cut(d) else []
     parts.append(folded("From every source to every model", heat_figures(df)))
     if paired:
         parts.append(
