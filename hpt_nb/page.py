@@ -160,7 +160,8 @@ def _drawn(draw, height: float, width: float, limits: dict):
     ax.set(**limits)
     lines, labels = ax.get_legend_handles_labels()
     if entries := dict(zip(labels, lines)):
-        fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(2, len(entries)), fontsize=9)
+        columns = 2 if max(map(len, entries)) <= 5 * width else 1  # about as many letters fit in half of it
+        fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=9)
     return fig
 
 
@@ -220,9 +221,9 @@ def _seen(lead: str, sections: list) -> list:
     return seen
 
 
-def page_html(title: str, lead: str, sections: list) -> str:
+def page_html(title: str, lead: str, sections: list, explorer: str | None = None) -> str:
     """The whole page; `sections` holds (heading, html). The contents stand before the first; those after `OPEN`, or
-    with more than `OPEN_PARTS` allow, are folded."""
+    with more than `OPEN_PARTS` allow, are folded. `explorer`: address of the page on which tokens are looked up."""
     seen = _seen(lead, sections)
     ready = [(h, html if is_seen else folded("Show", html)) for (h, html), is_seen in zip(sections, seen)]
     parts = [dict(heading=h, html=_html(html)) for h, html in ready]
@@ -235,4 +236,5 @@ def page_html(title: str, lead: str, sections: list) -> str:
         lead=lead,
         sections=parts,
         contents=folded("On this page", contents),
+        explorer=explorer,
     )

@@ -39,6 +39,7 @@ from .refusals import check_preset, check_varied
 from .page import heading, note, page_html, paragraph, table_html, wrapped
 from .reading_tables import readings_frame, stability_maps
 from .first_screen import first_screen
+from .effects_section import effects_first, effects_section
 from .task_sections import overview_section, steps_section, task_section
 from .run_sections import levels_section, methods_section, reading_section, stability_section, study_section
 
@@ -135,8 +136,10 @@ _ARMS = (
 )
 
 
-def _results_sections(df: pd.DataFrame, d: pd.DataFrame, tunes: pd.DataFrame, maps: dict, steps: pd.DataFrame) -> list:
-    "(heading, html) of what came out. `d`: from `forest_frame`; `steps`: from `steps_frame`."
+def _results_sections(
+    store: Store, df: pd.DataFrame, d: pd.DataFrame, tunes: pd.DataFrame, maps: dict, moments
+) -> list:
+    "(heading, html) of what came out. `d`: from `forest_frame`; `moments`: from `parted`."
     found = [("Every comparison", overview_section(df, d))] if len(d) else []
     for task, source, name, part in each_variant(df):
         title = f"{task}, tuned on {source}{f': {name}' if name else ''}"
@@ -144,8 +147,10 @@ def _results_sections(df: pd.DataFrame, d: pd.DataFrame, tunes: pd.DataFrame, ma
     if arms(df):
         changed = wrapped(table_html(arms_text(df), "Rows with changed settings"))
         found.append(("Rows with changed settings", paragraph(arms_said(df), _ARMS) + changed))
-    if by_steps := steps_section(steps):
+    if by_steps := steps_section(steps_frame(df, moments)):
         found.append(("Accuracy by steps", by_steps))
+    if effects := effects_section(store):
+        found.append(("Effects of single tokens", effects))
     found.append(("What the study found", study_section()))
     if methods := methods_section(plain_rows(df), tunes):
         found.append(("Methods, side by side", methods))
@@ -195,6 +200,8 @@ def write_report(
     if level_folders(store.path):
         sections = [("One setting at a time", levels_section(store.path))]
         return write_atomic(page, page_html("Settings varied", "", sections))
+    if store.cells("effect") and not store.cells("eval"):
+        return write_atomic(page, page_html("Effects of single tokens", *effects_first(store)))
     df, moments, checks = parted(results_frame(store))
     tunes, vocabs = tunes_frame(store), vocab_frame(store)
     gone = unfinished(df, tunes) or planned_left(store)
@@ -206,7 +213,8 @@ def write_report(
     if gone:
         df, tunes = finished(df, tunes, store.path)
     maps, d = stability_maps(store, vocabs), forest_frame(df)
-    sections = _results_sections(df, d, tunes, maps, steps_frame(df, moments))
+    sections = _results_sections(store, df, d, tunes, maps, moments)
     sections += _facts_sections(store, df, tunes, vocabs)
     title = f"Hard prompts across models: {', '.join(sorted(set(df.task)))}"
-    return write_atomic(page, page_html(title, _lead(df, d, gone, checks_said(df, checks)), sections))
+    explorer = "explorer.html" if page.with_name("explorer.html").is_file() else None  # of hpt explore
+    return write_atomic(page, page_html(title, _lead(df, d, gone, checks_said(df, checks)), sections, explorer))

@@ -12,7 +12,7 @@ from .palette import row_color, row_name, row_order
 from .intervals import seed_interval
 from .parts import is_arm, moment_of
 from .completeness import fixed_rows
-from .figures import axes_of
+from .figures import axes_of, placed_apart
 
 # %% ../nbs/15kd_steps.ipynb #0ec5e536
 _COLUMNS = ("task", "source", "row", "kind", "place", "part", "steps", "mean", "low", "high", "seeds")
@@ -54,18 +54,6 @@ def steps_frame(
     return found.sort_values("row", key=lambda rows: rows.map(row_order), kind="stable").reset_index(drop=True)
 
 # %% ../nbs/15kd_steps.ipynb #b8cf58f1
-def _spread(ends: list, gap: float) -> list:
-    "Heights of labels: as near their lines as they can be without touching."
-    order = sorted(range(len(ends)), key=lambda i: ends[i])
-    placed = dict.fromkeys(order, 0.0)
-    last = -math.inf
-    for i in order:
-        last = max(ends[i], last + gap)
-        placed[i] = last
-    shift = sum(placed[i] - ends[i] for i in order) / max(1, len(order))
-    return [placed[i] - shift for i in range(len(ends))]
-
-
 def plot_steps(one: pd.DataFrame, ax=None):
     "From `steps_frame`, one task, source and place: accuracy by steps, a line with a band for each row."
     ax, ends, names = axes_of(ax), [], []
@@ -78,7 +66,7 @@ def plot_steps(one: pd.DataFrame, ax=None):
     low, high = ax.get_ylim()
     low, high = max(low, 0), min(high, 100)
     far = float(one.steps.max())
-    for y, (name, color) in zip(_spread(ends, 0.075 * (high - low)), names):
+    for y, (name, color) in zip(placed_apart(ends, 0.075 * (high - low)), names):
         ax.text(1.02, (y - low) / (high - low), name, color=color, fontsize=9, va="center", transform=ax.transAxes)
     ax.set(
         xlabel="tuning steps (0: the start)", ylabel="accuracy (%)", xlim=(-0.03 * far, 1.03 * far), ylim=(low, high)
