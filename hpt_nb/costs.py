@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from .palette import SIGNS, UNTUNED, VOCAB_MARKS, method_color, method_order, row_color
 from .results import values_text
-from .figures import axes_of
+from .figures import axes_of, placed_apart
 from .method_tables import method_stats
 
 # %% ../nbs/15q_costs.ipynb #d1cadc98
@@ -96,13 +96,25 @@ def _compute_point(ax, r, x: float):
 
 
 def _compute_legend(ax, points: pd.DataFrame):
-    "A sign for each method, each vocabulary, and vectors."
-    for method in dict.fromkeys(points.method):
-        ax.plot([], [], "s", ms=9, color=method_color(method), label=method)
+    "A sign for each vocabulary, and for vectors."
     for vocab in dict.fromkeys(points[points["read"] == "tokens"].vocab):
         ax.plot([], [], VOCAB_MARKS.get(vocab, "x"), ms=7, color=SIGNS, label=f"{vocab} vocabulary")
     if (points["read"] == "vectors").any():
         ax.plot([], [], "h", ms=7, color=SIGNS, mfc="white", label="vectors")
+
+
+def _compute_names(ax, points: pd.DataFrame, x: str):
+    "Each method's name beside its points, with a thin line where it had to give way to another."
+    groups = list(points.groupby(["method", "steps"], sort=False))
+    low, high = ax.get_ylim()
+    tops = [(g[x].max(), g.loc[g["mean"].idxmax(), "mean"]) for _, g in groups]
+    heights = placed_apart([y for _, y in tops], 0.06 * (high - low))
+    for ((method, _), _), (at, top), y in zip(groups, tops, heights):
+        look = dict(arrowstyle="-", color=method_color(method), lw=0.6, alpha=0.7)
+        ax.annotate(
+            method, (at, top), (1.02, (y - low) / (high - low)), textcoords="axes fraction", fontsize=9,
+            color=method_color(method), va="center", arrowprops=look,
+        )  # fmt: skip
 
 
 def plot_compute(points: pd.DataFrame, x: str = "multiplications", base: dict = None, ax=None):
@@ -115,6 +127,7 @@ def plot_compute(points: pd.DataFrame, x: str = "multiplications", base: dict = 
         ax.axhline(value, color=row_color(name), lw=1.2, ls=style, label=name)
     far = points[x].max() > 10 * points[x].min()
     ax.set(xlabel=_COSTS[x], ylabel="accuracy (%)", xscale="log" if far else "linear")
+    _compute_names(ax, points, x)
     ax.grid(alpha=0.3)
     return ax
 

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from .palette import DASH, row_name
 from .intervals import PAIRED, interval_text, paired, paired_columns, t_quantile, undecided
-from .results import hits_matrix
-from .completeness import each_variant, scores, tables
+from .results import hits_less
+from .completeness import each_pairing, each_variant, scores, tables
 from .tables import score_stats
 
 # %% ../nbs/15g_differences.ipynb #4f08e53d
@@ -23,9 +23,9 @@ def score_differences(sc: pd.DataFrame) -> pd.DataFrame:
         for (versus, c, p), base in groups.items() if row == "Ours" else ():
             if versus == "Ours" or p != place or c not in (DASH, other):
                 continue
-            # Empty has one line of hits; it stands against every seed
-            found = paired(100 * (hits_matrix(ours) - hits_matrix(base)))
-            out.append(dict(counterpart=other, versus=versus, place=place, **found))
+            d_st = hits_less(ours, base)  # Empty has one line of hits; it stands against every seed
+            if d_st is not None:
+                out.append(dict(counterpart=other, versus=versus, place=place, **paired(100 * d_st)))
     return pd.DataFrame(out, columns=["counterpart", "versus", "place", *PAIRED])
 
 
@@ -83,15 +83,16 @@ def signs(points) -> tuple:
 
 def headline(df: pd.DataFrame) -> str:
     "The whole run in one sentence: how often Ours is above the Baseline on a target, and how often that is settled."
-    each = [differences(part, task, source) for task, source, _, part in each_variant(df)]
+    each = [differences(part, task, source) for task, source, _, part in each_pairing(df)]
     d = pd.concat([one.query("versus=='PEZ' and place!='Original'") for one in each])
     if not len(d):
         return "There is no comparison of Ours with Baseline (PEZ) on a target here."
-    many = "method, budget, " if len(each_variant(df)) > len(tables(df)) else ""
+    many = "method, budget, " if len(each) > len(tables(df)) else ""
     settled, near = sum(not undecided(r) for r in d.itertuples()), (d.place == d.counterpart).sum()
     up, down, level = signs(d.points)
     return (
-        f"Of {len(d)} comparisons on targets (one for each task, source, {many}counterpart and target), "
+        f"Of {len(d)} comparison{'s' * (len(d) > 1)} on targets "
+        f"(one for each task, source, {many}counterpart and target), "
         f"Ours is above Baseline (PEZ) in {up}, below it in {down} and level with it in {level}; "
         f"the mean difference is {d.points.mean():+.1f} points. "
         f"In {settled} of {len(d)} both 95 % intervals, over seeds and over texts, exclude zero. "
@@ -102,7 +103,7 @@ def headline(df: pd.DataFrame) -> str:
 def overview(df: pd.DataFrame) -> pd.DataFrame:
     "Ours less Baseline (PEZ) in every table: task, source, variant, as in `differences`, and both means (percent)."
     out = []
-    for task, source, name, part in each_variant(df):
+    for task, source, name, part in each_pairing(df):
         sc = scores(part, task, source)
         mean = {(r.row, r.counterpart, r.place): r.mean for r in score_stats(sc).itertuples()}
         d = score_differences(sc).query("versus=='PEZ'")

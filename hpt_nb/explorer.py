@@ -112,9 +112,12 @@ def _in_script(value) -> str:
 def explorer_html(
     tokens: dict,  # from `vocab_data`
     prompts: list,  # from `prompt_data`
+    effects=(),  # from `token_effects.effect_data`
+    page: str | None = None,  # address of the run's page, for a link to it
 ) -> str:
     "The explorer's page."
-    every = {*tokens["tokens"], *(t for p in prompts for t in p["tokens"])}
+    measured = [t for part in effects for t in part["values"]]
+    every = {*measured, *tokens["tokens"], *(t for p in prompts for t in p["tokens"])}
     unseen = {t: v for t in sorted(every) if (v := visible(t)) != t}  # line breaks and controls, as escapes
     return render(
         "explorer.html.j2",
@@ -124,7 +127,8 @@ def explorer_html(
         count=f"{len(tokens['tokens']):,}",
         models=" and ".join(tokens["models"]),
         fields=FIELDS,
-        data=_in_script({**tokens, "prompts": prompts, "shown": unseen}),
+        page=page,
+        data=_in_script({**tokens, "prompts": prompts, "effects": list(effects), "shown": unseen}),
     )
 
 # %% ../nbs/19_explorer.ipynb #7cd41a2f
@@ -133,16 +137,25 @@ def write_explorer(
     out,  # where the page goes, an .html file
     neighbors=None,  # {model: lists of positions in the vocabulary}, from `nearest`; None: the page shows none
     file: str = None,  # which scored vocabulary; None: the only one
+    effects=None,  # folder or pack with effects of tokens; None: the store itself, where it holds some
+    page: str | None = None,  # address of the run's page; None: index.html, where it stands beside `out`
 ) -> Path:  # `out`
     "Write the explorer: one HTML file that fetches nothing. `InputError` without a vocabulary or for other neighbours."
     if isinstance(store, (str, Path)) and Path(store).suffix == ".parquet":
         from hpt_nb.vocab import Vocab
 
-        tokens, prompts = vocab_data(Vocab.load(store), neighbors), []
+        tokens, prompts, own = vocab_data(Vocab.load(store), neighbors), [], None
     else:
         store = store if isinstance(store, Store) else Store(store)
         tokens, prompts = token_data(store, neighbors, file), prompt_data(store)
-    return write_atomic(out, explorer_html(tokens, prompts))
+        own = store if store.cells("effect") else None
+    from hpt_nb.token_effects import effect_data
+
+    place = effects or own
+    measured = effect_data(place) if place else []
+    if page is None and Path(out).with_name("index.html").is_file():
+        page = "index.html"
+    return write_atomic(out, explorer_html(tokens, prompts, measured, page))
 
 # %% ../nbs/19_explorer.ipynb #e9bc4952
 def stored_vocabulary(
@@ -174,6 +187,8 @@ def explore(
     file=None,  # which scored vocabulary of a folder; None: the only one
     n: int = 3000,  # tokens that get neighbours, the most stable ones
     k: int = 10,  # neighbours a token
+    effects=None,  # folder or pack with effects of tokens; None: the folder itself, where it holds some
+    page: str | None = None,  # address of the run's page; None: index.html, where it stands beside `out`
 ) -> Path:  # `out`
     "The explorer's page of a folder or a vocabulary, with neighbours computed here. `InputError` before a model loads."
     vocab = stored_vocabulary(place, file)
@@ -188,4 +203,4 @@ def explore(
         ids = ids_of(vocab, lm)
         column = next(m for m, row in zip(vocab.models, vocab.ids) if row.equal(ids))
         near[column] = nearest(lm.embeddings[ids.to(lm.device)], n, k)
-    return write_explorer(place, out, near, file)
+    return write_explorer(place, out, near, file, effects, page)

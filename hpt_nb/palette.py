@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLACK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'AMBER', 'PINK', 'WORDS', 'SIGNS', 'LINES', 'FAINT', 'ROWS',
-           'ROW_COLORS', 'DASH', 'UNTUNED', 'ALONE', 'METHOD_COLORS', 'VOCAB_MARKS', 'VOCAB_NAMES', 'WHOSE_COLORS',
-           'row_order', 'row_name', 'row_label', 'row_color', 'is_fixed', 'method_order', 'method_color']
+           'ROW_COLORS', 'DASH', 'UNTUNED', 'MOMENT', 'ALONE', 'METHOD_COLORS', 'VOCAB_MARKS', 'VOCAB_NAMES',
+           'WHOSE_COLORS', 'row_order', 'row_name', 'row_label', 'row_color', 'is_fixed', 'method_order',
+           'method_color']
 
 # %% ../nbs/00z_palette.ipynb #5e0c11aa
 from .methods import methods
@@ -59,6 +60,7 @@ def row_color(row: str) -> str:
 
 # %% ../nbs/00z_palette.ipynb #22e1db6b
 UNTUNED = ("Empty", "Random")  # what a tuned prompt is held against
+MOMENT = "{} moment"  # the row of a tuned row's prompts as they stand at a step, chosen or not
 ALONE = ("Empty", "Start")  # rows of one prompt, whatever the seed (a start that is drawn has one for each)
 
 

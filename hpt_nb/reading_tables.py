@@ -53,7 +53,7 @@ def readings_frame(store: Store) -> pd.DataFrame:
 def stability_maps(store: Store, vocabs: pd.DataFrame) -> dict:
     "frozenset of two models -> {token: J}"
     out = {}
-    for v in vocabs.itertuples():
+    for v in vocabs.sort_values("arm", ascending=False, kind="stable").itertuples():  # that of the plain rows last
         J = stability_frame(store, v.file)
         out[frozenset(v.models)] = dict(zip(J.token, J.J))
     return out

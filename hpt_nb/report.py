@@ -29,14 +29,19 @@ from .store import InputError, Store, check_writable, level_folders, write_atomi
 from .results import origins_frame, results_frame, tunes_frame, values_text, vocab_frame
 from .completeness import each_variant, finished, planned_left, tunes_of, unfinished
 from .tables import paper_said
-from .differences import headline
 from .losses import roundtrip_table
 from .settings import provenance_table, settings_tables, time_table
+from .parts import arms, checks_said, parted, plain_rows
+from .forest import forest_frame
+from .arm_tables import arms_said, arms_text
+from .steps import steps_frame
 from .refusals import check_preset, check_varied
-from .page import heading, note, page_html, paragraph, table_html
+from .page import heading, note, page_html, paragraph, table_html, wrapped
 from .reading_tables import readings_frame, stability_maps
-from .task_sections import overview_section, task_section
+from .first_screen import first_screen
+from .effects_section import effects_first, effects_section
 from .rivals import rivals_section
+from .task_sections import overview_section, steps_section, task_section
 from .run_sections import levels_section, methods_section, reading_section, stability_section, study_section
 
 # %% ../nbs/16_report.ipynb #53b41e08
@@ -48,7 +53,7 @@ from .results import stability_frame
 from .completeness import fixed_rows, missing, scores, tables, variants
 from .tables import accuracy_stats, accuracy_table, beats_baseline, beside_paper, counterpart_note
 from .tables import prompt_table
-from .differences import differences, differences_table, kept_start, overview, overview_table, signs
+from .differences import differences, differences_table, headline, kept_start, overview, overview_table, signs
 from .differences import unmoved, verdict
 from .losses import STEPS, loss_table, loss_verdict, losses, reencoding_table, roundtrips
 from .settings import extremes_table, machines_note, settings_table
@@ -90,10 +95,6 @@ _all_ = [
 # fmt: on
 
 # %% ../nbs/16_report.ipynb #a87df0ac
-_ASKED = (
-    "Asked: does a prompt do better on other models if it is tuned over the tokens whose neighbourhoods agree across "
-    "models (Ours) than over the whole vocabulary (the Baseline)?"
-)
 _READ = (
     "All numbers on this page are computed from the results folder that it was made from. Ours tunes over the common "
     "tokens whose neighbours agree most between source and counterpart; the other rows are its controls."
@@ -117,10 +118,9 @@ def run_size(df: pd.DataFrame) -> str:
     return f"{', '.join(sizes)}, scored in {values_text(df.dtype)} on {values_text(df.device)}."
 
 
-def _lead(df: pd.DataFrame, gone: list) -> str:
-    "What stands above all sections; `gone`: what is missing of the run."
-    parts = [paragraph(s, strong=True) for s in paper_said(df)]
-    parts += [paragraph(_ASKED), paragraph(headline(df)), paragraph(run_size(df), _READ)]
+def _lead(df: pd.DataFrame, d: pd.DataFrame, gone: list, checks: str) -> str:
+    "What stands above all sections; `d`: the forest; `gone`: what is missing of the run."
+    parts = [first_screen(df, d, gone, paper_said(df), checks)]
     if gone:
         parts.append(
             note(
@@ -131,18 +131,32 @@ def _lead(df: pd.DataFrame, gone: list) -> str:
     return "".join(parts)
 
 # %% ../nbs/16_report.ipynb #a7ba23d2
-def _results_sections(store: Store, df: pd.DataFrame, tunes: pd.DataFrame, maps: dict) -> list:
-    "(heading, html) of what came out."
-    every = each_variant(df)
-    found = [("Ours and the Baseline, all in one", overview_section(df))] if len(overview(df)) else []
-    found.append(("What the study found", study_section()))
+_ARMS = (
+    "Each of these rows is like a known one with a setting or two changed; the difference is on the seeds that both "
+    "have, with its 95 % interval over seeds and texts at once."
+)
+
+
+def _results_sections(
+    store: Store, df: pd.DataFrame, d: pd.DataFrame, tunes: pd.DataFrame, maps: dict, moments
+) -> list:
+    "(heading, html) of what came out. `d`: from `forest_frame`; `moments`: from `parted`."
+    found = [("Every comparison", overview_section(df, d))] if len(d) else []
     if rivals := rivals_section(store):
         found.append(("Beside no prompt and hand-written ones", rivals))
-    if methods := methods_section(df, tunes):
-        found.append(("Methods, side by side", methods))
-    for task, source, name, part in every:
+    for task, source, name, part in each_variant(df):
         title = f"{task}, tuned on {source}{f': {name}' if name else ''}"
         found.append((title, task_section(part, tunes_of(tunes, part), task, source, maps)))
+    if arms(df):
+        changed = wrapped(table_html(arms_text(df), "Rows with changed settings"))
+        found.append(("Rows with changed settings", paragraph(arms_said(df), _ARMS) + changed))
+    if by_steps := steps_section(steps_frame(df, moments)):
+        found.append(("Accuracy by steps", by_steps))
+    if effects := effects_section(store):
+        found.append(("Effects of single tokens", effects))
+    found.append(("What the study found", study_section()))
+    if methods := methods_section(plain_rows(df), tunes):
+        found.append(("Methods, side by side", methods))
     trips = paragraph(_TRIPS) + table_html(roundtrip_table(df), "Round trips")
     return [*found, ("Prompts that do not survive as text", trips)]
 
@@ -157,9 +171,9 @@ def _facts_sections(store: Store, df: pd.DataFrame, tunes: pd.DataFrame, vocabs:
     settings = [heading(title) + table_html(t, title) for title, t in settings_tables(df, vocabs).items()]
     return [
         *found,
-        ("Settings", "\n".join(settings)),
+        ("Settings", paragraph(run_size(df), _READ) + "\n".join(settings)),
         ("Time", table_html(time_table(df, tunes, vocabs), "Time")),
-        ("Origin", table_html(provenance_table(origins_frame(store)), "Origin")),
+        ("Origin", wrapped(table_html(provenance_table(origins_frame(store)), "Origin"))),
     ]
 
 # %% ../nbs/16_report.ipynb #5b1a91cb
@@ -189,7 +203,10 @@ def write_report(
     if level_folders(store.path):
         sections = [("One setting at a time", levels_section(store.path))]
         return write_atomic(page, page_html("Settings varied", "", sections))
-    df, tunes, vocabs = results_frame(store), tunes_frame(store), vocab_frame(store)
+    if store.cells("effect") and not store.cells("eval"):
+        return write_atomic(page, page_html("Effects of single tokens", *effects_first(store)))
+    df, moments, checks = parted(results_frame(store))
+    tunes, vocabs = tunes_frame(store), vocab_frame(store)
     gone = unfinished(df, tunes) or planned_left(store)
     if gone and not partial:
         raise InputError(
@@ -198,6 +215,9 @@ def write_report(
         )
     if gone:
         df, tunes = finished(df, tunes, store.path)
-    maps = stability_maps(store, vocabs)
-    sections = _results_sections(store, df, tunes, maps) + _facts_sections(store, df, tunes, vocabs)
-    return write_atomic(page, page_html("Hard prompts across models", _lead(df, gone), sections))
+    maps, d = stability_maps(store, vocabs), forest_frame(df)
+    sections = _results_sections(store, df, d, tunes, maps, moments)
+    sections += _facts_sections(store, df, tunes, vocabs)
+    title = f"Hard prompts across models: {', '.join(sorted(set(df.task)))}"
+    explorer = "explorer.html" if page.with_name("explorer.html").is_file() else None  # of hpt explore
+    return write_atomic(page, page_html(title, _lead(df, d, gone, checks_said(df, checks)), sections, explorer))

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['OWN', 'TUNED_AS', 'TUNED_TO', 'LATER', 'TUNE_COLUMNS', 'APART', 'SCORED', 'ORIGIN', 'EVAL_COLUMNS', 'TABLE_SETTINGS',
-           'VOCAB_SETTINGS', 'KIND_NAMES', 'tidy', 'tunes_frame', 'hits_of', 'hits_matrix', 'where_of', 'values_text',
-           'keep_apart', 'differing_settings', 'results_frame', 'vocab_frame', 'stability_frame', 'origins_frame']
+           'VOCAB_SETTINGS', 'KIND_NAMES', 'tidy', 'tunes_frame', 'hits_of', 'hits_matrix', 'hits_less', 'where_of',
+           'values_text', 'keep_apart', 'differing_settings', 'asked_seeds', 'results_frame', 'vocab_frame',
+           'stability_frame', 'origins_frame']
 
 # %% ../nbs/15d_results.ipynb #a41801a0
 import numpy as np
@@ -115,6 +116,14 @@ def hits_matrix(g: pd.DataFrame) -> np.ndarray:
     "(seeds, n) float, the hits of several seeds, by seed."
     return np.stack(g.sort_values("seed").hits.to_list()).astype(float)
 
+
+def hits_less(ours: pd.DataFrame, base: pd.DataFrame) -> np.ndarray | None:
+    "(seeds, n) hits of one row less another's, on the seeds that both have; None without a common one."
+    if base.seed.notna().any() and ours.seed.notna().any():
+        both = set(ours.seed.dropna()) & set(base.seed.dropna())
+        ours, base = ours[ours.seed.isin(both)], base[base.seed.isin(both)]
+    return hits_matrix(ours) - hits_matrix(base) if len(ours) and len(base) else None
+
 # %% ../nbs/15d_results.ipynb #1157d951
 SCORED = ("split", "target", "role", "mode", "prompt_ids", "dtype")  # and target_id, where it is known
 ORIGIN = (
@@ -221,6 +230,20 @@ def _refuse_mixed(store: Store, evals: pd.DataFrame, tunes: pd.DataFrame):
             )
 
 
+def _asked_key(part: dict) -> tuple:
+    "What names a table's row in a plan and in a score."
+    return tuple(None if pd.isna(part.get(k)) else str(part.get(k)) for k in ("task", "source", "row", "steps"))
+
+
+def asked_seeds(store: Store) -> dict:
+    "From a store's plans: (task, source, row, steps) -> the seeds that were asked for, sorted; empty without a plan."
+    found = {}
+    for kind, part in store.planned():
+        if kind == "eval":
+            found.setdefault(_asked_key(part), set()).add(part.get("seed"))
+    return {key: tuple(sorted(s for s in seeds if s is not None)) for key, seeds in found.items()}
+
+
 def _is_stale(r) -> bool:
     "Was another prompt scored than the one that was tuned?"
     return r.mode == "ids" and r.role == "original" and isinstance(r.tuned_ids, list) and r.tuned_ids != r.prompt_ids
@@ -244,7 +267,10 @@ def results_frame(
                 f"{where_of(r)}: scored as ids {r.prompt_ids}, but tuned to {r.tuned_ids}; "
                 "delete that eval cell and run again"
             )
-    return df
+    asked = asked_seeds(store)
+    return df.assign(
+        asked=[asked.get(_asked_key(one)) for one in df[["task", "source", "row", "steps"]].to_dict("records")]
+    )
 
 # %% ../nbs/15d_results.ipynb #d5e0cd11
 VOCAB_SETTINGS = ("models", "k", "h", "repeats", "seed", "include_self")
@@ -259,11 +285,24 @@ def _vocab_row(cell: dict) -> dict:
     return {**config, **result, "wall_s": cell["meta"].get("wall_s"), "tokens": cell["config"].get("tokens", "any")}
 
 
+def _arm_values(store: Store) -> dict:
+    "Settings of a vocabulary that rows of a preset's own have changed -> the values that they have there."
+    found = {}
+    for cell in store.cells("tune"):
+        for name, value in cell["config"].get("arm", {}).items():
+            if name in VOCAB_SETTINGS:
+                found.setdefault(name, set()).add(str(value))
+    return found
+
+
 def vocab_frame(store: Store) -> pd.DataFrame:
-    "A row for each scored vocabulary. `InputError` if one store holds the same models with different parameters."
-    rows = [_vocab_row(cell) for cell in store.cells("vocab")]
+    """A row for each scored vocabulary; `arm`: only rows with changed settings use it. `InputError` if one store holds
+    the same models with different parameters."""
+    rows, changed = [_vocab_row(cell) for cell in store.cells("vocab")], _arm_values(store)
     frame = pd.DataFrame(rows, columns=[*VOCAB_SETTINGS, "c", "file", "J_quantiles", "wall_s", "tokens"])
-    if mixed := differing_settings(frame, VOCAB_SETTINGS[1:]):
+    arm = [any(str(row[k]) in values for k, values in changed.items()) for row in rows]
+    frame["arm"] = pd.Series(arm if not all(arm) else [False] * len(rows), dtype=bool)
+    if mixed := differing_settings(frame[~frame.arm], VOCAB_SETTINGS[1:]):
         raise InputError(f"{store.path} mixes vocabularies: {mixed}; keep each configuration in a folder of its own")
     # True for each vocabulary of which all tokens were used; a Series of no vocabulary too
     whole = pd.Series([h in ("exact", "all (exact)") or h >= c for h, c in zip(frame.h, frame.c)], dtype=bool)

@@ -70,7 +70,8 @@ def _vocabulary(J: pd.DataFrame, v, bound) -> list:
         text += f" Ours uses tokens of J {bound:.3f} and above."
     figure = figure_html([lambda ax: plot_stability(J, bound, ax)], f"Histogram of stability. {text}", 3)
     table = table_html(extremes_table(J), f"Most and least stable tokens, {names}")
-    return [heading(names), paragraph(text), figure, table]
+    title = f"{names}, for rows with changed settings: h {v.used_h}" if v.arm else names
+    return [heading(title), paragraph(text), figure, table]
 
 
 def stability_section(store: Store, tunes: pd.DataFrame, vocabs: pd.DataFrame) -> str:
@@ -80,7 +81,7 @@ def stability_section(store: Store, tunes: pd.DataFrame, vocabs: pd.DataFrame) -
         J = stability_frame(store, v.file)
         parts += _vocabulary(J, v, least_stable(J, tunes, v.models))
         mine = near[[set(m) == set(v.models) for m in near.models]]
-        if len(mine):
+        if len(mine) and not v.arm:
             parts.append(_neighbors_figure(mine))
     return "\n".join(parts)
 
@@ -166,7 +167,7 @@ _LEVELS = (
     "Original: by the tuned ids; others: the prompt's text."
 )
 _STUDY = (
-    "The run on this page is small. The stored study asked the same of three models (SmolLM2-135M, Gemma-3-270M, and "
+    "To be read beside this page: the stored study asked the same of three models (SmolLM2-135M, Gemma-3-270M, and "
     "Qwen2.5-Coder-0.5B, which took no part in tuning), with up to 32 seeds. In brackets: the 95 % interval over seeds "
     "and texts at once. Its chapter is nbs/35_study.ipynb."
 )

@@ -90,6 +90,14 @@ def explore_options(c):
     )
     c.add_argument("--vocab", metavar="NAME", help="which vocabulary of the folder, where it holds several")
     count(c, "--tokens", "tokens that get neighbours, the most stable (3000)", default=3000)
+    c.add_argument(
+        "--effects",
+        metavar="DIR",
+        help="folder or pack with effects of tokens, of hpt study effects (the folder itself)",
+    )
+    c.add_argument(
+        "--page", metavar="ADDRESS", help="link to the run's page (index.html, where it stands beside --out)"
+    )
     count(c, "--k", "neighbours a token (10)", default=10, metavar=None)
 
 # %% ../nbs/20h_tuning_parsers.ipynb #9ff8c120

@@ -190,4 +190,4 @@ def cmd_explore(a):
     out = out_file(a.out, ".html")
     from hpt_nb.explorer import explore
 
-    say(explore(a.place, out, a.models or (), a.vocab, a.tokens, a.k))
+    say(explore(a.place, out, a.models or (), a.vocab, a.tokens, a.k, a.effects, a.page))

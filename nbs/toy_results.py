@@ -19,7 +19,7 @@ HITS = {  # row: hits on the source, then on the target; a string for each seed,
 MADE = dict(device="cpu", commit="c0ffee")
 
 
-def toy_eval(store, row, seed, target, role, mode, hits, **changes):
+def toy_eval(store, row, seed, target, role, mode, hits, /, **changes):
     "Store one scored prompt."
     tuned = row not in ("Empty", "Random")
     cfg = dict(task="toy_reviews", task_hash="t0", split="validation", n=len(hits), source="toy-a")
@@ -32,7 +32,7 @@ def toy_eval(store, row, seed, target, role, mode, hits, **changes):
     store.put("eval", cfg | changes, result, MADE | dict(wall_s=0.5))
 
 
-def toy_tune(store, row, seed, text, **changes):
+def toy_tune(store, row, seed, text, /, **changes):
     "Store one tuning run."
     kind = dict(kind="stable", s=4, seed=None, hash="v0")
     vocab = kind if row == "Ours" else dict(kind="whole", s=None, seed=None, hash="w0")

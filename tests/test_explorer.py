@@ -185,3 +185,21 @@ def test_the_same_tokens_give_the_same_page():
     page = explorer_html(dict(models=["A", "B"], tokens=tokens, J=None, neighbors={}), [])
     shown = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])["shown"]
     assert list(shown) == sorted(tokens)
+
+
+def test_page_and_explorer_link_to_each_other(tmp_path):
+    store = a_store(tmp_path / "s")
+    (tmp_path / "index.html").write_text("the run's page")
+    page = write_explorer(store, tmp_path / "explorer.html").read_text(encoding="utf-8")
+    assert '<a href="index.html">' in page
+    assert "<a href=" not in write_explorer(store, tmp_path / "other" / "explorer.html").read_text(encoding="utf-8")
+    from hpt_nb.page import page_html
+
+    assert '<a href="explorer.html">' in page_html("t", "", [], "explorer.html")
+    assert "<a href=" not in page_html("t", "", [])
+
+
+def test_effects_of_a_folder_without_any_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no effects of tokens"):
+        write_explorer(a_store(tmp_path / "s"), tmp_path / "e.html", effects=tmp_path / "s")
+    assert not (tmp_path / "e.html").exists()

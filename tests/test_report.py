@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpt_nb import reading_tables, report
+from hpt_nb.completeness import one_table
+from hpt_nb.parts import parted
 from hpt_nb.store import InputError, Store
 
 pytestmark = pytest.mark.usefixtures("plain_pages")  # but for `html` and those that undo it
@@ -753,7 +755,9 @@ def test_every_figure_has_words_and_ink(html):
     from base64 import b64decode
 
     page = Page(html)
-    assert len(page.images) == 1 + 2 + 4 * 3 + 2  # the forest, a heat map for each task, four tables, two vocabularies
+    assert (
+        html.count('<div class="panels"') == 1 + 2 + 4 * 3 + 2
+    )  # the forest, a heat map for each task, four tables, two vocabularies
     for image in page.images:
         svg = b64decode(image["src"].partition("base64,")[2]).decode()
         assert len(image["alt"]) > 20 and svg.count("<path") > 10
@@ -765,7 +769,7 @@ def test_hostile_texts_are_shown_as_text(html):
 
 
 def test_note_stands_beside_each_table_with_such_a_column(html):
-    for section in html.split("<section")[3:7]:
+    for section in html.split("<section")[2:6]:
         assert section.count("target and counterpart at once") >= 2
     assert (
         "target and counterpart at once" in html.split("<section")[1]
@@ -799,3 +803,48 @@ def test_page_is_made_without_torch_or_a_display(small, tmp_path):
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+# ---- a folder of a study: rows with changed settings, fewer seeds in some rows, a second number format ----
+
+
+def armed(path):
+    "A toy run with a row of its own, fewer seeds in two rows, and one prompt scored in bfloat16 too."
+    store = fill(path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),), seeds=(0, 1, 2))
+    for c in [*store.cells("eval"), *store.cells("tune")]:
+        config = c["config"]
+        if config["row"] == "Ours" and config["seed"] < 2:
+            own = {"row": "Ours-late"} | ({"arm": dict(like="Ours", late=True)} if c["kind"] == "tune" else {})
+            store.put(c["kind"], config | own, c["result"], META)
+        if config["row"] == "PEZ" and config["seed"] == 0 and c["kind"] == "eval":
+            store.put("eval", config | {"dtype": "bfloat16"}, c["result"], META)
+        if config["row"] == "Random" and config["seed"] == 2:
+            (store.path / "cells" / f"{c['kind']}-{c['hash']}.json").unlink()
+    return store
+
+
+def test_page_of_a_study(tmp_path):
+    store = armed(tmp_path / "run")
+    with pytest.raises(InputError, match="Ours-late with toy-b on toy-a as ids, seed 2"):
+        report.write_report(store.path, tmp_path / "site")
+    keys = ("task", "source", "counterpart", "row", "method", "steps", "seed", "target", "role", "mode")
+    store.plan([("eval", {k: c["config"][k] for k in keys}) for c in store.cells("eval")])
+    page = report.write_report(store.path, tmp_path / "site").read_text(encoding="utf-8")
+    page = re.sub(' data-of="[^"]*"', "", page)
+    for part in (
+        "Rows with changed settings",
+        "<td>Ours-late</td><td>Ours</td><td>late</td>",
+        "over 2 to 3 seeds, by row (0, 1, 2)",
+        "3 scores were computed again in bfloat16: they are 0.0 points",
+    ):
+        assert part in page, part
+    assert page.count("<td>+0.0 (no interval)</td><td>2</td>") == 2  # the same prompts, on the seeds that both have
+
+
+def test_a_row_may_not_differ_from_itself(tmp_path):
+    store = armed(tmp_path / "run")
+    cell = next(c for c in store.cells("tune") if c["config"]["row"] == "Ours-late")
+    (store.path / "cells" / f"tune-{cell['hash']}.json").unlink()
+    store.put("tune", cell["config"] | {"lr": 0.1}, cell["result"], META)
+    with pytest.raises(InputError, match="mixes configurations: lr is 0.1 .* and 0.3"):
+        one_table(parted(report.results_frame(store))[0], "toy_reviews", "toy-a")

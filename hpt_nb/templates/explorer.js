@@ -34,6 +34,7 @@ function showToken() {
   if (chosen === null) return;
   const i = position.get(chosen), models = Object.keys(data.neighbors), lists = models.map(m => data.neighbors[m][i]);
   box.append(element("h2", shown(chosen)), element("p", describe(i) + (data.J ? " (1 is the most stable)" : "")));
+  showEffects(box);
   if (!models.length || lists.some(l => !l)) { box.append(element("p", models.length ? "Neighbours are here for the " + Math.min(...models.map(m => data.neighbors[m].length)).toLocaleString("en") + " most stable tokens only." : "No neighbours were given to this page.", "note")); return; }
   const common = new Set(lists[0].filter(p => lists.every(l => l.includes(p)))), row = element("div", undefined, "columns");
   models.forEach((m, j) => {
@@ -43,6 +44,21 @@ function showToken() {
   });
   box.append(row);
   if (models.length > 1) box.append(element("p", "\u25cf: among the nearest in every model (" + common.size + " of " + lists[0].length + ").", "note"));
+}
+function showEffects(box) {
+  const parts = data.effects.filter(e => e.values[chosen]);
+  if (!parts.length) { if (data.effects.length) box.append(element("p", "What this token does alone was not measured.", "note")); return; }
+  for (const e of parts) {
+    const table = element("table"), head = element("tr"), row = element("tr"), all = Object.values(e.values);
+    e.models.forEach((m, j) => {
+      const own = e.values[chosen][j], above = all.filter(v => v[j] > own).length;
+      head.append(element("th", m));
+      row.append(element("td", (own > 0 ? "+" : "") + own.toFixed(2).replace("-", "\u2212") + ", place " + (above + 1).toLocaleString("en") + " of " + all.length.toLocaleString("en")));
+    });
+    table.append(head, row);
+    const wide = element("div", undefined, "wide"); wide.append(table);
+    box.append(element("h3", "Alone before a text: " + e.name), wide, element("p", e.unit + "; place 1 has the most", "note"));
+  }
 }
 function showPrompts() {
   const keep = data.prompts.filter(p => ["task", "source", "row", "method", "steps", "seed"].every(k => !$(k).value || String(p[k]) === $(k).value) && (!$("using").checked || chosen === null || p.tokens.includes(chosen)));
