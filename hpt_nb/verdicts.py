@@ -14,6 +14,7 @@ import pandas as pd
 from .store import Store, InputError, config_hash, keep, recall
 from .palette import WHOSE_COLORS
 from .calibration import auc, calibrated_accuracy
+from .power import UNDECIDED
 from .analysis import AGREEMENT_WEIGHTS, MEASURE_NAMES, Scores, claims_table, plot_forest, prompt_scores
 from .frames import frame
 
@@ -101,10 +102,20 @@ def _number(x: float, unit: str) -> str:
     return f"{x:+.1f}" if unit == "points" else f"{x:+.2f}"
 
 
+def _would_decide(row) -> str:
+    "What would decide an undecided difference; empty where it is decided, or where that was not computed."
+    if row.verdict != UNDECIDED or row.unit != "points" or not hasattr(row, "seeds_needed"):
+        return ""
+    if pd.isna(row.seeds_needed):
+        return "; more seeds alone would not decide, it takes more texts"
+    return f"; about {row.seeds_needed:,.0f} seeds from each source would decide"
+
+
 def said(
     row,  # a row of `claims_table`
 ) -> str:
-    "A claim's number, its 95 % interval, its verdict and the smallest effect that could have been seen."
+    """A claim's number, its 95 % interval, its verdict, the smallest effect that could have been seen, and what would
+    decide where nothing is decided."""
     if pd.isna(row.estimate):
         return row.verdict
     estimate, low, high = (_number(x, row.unit) for x in (row.estimate, row.low, row.high))
@@ -112,7 +123,8 @@ def said(
     sentence = f"{estimate} {unit}({low} to {high}): {row.verdict}"
     if pd.isna(row.could_see):
         return sentence
-    return f"{sentence}; {_number(row.could_see, row.unit).lstrip('+')} could have been seen"
+    seen = _number(row.could_see, row.unit).lstrip("+")
+    return f"{sentence}; {seen} could have been seen{_would_decide(row)}"
 
 # %% ../nbs/15c_verdicts.ipynb #c65ccf1b
 MEASURES = dict(zip(MEASURE_NAMES, ("accuracy", "calibrated accuracy", "AUC")))
@@ -193,7 +205,7 @@ def row_means(
 KEPT = Path(__file__).with_name("study.json") if "__file__" in globals() else Path("../hpt_nb/study.json")
 _SHOWN = [
     *("claim", "text", "whose", "task", "scope", "measure", "unit", "estimate", "low", "high"),
-    *("p_holm", "verdict", "could_see", "seeds", "texts"),
+    *("p_holm", "verdict", "could_see", "seeds_needed", "seeds", "texts"),
 ]
 
 
