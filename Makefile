@@ -1,6 +1,6 @@
 # make report   the main job on the embedded default: two small models, two tasks -> report/index.html
 # make test     everything that must hold; .ci/run calls it
-# make test-all the same, and what takes minutes more: every causal architecture that transformers has, Ray, quantised models
+# make test-all the same, and what takes minutes more and rarely breaks (marker slow): every causal architecture, Ray, ...
 # make setup    .venv alone (the others call it); made again only when settings.ini, setup.py or constraints.txt change
 # make docs     the book: all notebooks as one web site in _docs, readable without network
 
@@ -13,8 +13,7 @@ WORKERS ?= 2
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Minutes each, and rarely broken: every causal architecture, Ray, a C++ extension that is compiled. make test-all runs them.
-SLOW := tests/test_archs.py tests/test_engines.py tests/test_quantised.py
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup report test test-all readme docs clean
 .DEFAULT_GOAL := report
@@ -32,15 +31,12 @@ report: setup
 	$(BIN)/hpt report runs/offline --out report
 	@echo "The report is at report/index.html"
 
-# The cheap checks come first: a stale export should not cost ten minutes.
 test: setup
-	$(BIN)/python tools/house.py
-	$(BIN)/python -m pytest -q tests/test_project.py
 	$(BIN)/python tools/chapters.py --check --workers $(WORKERS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/test_project.py $(SLOW:%=--ignore %) tests
+	$(PYTEST) -m "not slow" tests
 
 test-all: test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile $(SLOW)
+	$(PYTEST) -m slow tests
 
 readme: setup
 	$(BIN)/nbdev_export

@@ -10,6 +10,7 @@ __all__ = ['CONTENT_FREE', 'guesses', 'hits', 'accuracy', 'centre_means', 'calib
 import numpy as np
 
 from .store import InputError
+from .palette import AMBER, BLUE
 
 # %% ../nbs/11a_calibration.ipynb #bffe5dcd
 def _logp(
@@ -207,7 +208,7 @@ def plot_margins(
         _, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
     margin, labels = np.asarray(margin_n), np.asarray(labels_n)
     bins = np.linspace(margin.min(), margin.max(), 41)
-    for c, color in ((0, "#0072B2"), (1, "#E69F00")):
+    for c, color in ((0, BLUE), (1, AMBER)):
         ax.hist(margin[labels == c], bins, alpha=0.55, color=color, label=names[c])
     for (name, at), style in zip(lines.items(), ("-", "--", ":")):
         ax.axvline(at, color="black", linestyle=style, label=name)

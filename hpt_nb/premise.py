@@ -19,6 +19,7 @@ from .effects_study import FEW, PARTS, SMALL, EffectsStudy, Part, rows_of, run_e
 from .effects_study import score_tokens, study_agreement, study_tokens  # noqa: F401
 from .agreement import LEAST, SPLITS, Measured, correlation_of, covariance, means_of, measured  # noqa: F401
 from .agreement import own_variance, ratio, read_effects, read_tokens  # noqa: F401
+from .palette import BLUE, GREEN, ORANGE
 
 _all_ = [
     "PARTS",
@@ -182,7 +183,7 @@ def by_variant(tokens: Tokens, effects: dict, **kw) -> dict:
     return {v: contrast(effects, grouping(tokens, effects, v), **kw) for v in variants}
 
 # %% ../nbs/14e_premise.ipynb #94e5101e
-PAIR_COLORS = ("#0072B2", "#D55E00", "#009E73")  # Okabe and Ito's
+PAIR_COLORS = (BLUE, ORANGE, GREEN)
 
 
 def plot_fifths(

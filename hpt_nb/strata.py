@@ -17,6 +17,7 @@ from .arrays import decode_logp, label_numbers
 from .strata_study import STRATA, from_log_odds
 from .strata_study import CALIPER, SMALL, StrataStudy, draw_prompts, matched_pairs  # noqa: F401
 from .strata_study import log_odds, reads_back, run_strata, score_stratum, strata_of, tasks_of  # noqa: F401
+from .palette import AMBER, BLUE, GREEN, MUTED, ORANGE, SKY
 
 _all_ = [
     "STRATA",
@@ -235,7 +236,7 @@ def contrast_table(worths: dict, N: int = 16, draws: int = DRAWS, contrasts=CONT
     return pd.DataFrame([row(a, b) for a, b in contrasts])
 
 # %% ../nbs/14b_strata.ipynb #57a7a028
-COLORS = dict(zip(STRATA, ("#999999", "#56B4E9", "#0072B2", "#D55E00", "#E69F00", "#009E73")))  # Okabe and Ito's
+COLORS = dict(zip(STRATA, (MUTED, SKY, BLUE, ORANGE, AMBER, GREEN)))
 
 
 def plot_choosing(

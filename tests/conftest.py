@@ -10,6 +10,15 @@ import pytest
 HERE = Path(__file__).parent
 
 
+# Most seconds first, so that no worker is left alone with a long file; a stale export shows first of all.
+LONGEST = "project cli scoring report gguf joint step0 experiments exports_carry pez neighbors studies analysis places"
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}.py": i for i, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @cache
 def slow_ones() -> tuple:
     "(files that are marked slow as a whole, single tests that are or have cases that are), read from their source."

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hpt_nb.tuning import Pass, run_pass, step_draws
+from hpt_nb.store import check_fields
+from hpt_nb.tuning import BOUNDS, Pass, run_pass, step_draws
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class DiceConfig:
     steps: int = 6
     eval_every: int = 1
     holdout_n: int = 100
+
+    def __post_init__(self):
+        check_fields(self, **BOUNDS)
 
 
 class DicePass(Pass):

@@ -233,11 +233,15 @@ ALONE = """
 import importlib, os, sys, traceback
 import datasets, gguf, matplotlib.pyplot, pyarrow.parquet, scipy.stats, torch  # once: a room starts from a copy of this
 from transformers import Adafactor, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-for name in sys.argv[1:]:
+tools, every, *asked = (part.split() for part in sys.argv[1:])
+for names in [*asked[0], every]:
     child = os.fork()
     if not child:
         try:
-            importlib.import_module("hpt_nb." + name)
+            for name in [names] if isinstance(names, str) else names:
+                importlib.import_module("hpt_nb." + name)
+            if names is every:
+                print(*{*tools} & {*sys.modules})
         except BaseException:
             print(name, traceback.format_exc())
         sys.stdout.flush()
@@ -246,21 +250,30 @@ for name in sys.argv[1:]:
 """
 
 
-def loaded(names) -> list:
-    "What a process holds that has imported these rooms."
-    return run(sys.executable, "-c", f"import sys, {', '.join(names)}; print(*sys.modules)").split()
+def alone(asked) -> str:
+    "What goes wrong where each of some rooms is imported alone; and notebook tools that all of them together load."
+    rooms = [" ".join(names) for names in (NOTEBOOK_TOOLS, (p.stem for p in MODULES), asked)]
+    return run(sys.executable, "-c", ALONE, *rooms).strip()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="copies of a process need fork")
+def test_rooms_are_imported_alone_and_need_no_notebook_tools():
+    "Each that no other room imports; the others come with them."
+    inner = {name for p in MODULES for name in imports(p)}
+    assert alone(p.stem for p in MODULES if p.stem not in inner) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="copies of a process need fork")
 def test_each_room_is_imported_alone():
-    assert run(sys.executable, "-c", ALONE, *(p.stem for p in MODULES)) == ""
+    assert alone(p.stem for p in MODULES) == ""
 
 
 def test_import_is_lean():
-    "Using the library needs no notebook tools; results and tasks need no torch, and drawing waits for something drawn."
-    assert not {*NOTEBOOK_TOOLS} & {*loaded(f"hpt_nb.{p.stem}" for p in MODULES)}
-    light = loaded(f"hpt_nb.{name}" for name in LIGHT)
-    assert not {"torch", "transformers", "matplotlib", *NOTEBOOK_TOOLS} & {*light}
+    "Results and tasks need no torch, and drawing waits for something drawn."
+    light = ", ".join(f"hpt_nb.{name}" for name in LIGHT)
+    loaded = run(sys.executable, "-c", f"import sys, {light}; print(*sys.modules)").split()
+    assert not {"torch", "transformers", "matplotlib", *NOTEBOOK_TOOLS} & {*loaded}
 
 
 @by_name(MODULES)
@@ -476,8 +489,10 @@ def test_readme_example_fits_the_library():
         inspect.signature(names[c.func.id]).bind(*c.args, **{k.arg: k.value for k in c.keywords})
 
 
-def test_readme_command_lines_fit_the_command():
+def test_readme_command_lines_fit_the_command(capsys):
     "Every subcommand and every option that the README shows is one that `hpt` knows."
+    from hpt_nb.cli import main
+
     lines = [
         line.split("#")[0].split()
         for block in fenced("sh")[1:]
@@ -486,6 +501,8 @@ def test_readme_command_lines_fit_the_command():
     ]
     assert {line[1] for line in lines} >= {"vocab", "stability", "tune", "eval", "run", "report"}
     for command in {line[1] for line in lines}:
-        known = run(sys.executable, "-c", "from hpt_nb.cli import main; main()", command, "--help")
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        known = capsys.readouterr().out
         asked = {word for line in lines if line[1] == command for word in line if word.startswith("--")}
         assert [word for word in asked if not re.search(rf"{word}\b", known)] == []

@@ -23,6 +23,7 @@ from hpt_nb.store import Store, cache_dir, provenance
 
 ROOT = Path(__file__).parent.parent
 DATA = os.environ.get("HPT_DATA")
+pytestmark = pytest.mark.slow
 
 
 @lru_cache
@@ -31,8 +32,8 @@ def cells(folder):
 
 
 def few():
-    """Of a stored run: an Empty row, and by make test-all a tuned prompt by ids, one as text on its own model, and one
-    on the target; the first of each in file order."""
+    """Of a stored run: a tuned prompt by ids, one as text on its own model, one on the target, and an Empty row; the
+    first of each in file order."""
     want = [
         ("Ours", "original", "ids"),
         ("PEZ", "original", "text"),
@@ -41,8 +42,7 @@ def few():
     ]
     for row, role, mode in want:
         cell = first("offline", task="movie_snippets", target="smollm2-135m", row=row, role=role, mode=mode)
-        marks = () if row == "Empty" else (pytest.mark.slow,)
-        yield pytest.param("offline", cell, id=f"offline-{row}-{role}-{mode}", marks=marks)
+        yield pytest.param("offline", cell, id=f"offline-{row}-{role}-{mode}")
 
 
 def first(folder, **config):

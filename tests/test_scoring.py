@@ -373,9 +373,10 @@ def test_each_kind_of_layer_can_be_compiled(arch, no_programs):
     assert no_programs["unique_graphs"] > 0
 
 
-def test_a_compiled_model_reads_the_prefix_in_a_pass_of_its_own(no_programs, monkeypatch):
+@pytest.mark.parametrize("arch", ["llama", pytest.param("gemma3", marks=pytest.mark.slow)])
+def test_a_compiled_model_reads_the_prefix_in_a_pass_of_its_own(arch, no_programs, monkeypatch):
     monkeypatch.setitem(scoring.JOINED_TOKENS, "cpu", 0)
-    lm = tiny_lm("gemma3")
+    lm = tiny_lm(arch)
     assert_same(lm, compile_layers(lm, backend="eager"), *of_two_runs(lm))
 
 
@@ -403,6 +404,7 @@ def test_more_layers_than_torch_keeps_programs_are_compiled_all(no_programs, mon
         PrefixScorer(traced, LABELS, "packed").logits(prefix, texts, runs)
 
 
+@pytest.mark.slow  # the test above sees the same line, quicker
 def test_a_machine_without_a_compiler_says_so(no_programs, monkeypatch):
     import torch._inductor.config as config
 

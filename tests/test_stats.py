@@ -1,7 +1,5 @@
 "Intervals, verdicts and power against scipy, statsmodels and simulation."
 
-import os
-
 import numpy as np
 import pytest
 
@@ -43,10 +41,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(S):
     assert 0.908 <= coverage(S, 200, MEASURED, 400) <= 0.992
 
 
-@pytest.mark.skipif(
-    os.environ.get("HPT_SLOW_TESTS") != "1",
-    reason="minutes; HPT_SLOW_TESTS=1 runs it (stored in nbs/stored/11b-coverage.json)",
-)
+@pytest.mark.slow  # minutes; its result is stored in nbs/stored/11b-coverage.json
 @pytest.mark.parametrize("S", [5, 10, 22, 50])
 @pytest.mark.parametrize("T", [400, 872])
 def test_large_simulation_holds_the_truth_in_93_to_97_percent(S, T):

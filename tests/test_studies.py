@@ -2,6 +2,7 @@
 refused."""
 
 import os
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -53,23 +54,32 @@ def place(tmp_path_factory):
     os.chdir(old)
 
 
+WORDS = SimpleNamespace(zipf_frequency=lambda word, language: 2 + len(word) % 3)
+
+
 @pytest.fixture(autouse=True)
 def frequencies(monkeypatch):
     "Frequencies of our own, so that no test needs wordfreq."
-    monkeypatch.setitem(
-        sys.modules, "wordfreq", SimpleNamespace(zipf_frequency=lambda word, language: 2 + len(word) % 3)
-    )
+    monkeypatch.setitem(sys.modules, "wordfreq", WORDS)
     readability._frequency.cache_clear()
     yield
     readability._frequency.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    "The folder of a finished study of effects; nobody writes in it."
+    with pytest.MonkeyPatch.context() as m:
+        m.setitem(sys.modules, "wordfreq", WORDS)
+        return run_effects(place / "whole", EFFECTS, data=".", progress=False).path
 
 
 def files(folder):
     return {p.name: p.read_bytes() for p in (folder / "cells").iterdir()}
 
 
-def test_effects_in_small(place, tmp_path, monkeypatch):
-    store = run_effects(tmp_path / "e", EFFECTS, data=".", progress=False)
+def test_effects_in_small(whole, tmp_path, monkeypatch):
+    store = Store(shutil.copytree(whole, tmp_path / "e"))
     assert [len(store.cells(k)) for k in ("effect_tokens", "effect_agreement", "effect")] == [1, 3 * 2 * 2, 3 * 2]
     tokens, task = read_tokens(store), load_task("mine.toml")
     assert len(tokens.texts) == 30 and set(tokens.kinds) <= {"word", "piece", "other"} and len(tokens.J) == 12
@@ -95,7 +105,7 @@ def test_effects_in_small(place, tmp_path, monkeypatch):
     assert files(tmp_path / "e") == before
 
 
-def test_effects_prepared_first_are_the_same_and_need_no_word_list_then(place, tmp_path, monkeypatch):
+def test_effects_prepared_first_are_the_same_and_need_no_word_list_then(whole, tmp_path, monkeypatch):
     def cells(folder):
         return {
             c["hash"]: c["result"]
@@ -103,19 +113,18 @@ def test_effects_prepared_first_are_the_same_and_need_no_word_list_then(place, t
             for c in Store(folder).cells(k)
         }
 
-    run_effects(tmp_path / "whole", EFFECTS, data=".", progress=False)
     run_effects(tmp_path / "two", EFFECTS, data=".", progress=False, prepare=True)
     assert not Store(tmp_path / "two").cells("effect")
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     readability._frequency.cache_clear()
     run_effects(tmp_path / "two", EFFECTS, data=".", progress=False)
-    assert cells(tmp_path / "two") == cells(tmp_path / "whole")
+    assert cells(tmp_path / "two") == cells(whole)
     with pytest.raises(InputError, match="pip install wordfreq"):
         run_effects(tmp_path / "none", EFFECTS, data=".", progress=False)
 
 
-def test_effects_tables_of_the_study(place, tmp_path):
-    store = run_effects(tmp_path / "e", EFFECTS, data=".", progress=False)
+def test_effects_tables_of_the_study(whole):
+    store = Store(whole)
     tokens, effects = read_tokens(store), read_effects(store, EFFECTS.parts[0])
     with pytest.raises(InputError, match="no J of .* K = 64"):
         premise.by_fifths(tokens, effects, draws=5)

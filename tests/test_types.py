@@ -108,6 +108,12 @@ import hpt_nb.transfer
 from hpt_nb.transfer import certify
 from hpt_nb import transfer, load_lm, tune, audit, Prompt, Vocab, label_logprobs, stable_vocab, stability, common_vocab
 assert callable(transfer) and hpt_nb.transfer is transfer and transfer.__module__ == "hpt_nb.transfer"
+import hpt_nb.practice
+from hpt_nb import transfer as again, transferable
+assert again is transfer and callable(transferable) and hpt_nb.transfer.certify is certify
+try: transfer()
+except TypeError as e: assert "transfer() missing" in str(e)
+else: raise SystemExit("not the function")
 assert [n for n in hpt_nb.__all__ if not callable(getattr(hpt_nb, n))] == []
 try: hpt_nb.nonsense
 except AttributeError as e: assert "nonsense" in str(e)
