@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .store import InputError, remark, whole
-from .models import LM
+from .models import LM, check_apart
 from .tasks import class_names, load_task
 from .scoring import label_ids, label_logprobs
 from .calibration import accuracy, auc, calibrated, centre_means, class_shares
@@ -78,8 +78,10 @@ def candidate_sets(
         one = tuple(given.split(",")) if isinstance(given, str) else tuple(given)
         one = tuple(w if w[:1].isspace() or not isinstance(given, str) else " " + w for w in one)
         if len(one) != len(task.labels) or not all(w.strip() for w in one):
+            some = sum(bool(w.strip()) for w in one)
+            empty = f", and {len(one) - some} that are empty" if some < len(one) else ""
             raise InputError(
-                f"label words {given!r}: {len(one)} of them; need one for each of the {len(task.labels)} classes "
+                f"label words {given!r}: {some} of them{empty}; need one for each of the {len(task.labels)} classes "
                 f"({', '.join(class_names(task))}), with commas between"
             )
         if one in sets:
@@ -126,6 +128,9 @@ def compare_labels(
     task = load_task(task) if isinstance(task, (str, Path)) else task
     sets, held = candidate_sets(task, words), task.subset("holdout", min(whole("limit", limit), len(task.holdout)))
     lms = [as_lm(m) for m in ([models] if isinstance(models, (str, Path, LM)) else models)]
+    if not lms:
+        raise InputError("no model given; need at least one")
+    check_apart(lms)
     kept = {k: getattr(task, k) for k in _OF_TASK}
     forms = [SimpleNamespace(labels=s, **kept) for s in sets]
     for lm in lms:

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from pathlib import Path
 from types import SimpleNamespace
 from .store import InputError, write_atomic
+from .records import parsed
 from .models import LM
 from .places import order_of
 from .scoring import label_logprobs
@@ -249,7 +250,9 @@ class Prompt(
         p = Path(path)
         p = p / "prompt.json" if p.is_dir() else p
         try:
-            body = json.loads(p.read_bytes().decode("utf-8-sig"))
+            body = parsed(p.read_bytes().decode("utf-8-sig"), p)
+        except InputError:
+            raise
         except OSError as e:
             raise InputError(
                 f"{p}: cannot be read ({e.strerror}); need the JSON of hpt transferable, hpt export or Prompt.save"

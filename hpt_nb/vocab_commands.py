@@ -10,12 +10,25 @@ from .store import InputError, remark
 from .options import load_models, out_file, say, seeds_of, select_tokens
 
 # %% ../nbs/20c_vocab_commands.ipynb #a5442f00
+def _remark_twice(lms):
+    "Say where one model is named twice, or stands under two names."
+    from hpt_nb.models import one_under_two_names
+
+    said, names = "that it agrees with itself says nothing", [lm.name for lm in lms]
+    if twice := one_under_two_names(lms):
+        remark(f"{twice[0].name} and {twice[1].name} are one model under two names: {said}")
+    elif again := [n for n in dict.fromkeys(names) if names.count(n) > 1]:
+        remark(f"{again[0]} is named twice: {said}")
+
+
 def cmd_vocab(a):
     "hpt vocab"
     out = out_file(a.out, ".parquet")
     from hpt_nb.vocab import common_vocab
 
-    vocab = select_tokens(common_vocab(load_models(a.models), a.tokens), a)
+    lms = load_models(a.models)
+    _remark_twice(lms)
+    vocab = select_tokens(common_vocab(lms, a.tokens), a)
     vocab.save(out)
     say(f"{len(vocab):,} {'tokens' if a.tokens == 'any' else a.tokens} are common to {', '.join(vocab.models)}: {out}")
 
@@ -25,16 +38,13 @@ def cmd_stability(a):
     out = out_file(a.out, ".parquet")
     if a.exact and a.sample:
         raise InputError("--exact and --sample exclude each other; give one")
-    from hpt_nb.models import one_under_two_names
     from hpt_nb.neighbors import stable_vocab
 
     lms = load_models(a.models)
-    if twice := one_under_two_names(lms):
-        remark(
-            f"{twice[0].name} and {twice[1].name} are one model under two names: that it agrees with itself says"
-            " nothing"
-        )
+    _remark_twice(lms)
     vocab = stable_vocab(lms, k=a.k, h=a.sample, repeats=a.repeats, seed=a.seed, tokens=a.tokens)
+    if a.sample and a.sample >= len(vocab):
+        remark(f"all {len(vocab):,} common tokens are anchors, once: {a.sample:,} a sample are not there to draw")
     vocab = select_tokens(vocab, a)  # after the scores: a token's neighbours are what they are
     vocab.save(out)
     say(
