@@ -6,6 +6,8 @@
 __all__ = ['as_texts', 'split_task', 'HardPromptClassifier']
 
 # %% ../nbs/18a_classifier.ipynb #1f204178
+from collections.abc import Iterable
+from typing import Any
 import inspect
 import tempfile
 
@@ -110,22 +112,22 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        models=("smollm2-135m", "gemma-3-270m"),
-        label_words=None,
-        suffix=". It was",
-        method="pez",
-        steps=200,
-        batch=8,
-        n_tokens=10,
-        seeds=(0, 1, 2),
-        s=8192,
-        k=64,
-        holdout=0.2,
-        calibrate=True,
-        max_text_tokens=128,
-        model=None,
-        dtype="auto",
-        random_state=0,
+        models: Any = ("smollm2-135m", "gemma-3-270m"),
+        label_words: list | tuple | dict | None = None,
+        suffix: str = ". It was",
+        method: str = "pez",
+        steps: int = 200,
+        batch: int = 8,
+        n_tokens: int = 10,
+        seeds: Iterable[int] = (0, 1, 2),
+        s: int = 8192,
+        k: int = 64,
+        holdout: float | int = 0.2,
+        calibrate: bool = True,
+        max_text_tokens: int = 128,
+        model: Any = None,
+        dtype: str = "auto",
+        random_state: int = 0,
     ):
         self.models = models  # names or loaded models; tuned on the first, chosen on all
         self.label_words = (
@@ -192,7 +194,7 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
         common = stored_vocab(store, lms, VocabConfig(k=self.k, s=self.s), shared_vocabs())
         return common.top(min(self.s, len(common)))
 
-    def fit(self, X, y):
+    def fit(self, X: Any, y: Any) -> "HardPromptClassifier":
         "Tune, choose and calibrate. Sets `classes_`, `prompt_`, `candidates_`, `task_`."
         texts, labels = self._checked(X, y)
         names, load = named_models(self.models)
@@ -247,13 +249,13 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
             raise InputError("this HardPromptClassifier is not fitted; call fit(texts, labels) first")
         return self.prompt_.classify(self._lm, as_texts(X), calibrated=bool(self.calibrate))
 
-    def predict(self, X) -> np.ndarray:
+    def predict(self, X: Any) -> np.ndarray:
         "(n,) labels."
         names = self._answers(X)["class"].tolist()
         place = {str(c): i for i, c in enumerate(self.classes_)}
         return self.classes_[np.array([place[name] for name in names], dtype=int)]
 
-    def predict_proba(self, X) -> np.ndarray:
+    def predict_proba(self, X: Any) -> np.ndarray:
         "(n, C) probabilities, in the order of `classes_`."
         table = self._answers(X)
         return table[[f"p({c})" for c in self.classes_]].to_numpy()

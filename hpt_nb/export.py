@@ -225,9 +225,9 @@ _SUFFIXES = {"json": ".json", "python": ".py"}
 
 
 def export_prompt(
-    what,  # as for `read_prompt`
+    what: str | Path,  # as for `read_prompt`
     to: str,  # one of `FORMS`
-    out,  # file or folder to write
+    out: str | Path,  # file or folder to write
     task: str = None,  # task name or file; None: as the prompt's file says
     model: str = None,  # hub id, folder, .gguf file or packaged model; None: as the prompt's file says
     seed: int = None,  # as for `read_prompt`

@@ -6,6 +6,8 @@
 __all__ = ['word_tokens', 'propose_labels', 'candidate_sets', 'compare_labels', 'labels_said']
 
 # %% ../nbs/17d_labelling.ipynb #695f733a
+from collections.abc import Callable, Iterable
+from typing import Any
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -114,12 +116,12 @@ def _label_row(lm: LM, form, held, names, z) -> dict:
 
 
 def compare_labels(
-    task,  # a task's name or file, or a `Task`
-    models,  # names or loaded models
-    words=(),  # as of `candidate_sets`
-    prompt=None,  # a text before each input; None: none
+    task: Any,  # a task's name or file, or a `Task`
+    models: Any,  # names or loaded models
+    words: Iterable = (),  # as of `candidate_sets`
+    prompt: str | None = None,  # a text before each input; None: none
     limit: int = 200,  # holdout texts
-    on_pass=None,  # called with the number of texts done after each pass
+    on_pass: Callable | None = None,  # called with the number of texts done after each pass
 ) -> (
     pd.DataFrame
 ):  # a row per set and model: words, model, tokens, accuracy, calibrated, auc (fractions), leans to, share

@@ -6,6 +6,8 @@
 __all__ = ['WRITERS', 'predict', 'check_out', 'check_kept', 'write_predictions', 'predictions_said']
 
 # %% ../nbs/17c_predicting.ipynb #20f33703
+from collections.abc import Callable
+from typing import Any
 import csv
 import io
 import json
@@ -74,13 +76,13 @@ def _check_free(rows: pd.DataFrame, classes, where: str):
 def predict(
     prompt: Prompt,
     lm: LM,  # a loaded model
-    rows,  # a table, or the path of a csv, tsv, jsonl or parquet file
+    rows: pd.DataFrame | str | Path,  # a table, or the path of a csv, tsv, jsonl or parquet file
     text: str = "text",  # its column of texts
     label: str | None = None,  # its column of labels: how many are right? None: not asked
     calibrated: bool = False,
-    task=None,  # a `Task`, whose holdout calibrates where the prompt keeps no constants for this model
+    task: Any = None,  # a `Task`, whose holdout calibrates where the prompt keeps no constants for this model
     skip_empty: bool = False,
-    on_pass=None,  # called with the number of texts done after each pass
+    on_pass: Callable | None = None,  # called with the number of texts done after each pass
 ) -> tuple:  # (the table with class and p(name) columns, facts: n, skipped, constants, correct and accuracy if asked)
     "The class of each text of a table. `InputError` for a table that cannot work, before the model reads anything."
     rows, where = _table(rows, text, label)
