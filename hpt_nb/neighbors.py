@@ -210,7 +210,7 @@ def cosines32(
     "fp32 cosines of given pairs."
     start = torch.searchsorted(row, torch.arange(len(left_ids) + 1, device=row.device))
     with warnings.catch_warnings():  # of CSR being in beta
-        warnings.simplefilter("ignore")
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         empty = torch.sparse_csr_tensor(
             start,
             col,

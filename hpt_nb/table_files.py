@@ -270,9 +270,16 @@ def _read_hub(source: str, split: str, revision: str | None = None) -> pd.DataFr
         log.setLevel(level)
 
 
+_OTHER_KINDS = (".json", ".txt", ".gz", ".zip", ".xlsx", ".xls", ".arrow", ".feather", ".pkl")  # no data set's name
+
+
 def read_source(source: str, key: str, folder: Path, revision: str | None) -> tuple:
     "(rows, name for messages) of a file or a hub data set."
-    path = folder / source
+    if "://" in source:
+        raise InputError(f"{source}: an address; fetch the file, and name it by its path")
+    path = folder / Path(source).expanduser()
+    if path.suffix.lower() in _OTHER_KINDS and not path.exists():
+        raise InputError(f"{path}: no such file, and one of this kind would not be read; need {', '.join(_READERS)}")
     if path.suffix.lower() in _READERS or path.exists():
         return read_file(path), str(path)
     return _read_hub(source, key, revision), source

@@ -615,3 +615,46 @@ def test_answers_stand_beside_their_rows_whatever_the_index():
         assert again == facts and table.reset_index(drop=True).equals(plain)
     turned, other = predicting.predict(prompt, lm, named(["great", "bad"]), label="label")
     assert other["correct"] == N - facts["correct"] and turned.equals(plain)
+
+
+# ---- what a task writes and nobody sees, and sources that are no data set's name ----
+
+
+@pytest.mark.parametrize(
+    "suffix, labels, says",
+    [
+        ("\ufeff It was", [" bad", " great"], "suffix '\\ufeff It was' holds a byte order mark"),
+        (" It was", [" bad", "\ufeff great"], "holds a byte order mark (U+FEFF)"),
+        (" It was", [" bad\ufeff", " great"], "holds a byte order mark (U+FEFF)"),
+        (" It was", [" bad", " \u200bgreat"], "begins with U+200B"),
+        (" It was", ["\u00adbad", " great"], "begins with U+00AD"),
+        (" It was", ["\u202ebad", " great"], "begins with U+202E"),
+        (" \u0645\u06cc\u200c\u062e\u0648\u0627\u0646\u0645", [" \u0628\u0646\u200c\u062f", " x"], ""),
+    ],
+)
+def test_signs_that_nobody_sees(suffix, labels, says):
+    split = Split(("a", "b"), (0, 1))
+    make = lambda: Task("t", suffix, labels, split, split, split)
+    if says:
+        assert says in refused(make)
+    else:
+        make()
+
+
+@pytest.mark.parametrize(
+    "source, says",
+    [
+        ("https://host/train.csv", "https://host/train.csv: an address; fetch the file"),
+        ("s3://bucket/train.parquet", "an address"),
+        ("train.csv.gz", "no such file, and one of this kind would not be read"),
+        ("train.json", "no such file, and one of this kind would not be read"),
+        ("data.xlsx", "no such file"),
+        ("~/no-such-folder/train.csv", "no-such-folder/train.csv: no such file"),
+        ("gone.csv", "gone.csv: no such file"),
+    ],
+)
+def test_a_source_that_is_no_data_set(tmp_path, monkeypatch, source, says):
+    "Known at once: no hub is asked."
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: pytest.fail("the hub was asked"))
+    (tmp_path / "t.toml").write_text(f'{HEAD}[data]\ntrain = "{source}"\nvalidation = "{source}"\n')
+    assert says in refused(lambda: load_task(tmp_path / "t.toml"))
