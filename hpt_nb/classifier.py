@@ -13,8 +13,9 @@ import tempfile
 
 import numpy as np
 
-from .store import InputError, Store, number, whole
+from .store import InputError, Store, listed, number, remark, whole
 from .models import known_by, same_model
+from .splits import conflicts_said
 from .tasks import Split, Task, drop_conflicts, hold_out
 from .vocab import whole_vocab
 from .scoring import label_ids, label_logprobs
@@ -74,6 +75,18 @@ def as_texts(X) -> list:
     return texts
 
 
+def _agreed(given: Split, words) -> Split:
+    "Without the texts that stand there with two labels, which is said. `InputError` where none is left."
+    every = drop_conflicts(given)
+    if not (lost := len(given) - len(every)):
+        return every
+    why = f"{lost} of {len(given)} texts are dropped: they stand there with two labels, {conflicts_said(given, words)}"
+    if not len(every):
+        raise InputError(f"{why}; no text is left to tune on")
+    remark(f"{why} (texts are compared without capitals, punctuation and spaces)")
+    return every
+
+
 def split_task(
     texts,
     labels,  # n strings, n class numbers
@@ -86,7 +99,7 @@ def split_task(
 ) -> Task:
     """A task of lists: some texts held out, each class in proportion and copies on one side.
     It has no validation texts: whoever calls holds those."""
-    every = drop_conflicts(Split(texts, labels))
+    every = _agreed(Split(texts, labels), words)
     n = max(len(names), round(holdout * len(every))) if isinstance(holdout, float) else holdout
     train, held = hold_out(every, n, seed)
     for what, part in (("tune on", train), ("hold out", held)):
@@ -169,6 +182,13 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
                 f"label_words is {given!r}; need one word for each of the {len(self.classes_)} classes: "
                 f"{', '.join(map(str, self.classes_))}"
             )
+        names = [str(c).strip().casefold() for c in self.classes_]
+        said = [str(w).strip().casefold() for w in given]
+        if said != names and sorted(said) == sorted(names):
+            raise InputError(
+                f"label_words is {given!r}, the classes' own names in another order than classes_ "
+                f"({', '.join(map(str, self.classes_))}); give {{class: word}}"
+            )
         return list(given)
 
     def _tuned(self, names, load, task) -> list:
@@ -222,12 +242,25 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
         texts, labels = as_texts(X), list(np.asarray(y).tolist())
         if len(texts) != len(labels):
             raise InputError(f"{len(texts)} texts but {len(labels)} labels; need one label for each text")
+        if missing := [i for i, y in enumerate(labels) if y is None or y != y]:
+            raise InputError(f"label {missing[0]} is {labels[missing[0]]!r}; give each text a label, or leave it out")
+        if len({isinstance(label, str) for label in y}) > 1:  # numpy would make 1 and "1" one class
+            raise InputError("some labels are texts and some are not; give all of one kind")
+        self._check_settings()
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise InputError(f"all {len(labels)} labels are {str(self.classes_[0])!r}; need at least 2 classes")
+        return texts, labels
+
+    def _check_settings(self):
+        "`InputError` for settings that mean nothing."
         if isinstance(self.holdout, float):
             number("holdout", self.holdout, above=0, most=1)
-        return texts, labels
+        if self.random_state is not None:
+            whole("random_state", self.random_state, 0)
+        if not isinstance(self.calibrate, (bool, np.bool_)):
+            raise InputError(f"calibrate={self.calibrate!r}; need True or False")
+        listed("seeds", self.seeds)
 
     def _task(self, texts, labels, words) -> Task:
         "The texts as a task, some of them held out."
