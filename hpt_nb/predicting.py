@@ -18,6 +18,7 @@ import pandas as pd
 from .store import InputError, check_writable, visible, write_atomic
 from .base import reason_of
 from .models import LM
+from .table_files import composed_columns
 from .tasks import by_stated_names, check_tables, label_key, label_names, no_text, read_file, unknown_label
 from .calibration import centre_means
 from .answers import answers, kept_for
@@ -28,6 +29,8 @@ def _table(rows, text: str, label: str | None) -> tuple:
     "(a table, its name in messages). `InputError` for what is none, and for a column that it has not, or has twice."
     where = rows.attrs.get("file", "the table") if isinstance(rows, pd.DataFrame) else str(rows)
     rows = read_file(Path(rows)) if isinstance(rows, (str, Path)) else rows
+    if isinstance(rows, pd.DataFrame):
+        rows = composed_columns(rows, text, *([] if label is None else [label]))
     check_tables([rows], text, text if label is None else label, where, "--{}")
     return rows, where
 

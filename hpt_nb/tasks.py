@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from .store import InputError, config_hash, remark, whole
 from .places import check_place
-from .table_files import SEPARATORS, dataset_tables, read_file, read_source  # noqa: F401
+from .table_files import SEPARATORS, composed_columns, dataset_tables, read_file, read_source  # noqa: F401
 from hpt_nb.splits import (  # noqa: F401
     Split,
     drop_conflicts,
@@ -205,6 +205,7 @@ def _sources(spec: dict, folder: Path) -> tuple:
 
     def read(key):
         found, source = read_source(data[key], key, folder, data.get("revision"))
+        found = composed_columns(found, data.get("text", "text"), label)
         rows = by_stated_names(found, label, spec["labels"], data.get("classes"), source)
         if rows is found and (stated := stated_names(found, label)):
             orders[source] = stated

@@ -658,3 +658,25 @@ def test_a_source_that_is_no_data_set(tmp_path, monkeypatch, source, says):
     monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: pytest.fail("the hub was asked"))
     (tmp_path / "t.toml").write_text(f'{HEAD}[data]\ntrain = "{source}"\nvalidation = "{source}"\n')
     assert says in refused(lambda: load_task(tmp_path / "t.toml"))
+
+
+@pytest.mark.parametrize("twin, one", [("label ", True), (" label", True), ("Label", False), ("labels", False)])
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_columns_that_differ_in_white_space_alone_are_one(tmp_path, kind, twin, one):
+    table = pd.DataFrame({"text": FILMS[:4], "label": [0, 1, 0, 1], twin: [1, 0, 1, 0]})
+    predicting.write_predictions(table, tmp_path / f"val{kind}")
+    if one:
+        assert "two columns are called 'label'" in refused(lambda: table_files.read_file(tmp_path / f"val{kind}"))
+    else:
+        assert len(table_files.read_file(tmp_path / f"val{kind}").columns) == 3
+
+
+@pytest.mark.parametrize("there, asked", [("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9")])
+def test_a_column_is_found_however_its_letters_are_typed(tmp_path, there, asked):
+    for stem in ("train", "val"):
+        table = pd.DataFrame({"text": [f"{stem} {t}" for t in FILMS], there: FRAME.label.tolist()})
+        predicting.write_predictions(table, tmp_path / f"{stem}.jsonl")
+    data = f'[data]\ntrain = "train.jsonl"\nvalidation = "val.jsonl"\nlabel = "{asked}"\n'
+    (tmp_path / "t.toml").write_text(HEAD + data)
+    assert load_task(tmp_path / "t.toml").validation.labels == tuple(FRAME.label)
+    assert predicting._table(table, "text", asked)[0][asked].tolist() == FRAME.label.tolist()
