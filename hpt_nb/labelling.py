@@ -17,7 +17,7 @@ import pandas as pd
 from .store import InputError, remark, whole
 from .models import LM, check_apart
 from .tasks import class_names, load_task
-from .scoring import label_ids, label_logprobs
+from .scoring import label_ids, label_logprobs, texts_cut
 from .calibration import accuracy, auc, calibrated, centre_means, class_shares
 from .answers import as_lm
 
@@ -112,6 +112,7 @@ def _label_row(lm: LM, form, held, names, z) -> dict:
         auc=auc(z, held.labels),
         most=names[int(np.argmax(shares))],
         share=float(shares.max()),
+        cut=texts_cut(lm, form, held.texts),
     )
 
 
@@ -163,10 +164,12 @@ def labels_said(found: pd.DataFrame) -> str:
                     "names most often": f"{r.most} ({100 * r.share:.0f} %)",
                 }
             )
-    best = ",".join(order.index[0])
+    best, cut = ",".join(order.index[0]), found[found.cut > 0].groupby("model", sort=False).cut.first()
+    counts = ", ".join(f"{n} on {model}" for model, n in cut.items())
+    said = f"\ntexts that are longer than the task reads, and cut: {counts}" if counts else ""
     return (
         f"{int(found.n.iloc[0])} holdout texts, no label word was chosen on others; calibrated with the means of "
         f"these texts\n{pd.DataFrame(lines).to_string(index=False)}\n"
         f"best mean AUC: {best!r} ({order.iloc[0]:.3f}); {len(order)} sets were compared on these texts, "
-        "so judge the one you take on the validation texts"
+        f"so judge the one you take on the validation texts{said}"
     )

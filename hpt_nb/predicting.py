@@ -20,6 +20,7 @@ from .base import reason_of
 from .models import LM
 from .table_files import composed_columns
 from .tasks import by_stated_names, check_tables, label_key, label_names, no_text, read_file, unknown_label
+from .scoring import texts_cut
 from .calibration import centre_means
 from .answers import answers, kept_for
 from .prompts import Prompt
@@ -95,8 +96,8 @@ def predict(
     means, said = None, "none"
     if calibrated and kept_for(prompt.calibration, lm) is not None:
         means, said = prompt.means(lm), "kept with the prompt"
-    values = rows[text].tolist()
-    logp = prompt.logprobs(lm, [values[i] for i in kept], on_pass)
+    texts = rows[text].iloc[kept].tolist()
+    logp = prompt.logprobs(lm, texts, on_pass)
     if calibrated and means is None and task is not None:
         held = task.subset("holdout", min(200, len(task.holdout))).texts
         means, said = centre_means(prompt.logprobs(lm, held)), f"from {len(held)} holdout texts of {task.name}"
@@ -107,7 +108,8 @@ def predict(
         )
     made = answers(logp, prompt.task["classes"], means)
     made.index = kept
-    facts = dict(n=len(kept), skipped=len(rows) - len(kept), constants=said)
+    cut = texts_cut(lm, prompt.template, texts)
+    facts = dict(n=len(kept), skipped=len(rows) - len(kept), constants=said, cut=cut)
     if right is not None:
         place = {name: c for c, name in enumerate(prompt.task["classes"])}
         correct = sum(place[c] == y for c, y in zip(made["class"], right))
@@ -191,6 +193,7 @@ def predictions_said(table: pd.DataFrame, facts: dict, classes) -> str:
         f"{n:,} texts: "
         + ", ".join(f"{counts.get(c, 0):,} {visible(c)}" for c in classes)
         + (f"; {facts['skipped']} without a text passed over" if facts["skipped"] else "")
+        + (f"; {facts['cut']} longer than the prompt's task reads, and cut" if facts["cut"] else "")
     ]
     if facts["constants"] != "none":
         lines.append(f"calibrated by constants {facts['constants']}")

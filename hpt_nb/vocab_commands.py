@@ -91,10 +91,12 @@ def _named_as(vocab, ids: dict):
 # %% ../nbs/20c_vocab_commands.ipynb #a977ff8f
 def _check_inputs(lm, task, split):
     "`InputError` for label words that begin alike, or texts that are too long for a model."
-    from hpt_nb.scoring import check_lengths, label_ids, prefix_embeddings, text_ids
+    from hpt_nb.scoring import check_lengths, label_ids, prefix_embeddings, text_ids, texts_cut
 
     label_ids(lm, task)
     check_lengths(lm, prefix_embeddings(lm, [0]), text_ids(lm, task, split.texts))
+    if cut := texts_cut(lm, task, split.texts):
+        remark(f"{lm.name}: {cut} of {len(split)} texts are longer than {task.max_text_tokens} tokens and cut")
 
 
 def _measured(ids: dict, task, split, quiet: bool) -> dict:
