@@ -126,4 +126,10 @@ def load_peft(
             f"{folder}: an adapter for another model, {note['model']}, than this {lm.name}; "
             "its vectors mean something else here"
         )
-    return v[note.get("bos_vectors", 0) :]
+    first = note.get("bos_vectors", 0)
+    if lm is not None and note.get("bos") == "before" and first != len(lm.bos_ids):
+        raise InputError(
+            f"{folder}: made with {first} BOS vectors before the prompt, and {lm.name} is loaded with "
+            f"{len(lm.bos_ids)}, which gives other scores; load it with the bos that the prompt was tuned with"
+        )
+    return v[first:]

@@ -6,10 +6,10 @@
 __all__ = ['NONE', 'named_prompts', 'read_prompts']
 
 # %% ../nbs/17b_audit_inputs.ipynb #fa278880
-import json
 from collections import Counter
 from pathlib import Path
 from .store import InputError, visible
+from .records import parsed
 from .export import read_prompt
 from .prompts import Prompt
 
@@ -116,7 +116,7 @@ def read_prompts(
     text = _file_text(p)
     if p.suffix.lower() == ".json":
         try:
-            found = _of_json(json.loads(text), p)
+            found = _of_json(parsed(text, p), p)
         except InputError:
             raise
         except (ValueError, RecursionError):

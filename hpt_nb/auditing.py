@@ -8,6 +8,8 @@ __all__ = ['check_prompts', 'audit', 'ALL', 'FEW', 'MEASURED', 'NEARLY_ALL', 'NO
            'scores_table', 'sentences', 'worth', 'write_audit']
 
 # %% ../nbs/17b_auditing.ipynb #750c835f
+from collections.abc import Callable
+from typing import Any
 import numpy as np
 import sys
 import time
@@ -213,15 +215,15 @@ def _facts(task, split: str, part, held, rows: dict, done: _Scored) -> dict:
 
 
 def audit(
-    task,  # a task's name or file, or a `Task`
-    models,  # names, or loaded models; one or more
-    prompts=(),  # as of `named_prompts`; none: what no prompt is worth, raw and calibrated
+    task: Any,  # a task's name or file, or a `Task`
+    models: Any,  # names, or loaded models; one or more
+    prompts: Any = (),  # as of `named_prompts`; none: what no prompt is worth, raw and calibrated
     limit: int | None = 400,  # texts scored, stratified; all if there are fewer; None: all
     split: str = "validation",
     unlabelled: int = 200,  # holdout texts whose label log-probabilities calibrate; their labels are not looked at
     progress: bool = False,  # a bar on stderr
-    loader=None,  # a `Models` that gives the models by name; None: they are loaded here
-    on_score=None,  # called with the number of texts done after each pass
+    loader: Any = None,  # a `Models` that gives the models by name; None: they are loaded here
+    on_score: Callable | None = None,  # called with the number of texts done after each pass
 ) -> dict:  # JSON values: task, models, prompts, true_shares, scores, gains, choice, advice, warnings, ...
     """What any prompts are worth on each model, beside no prompt at all.
     `InputError` for what cannot work, before anything is scored."""

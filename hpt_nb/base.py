@@ -30,7 +30,7 @@ def visible(text: str) -> str:
 class InputError(ValueError):
     "Bad input from outside. Its message is one line: what was seen, what is needed, what to do."
 
-    def __init__(self, msg):
+    def __init__(self, msg: object):
         super().__init__(visible(" ".join(str(msg).split())))
 
 

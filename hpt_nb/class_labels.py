@@ -34,12 +34,25 @@ def label_key(value) -> str | None:
     return _ZEROS.sub(lambda m: m[1] if m[0] == m.string else m[0], _composed(str(value)))
 
 # %% ../nbs/02b_class_labels.ipynb #1df72018
+def _unseen(text: str, what: str) -> str:
+    "A byte order mark in what a task writes, or a label word's first character where nobody sees it; '' for none."
+    if "\ufeff" in text:
+        return "holds a byte order mark (U+FEFF)"
+    first = text.lstrip()[:1]
+    if what == "label word" and unicodedata.category(first) in ("Cf", "Cc"):
+        return f"begins with U+{ord(first):04X}"
+    return ""
+
+
 def check_words(suffix, labels, where: str):
     "`InputError` unless the suffix is a string and the label words are two or more different ones."
     if not isinstance(suffix, str):
         raise InputError(f'{where}: suffix is {suffix!r}; need a string, such as ". It was"')
     if not isinstance(labels, (list, tuple)) or not all(isinstance(w, str) and w.strip() for w in labels):
         raise InputError(f'{where}: labels is {labels!r}; need a list of words, such as [" negative", " positive"]')
+    for what, w in (("suffix", suffix), *(("label word", w) for w in labels)):
+        if unseen := _unseen(w, what):
+            raise InputError(f"{where}: {what} {w!r} {unseen}, which no reader sees and every model reads; take it out")
     twice = [w for w, n in Counter(_composed(w) for w in labels).items() if n > 1]
     if twice:
         raise InputError(f"{where}: label word {twice[0]!r} stands for two classes; give each class its own word")

@@ -6,13 +6,16 @@
 __all__ = ['as_texts', 'split_task', 'HardPromptClassifier']
 
 # %% ../nbs/18a_classifier.ipynb #1f204178
+from collections.abc import Iterable
+from typing import Any
 import inspect
 import tempfile
 
 import numpy as np
 
-from .store import InputError, Store, number, whole
+from .store import InputError, Store, listed, number, remark, whole
 from .models import known_by, same_model
+from .splits import conflicts_said
 from .tasks import Split, Task, drop_conflicts, hold_out
 from .vocab import whole_vocab
 from .selection import TokenRules, select
@@ -73,6 +76,18 @@ def as_texts(X) -> list:
     return texts
 
 
+def _agreed(given: Split, words) -> Split:
+    "Without the texts that stand there with two labels, which is said. `InputError` where none is left."
+    every = drop_conflicts(given)
+    if not (lost := len(given) - len(every)):
+        return every
+    why = f"{lost} of {len(given)} texts are dropped: they stand there with two labels, {conflicts_said(given, words)}"
+    if not len(every):
+        raise InputError(f"{why}; no text is left to tune on")
+    remark(f"{why} (texts are compared without capitals, punctuation and spaces)")
+    return every
+
+
 def split_task(
     texts,
     labels,  # n strings, n class numbers
@@ -85,7 +100,7 @@ def split_task(
 ) -> Task:
     """A task of lists: some texts held out, each class in proportion and copies on one side.
     It has no validation texts: whoever calls holds those."""
-    every = drop_conflicts(Split(texts, labels))
+    every = _agreed(Split(texts, labels), words)
     n = max(len(names), round(holdout * len(every))) if isinstance(holdout, float) else holdout
     train, held = hold_out(every, n, seed)
     for what, part in (("tune on", train), ("hold out", held)):
@@ -111,23 +126,23 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        models=("smollm2-135m", "gemma-3-270m"),
-        label_words=None,
-        suffix=". It was",
-        method="pez",
-        steps=200,
-        batch=8,
-        n_tokens=10,
-        seeds=(0, 1, 2),
-        s=8192,
-        k=64,
-        holdout=0.2,
-        calibrate=True,
-        max_text_tokens=128,
-        model=None,
-        dtype="auto",
-        random_state=0,
-        rules=None,
+        models: Any = ("smollm2-135m", "gemma-3-270m"),
+        label_words: list | tuple | dict | None = None,
+        suffix: str = ". It was",
+        method: str = "pez",
+        steps: int = 200,
+        batch: int = 8,
+        n_tokens: int = 10,
+        seeds: Iterable[int] = (0, 1, 2),
+        s: int = 8192,
+        k: int = 64,
+        holdout: float | int = 0.2,
+        calibrate: bool = True,
+        max_text_tokens: int = 128,
+        model: Any = None,
+        dtype: str = "auto",
+        random_state: int = 0,
+        rules: Any = None,
     ):
         self.models = models  # names or loaded models; tuned on the first, chosen on all
         self.label_words = (
@@ -170,6 +185,13 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
                 f"label_words is {given!r}; need one word for each of the {len(self.classes_)} classes: "
                 f"{', '.join(map(str, self.classes_))}"
             )
+        names = [str(c).strip().casefold() for c in self.classes_]
+        said = [str(w).strip().casefold() for w in given]
+        if said != names and sorted(said) == sorted(names):
+            raise InputError(
+                f"label_words is {given!r}, the classes' own names in another order than classes_ "
+                f"({', '.join(map(str, self.classes_))}); give {{class: word}}"
+            )
         return list(given)
 
     def _tuned(self, names, load, task) -> list:
@@ -196,7 +218,7 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
         common = select(stored_vocab(store, lms, VocabConfig(k=self.k, s=self.s), shared_vocabs()), rules)
         return common.top(min(self.s, len(common)))
 
-    def fit(self, X, y):
+    def fit(self, X: Any, y: Any) -> "HardPromptClassifier":
         "Tune, choose and calibrate. Sets `classes_`, `prompt_`, `candidates_`, `task_`."
         texts, labels = self._checked(X, y)
         names, load = named_models(self.models)
@@ -224,12 +246,25 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
         texts, labels = as_texts(X), list(np.asarray(y).tolist())
         if len(texts) != len(labels):
             raise InputError(f"{len(texts)} texts but {len(labels)} labels; need one label for each text")
+        if missing := [i for i, y in enumerate(labels) if y is None or y != y]:
+            raise InputError(f"label {missing[0]} is {labels[missing[0]]!r}; give each text a label, or leave it out")
+        if len({isinstance(label, str) for label in y}) > 1:  # numpy would make 1 and "1" one class
+            raise InputError("some labels are texts and some are not; give all of one kind")
+        self._check_settings()
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise InputError(f"all {len(labels)} labels are {str(self.classes_[0])!r}; need at least 2 classes")
+        return texts, labels
+
+    def _check_settings(self):
+        "`InputError` for settings that mean nothing."
         if isinstance(self.holdout, float):
             number("holdout", self.holdout, above=0, most=1)
-        return texts, labels
+        if self.random_state is not None:
+            whole("random_state", self.random_state, 0)
+        if not isinstance(self.calibrate, (bool, np.bool_)):
+            raise InputError(f"calibrate={self.calibrate!r}; need True or False")
+        listed("seeds", self.seeds)
 
     def _task(self, texts, labels, words) -> Task:
         "The texts as a task, some of them held out."
@@ -251,13 +286,13 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
             raise InputError("this HardPromptClassifier is not fitted; call fit(texts, labels) first")
         return self.prompt_.classify(self._lm, as_texts(X), calibrated=bool(self.calibrate))
 
-    def predict(self, X) -> np.ndarray:
+    def predict(self, X: Any) -> np.ndarray:
         "(n,) labels."
         names = self._answers(X)["class"].tolist()
         place = {str(c): i for i, c in enumerate(self.classes_)}
         return self.classes_[np.array([place[name] for name in names], dtype=int)]
 
-    def predict_proba(self, X) -> np.ndarray:
+    def predict_proba(self, X: Any) -> np.ndarray:
         "(n, C) probabilities, in the order of `classes_`."
         table = self._answers(X)
         return table[[f"p({c})" for c in self.classes_]].to_numpy()

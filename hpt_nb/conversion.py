@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from .base import InputError, reason_of
 from .files import cache_dir
 from .gguf_facts import unread_keys
-from .gguf_files import gguf_header, gguf_tensors, untaken
+from .gguf_files import gguf_header, gguf_tensors, unread_tokenizer_keys, untaken
 from .gguf_mending import amend_config, mend_tokenizer
 from .loading import listening, pretrained, remarks_of, unused
 
@@ -50,6 +50,9 @@ def _keys_read(arch: str) -> set | None:
 def _not_read(names, model, meta: dict) -> list:
     "Remarks on a file's tensors and settings that nobody reads."
     arch, remarks = meta["general.architecture"], []
+    if rules := unread_tokenizer_keys(meta):
+        said = ", ".join(k.removeprefix("tokenizer.ggml.") for k in rules)
+        remarks.append(f"settings of its tokenizer are not read ({said}); its ids may not be the model's")
     if left := unused(untaken(names, model, arch)):
         remarks.append(left)
     if odd := unread_keys(meta, _keys_read(arch)):

@@ -8,6 +8,7 @@ __all__ = ['FORMS', 'export_prompt', 'CALIBRATE_ON', 'bos_of', 'check_carried', 
 
 # %% ../nbs/17_export.ipynb #e6a1862f
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from .store import InputError, check_writable, remark, write_atomic
@@ -196,7 +197,11 @@ def _write_python(it: dict, out, task, model, split, limit) -> str:
     _remark_text(it, name)
     write_atomic(out, to_python(it["text"], task, name or it["source"], it["bos"], kept))
     where = "" if name and written_model(name) else f", {loadable(name) if name else 'MODEL'!r}"
-    use = f'from {Path(out).stem} import classify; classify(["a text"]{where})'
+    stem = Path(out).stem
+    room = re.sub(r"\W|^(?=\d)", "_", stem)  # a name that Python imports
+    use = f'from {room} import classify; classify(["a text"]{where})'
+    if not stem.isidentifier():
+        use = f"rename {Path(out).name} to {room}.py, for Python to import it; {use}"
     without = "; the prompt came without calibration constants: mean_logp makes them from unlabelled texts"
     return use if kept else use + without
 
@@ -225,9 +230,9 @@ _SUFFIXES = {"json": ".json", "python": ".py"}
 
 
 def export_prompt(
-    what,  # as for `read_prompt`
+    what: str | Path,  # as for `read_prompt`
     to: str,  # one of `FORMS`
-    out,  # file or folder to write
+    out: str | Path,  # file or folder to write
     task: str = None,  # task name or file; None: as the prompt's file says
     model: str = None,  # hub id, folder, .gguf file or packaged model; None: as the prompt's file says
     seed: int = None,  # as for `read_prompt`

@@ -6,6 +6,8 @@
 __all__ = ['tune']
 
 # %% ../nbs/20_following.ipynb #6e5465bb
+from collections.abc import Iterable
+from typing import Any
 from pathlib import Path
 from .store import InputError
 from .models import LM
@@ -29,18 +31,18 @@ def _second(method, name: str, given: dict) -> dict:
 
 def tune(
     lm: LM,
-    task,
-    vocab=None,  # `Vocab`, ids, or None: every row the tokenizer can name, or what the models of a joint method share
+    task: Any,
+    vocab: Any = None,  # `Vocab`, ids, or None: every row the tokenizer can name, or what a joint method's models share
     method: str = "pez",  # one of `hpt_nb.experiments.REGISTRY`
     steps: int | None = None,  # None: as the method was published (pez: 5000)
-    seeds=(0,),  # one run each, side by side
+    seeds: Iterable[int] = (0,),  # one run each, side by side
     progress: bool = True,  # a bar on stderr
-    checkpoint=None,  # path: the pass is kept there, taken up from there, and removed when it is done
-    also=None,  # another `LM` or a list of them, for joint, joint-choice and joint-swaps
+    checkpoint: str | Path | None = None,  # the pass is kept there, taken up from there, and removed when it is done
+    also: Any = None,  # another `LM` or a list of them, for joint, joint-choice and joint-swaps
     judge: LM | None = None,  # the model that accepts, for mixed
     policy: LM | None = None,  # the model that writes, for rlprompt; None: `lm` itself
-    on_judge=None,  # a `hpt_nb.pez.Callback`, or a list of them; one that returns True ends the pass
-    **settings,  # the other fields of the method's configuration
+    on_judge: Any = None,  # a `hpt_nb.pez.Callback`, or a list of them; one that returns True ends the pass
+    **settings: Any,  # the other fields of the method's configuration
 ) -> list[Run]:  # one for each seed
     """Tune a prompt for each seed, by any method.
     `InputError` for an unknown method or setting, and for what the method cannot do."""

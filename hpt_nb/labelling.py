@@ -6,6 +6,8 @@
 __all__ = ['word_tokens', 'propose_labels', 'candidate_sets', 'compare_labels', 'labels_said']
 
 # %% ../nbs/17d_labelling.ipynb #695f733a
+from collections.abc import Callable, Iterable
+from typing import Any
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from .store import InputError, remark, whole
-from .models import LM
+from .models import LM, check_apart
 from .tasks import class_names, load_task
-from .scoring import label_ids, label_logprobs
+from .scoring import label_ids, label_logprobs, texts_cut
 from .calibration import accuracy, auc, calibrated, centre_means, class_shares
 from .answers import as_lm
 
@@ -78,8 +80,10 @@ def candidate_sets(
         one = tuple(given.split(",")) if isinstance(given, str) else tuple(given)
         one = tuple(w if w[:1].isspace() or not isinstance(given, str) else " " + w for w in one)
         if len(one) != len(task.labels) or not all(w.strip() for w in one):
+            some = sum(bool(w.strip()) for w in one)
+            empty = f", and {len(one) - some} that are empty" if some < len(one) else ""
             raise InputError(
-                f"label words {given!r}: {len(one)} of them; need one for each of the {len(task.labels)} classes "
+                f"label words {given!r}: {some} of them{empty}; need one for each of the {len(task.labels)} classes "
                 f"({', '.join(class_names(task))}), with commas between"
             )
         if one in sets:
@@ -108,16 +112,17 @@ def _label_row(lm: LM, form, held, names, z) -> dict:
         auc=auc(z, held.labels),
         most=names[int(np.argmax(shares))],
         share=float(shares.max()),
+        cut=texts_cut(lm, form, held.texts),
     )
 
 
 def compare_labels(
-    task,  # a task's name or file, or a `Task`
-    models,  # names or loaded models
-    words=(),  # as of `candidate_sets`
-    prompt=None,  # a text before each input; None: none
+    task: Any,  # a task's name or file, or a `Task`
+    models: Any,  # names or loaded models
+    words: Iterable = (),  # as of `candidate_sets`
+    prompt: str | None = None,  # a text before each input; None: none
     limit: int = 200,  # holdout texts
-    on_pass=None,  # called with the number of texts done after each pass
+    on_pass: Callable | None = None,  # called with the number of texts done after each pass
 ) -> (
     pd.DataFrame
 ):  # a row per set and model: words, model, tokens, accuracy, calibrated, auc (fractions), leans to, share
@@ -126,6 +131,9 @@ def compare_labels(
     task = load_task(task) if isinstance(task, (str, Path)) else task
     sets, held = candidate_sets(task, words), task.subset("holdout", min(whole("limit", limit), len(task.holdout)))
     lms = [as_lm(m) for m in ([models] if isinstance(models, (str, Path, LM)) else models)]
+    if not lms:
+        raise InputError("no model given; need at least one")
+    check_apart(lms)
     kept = {k: getattr(task, k) for k in _OF_TASK}
     forms = [SimpleNamespace(labels=s, **kept) for s in sets]
     for lm in lms:
@@ -156,10 +164,12 @@ def labels_said(found: pd.DataFrame) -> str:
                     "names most often": f"{r.most} ({100 * r.share:.0f} %)",
                 }
             )
-    best = ",".join(order.index[0])
+    best, cut = ",".join(order.index[0]), found[found.cut > 0].groupby("model", sort=False).cut.first()
+    counts = ", ".join(f"{n} on {model}" for model, n in cut.items())
+    said = f"\ntexts that are longer than the task reads, and cut: {counts}" if counts else ""
     return (
         f"{int(found.n.iloc[0])} holdout texts, no label word was chosen on others; calibrated with the means of "
         f"these texts\n{pd.DataFrame(lines).to_string(index=False)}\n"
         f"best mean AUC: {best!r} ({order.iloc[0]:.3f}); {len(order)} sets were compared on these texts, "
-        "so judge the one you take on the validation texts"
+        f"so judge the one you take on the validation texts{said}"
     )

@@ -6,6 +6,8 @@
 __all__ = ['ADDED', 'LM', 'pad_row', 'check_causal']
 
 # %% ../nbs/01c_lm.ipynb #d4684df6
+from collections.abc import Iterable, Sequence
+from typing import Any
 import copy
 from functools import cached_property
 from itertools import groupby
@@ -65,7 +67,7 @@ class LM:
     """A frozen causal language model with its tokenizer: what it reads (`embeddings`), what its tokens say
     (`token_bytes`), and how text becomes ids."""
 
-    def __init__(self, model, tokenizer, name: str, bos="auto", info: dict | None = None):
+    def __init__(self, model: nn.Module, tokenizer: Any, name: str, bos: str | bool = "auto", info: dict | None = None):
         self.model, self.tokenizer, self.name = model.requires_grad_(False).eval(), tokenizer, name
         self.bos_ids, self._info, own = _bos_ids(tokenizer, bos), dict(info or {}), _bos_ids(tokenizer, "auto")
         if self.bos_ids != own:
@@ -153,7 +155,7 @@ class LM:
             raise _rowless(self, text, next(i for i in ids if i >= self.n_rows))
         return ids
 
-    def decode(self, ids) -> str:
+    def decode(self, ids: Iterable[int] | Tensor) -> str:
         """Text of ids, letter for letter: specials keep their names, spaces are not tidied.
         An added row (an id below 0) is `<pad>`."""
         parts = groupby(map(int, ids), key=lambda i: i < 0)
@@ -167,7 +169,7 @@ class LM:
         "May a `<pad>` row be added? The tokenizer has none, and the table is a plain one."
         return self.tokenizer.pad_token is None and type(self.model.get_input_embeddings()) is nn.Embedding
 
-    def vectors(self, ids) -> Tensor:
+    def vectors(self, ids: Sequence | Tensor) -> Tensor:
         """(...) ids -> (..., d): what the model reads for them; an id of -1 - s is the `<pad>` row that was added
         with seed s (`pad_row`)."""
         ids = torch.as_tensor(ids, dtype=torch.long, device=self.embeddings.device)
@@ -176,7 +178,7 @@ class LM:
             rows[ids == i] = pad_row(self, -1 - i)
         return rows
 
-    def cast(self, dtype) -> "LM":
+    def cast(self, dtype: str | torch.dtype) -> "LM":
         "A copy in another dtype, equal to loading the model in that dtype; not compiled."
         lm = copy.copy(self.uncompiled or self)
         facts, _ = lm.info, lm.kin  # a copy is the same model: neither hash is taken anew
@@ -186,7 +188,14 @@ class LM:
         return lm
 
     @classmethod
-    def wrap(cls, model, tokenizer, name: str | None = None, bos="auto", info: dict | None = None) -> "LM":
+    def wrap(
+        cls,
+        model: nn.Module,
+        tokenizer: Any,
+        name: str | None = None,
+        bos: str | bool = "auto",
+        info: dict | None = None,
+    ) -> "LM":
         """An `LM` around a model that you hold already. It is frozen in place, and checked: `InputError` if it cannot
         serve here (`check_causal`)."""
         own_name = Path(getattr(model.config, "_name_or_path", "") or model.config.model_type).name

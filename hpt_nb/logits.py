@@ -22,10 +22,12 @@ def check_finite(engine, logits_nc: Tensor, prefix_rpd: Tensor, seqs: list, runs
         with torch.no_grad():
             alone = plain_logits(lm, engine.labels, prefix_rpd, [seqs[i]], [runs[i]])[0].cpu()
         if not alone.isfinite().all():
-            other = "bfloat16 or float32" if lm.dtype == torch.float16 else "float32, or check its weights"
+            other = "load the model in bfloat16 or float32"
+            if lm.dtype != torch.float16:
+                other = "check its weights" if lm.dtype == torch.float32 else "load it in float32, or check its weights"
             raise InputError(
                 f"text {i} ({lm.decode(seqs[i])[:40]!r}...): its label logits are not finite in "
-                f"{str(lm.dtype)[6:]} on {lm.name}; load the model in {other}"
+                f"{str(lm.dtype)[6:]} on {lm.name}; {other}"
             )
         logits_nc[i] = alone
 

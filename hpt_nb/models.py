@@ -9,6 +9,7 @@ __all__ = ['find', 'load_lm', 'ADDED', 'SHIPPED', 'byte_alphabet', 'walk', 'is_c
            'folder_sha256', 'gguf_header', 'mend_tokenizer', 'convert_gguf', 'Shipped', 'fetch_shipped']
 
 # %% ../nbs/01j_models.ipynb #b954b16a
+from typing import Any
 import logging
 from pathlib import Path
 
@@ -120,9 +121,9 @@ _log = logging.getLogger("hpt_nb.models")
 
 def load_lm(
     name: str,  # hub id, folder, .gguf file, or one of `SHIPPED`, such as "smollm2-135m"
-    dtype="auto",  # float32 on a CPU, bfloat16 on CUDA; or a torch.dtype or its name
-    device="auto",  # cuda if there, else cpu; "cuda:1"; "balanced" spreads a large model over all GPUs
-    bos="auto",  # what goes before a text: as the tokenizer does it; True or False overrides
+    dtype: Any = "auto",  # float32 on a CPU, bfloat16 on CUDA; or a torch.dtype or its name
+    device: Any = "auto",  # cuda if there, else cpu; "cuda:1"; "balanced" spreads a large model over all GPUs
+    bos: str | bool = "auto",  # what goes before a text: as the tokenizer does it; True or False overrides
 ) -> LM:
     """Load a causal language model, frozen. safetensors and GGUF only, never a pickle, never code from the model's
     repository. `InputError` for what cannot be loaded."""

@@ -10,6 +10,8 @@ __all__ = ['agreement', 'check_k', 'check_embeddings', 'samples', 'neighbor_ids'
            'top_all', 'top_among', 'working_bytes']
 
 # %% ../nbs/04_neighbors.ipynb #fefdfe96
+from collections.abc import Callable
+from typing import Any
 import warnings
 
 import torch
@@ -205,13 +207,13 @@ def neighbor_ids(
 def stability(
     embs: list,  # N >= 2 tensors (c, d_i), float; row u of each is the same common token
     k: int = 64,  # neighbours a token (the paper's K)
-    h=8192,  # anchors a sample; None, or c and more: every token is an anchor, the exact score
+    h: int | None = 8192,  # anchors a sample; None, or c and more: every token is an anchor, the exact score
     repeats: int = 5,  # samples (the paper's L)
     seed: int = 0,  # of the samples
     include_self: bool = True,  # a token among the anchors is its own neighbour, as Eq. 4 has it
-    dtype=torch.float32,  # rank unit rows as rounded to this: float32 (reference), bfloat16, or "tf32"
-    max_bytes=None,  # int: bytes that may be used above the embeddings; None: half a GB beside the fixed need
-    progress=None,  # called with the share done, 0 to 1
+    dtype: Any = torch.float32,  # rank unit rows as rounded to this: float32 (reference), bfloat16, or "tf32"
+    max_bytes: int | None = None,  # that may be used above the embeddings; None: half a GB beside the fixed need
+    progress: Callable | None = None,  # called with the share done, 0 to 1
 ) -> Tensor:  # (c,) float32 in [0, 1]
     "J_u of Eqs. 3-7: the agreement of each token's nearest anchors, over pairs of models and over samples."
     embs = list(embs)
@@ -236,12 +238,12 @@ def stability(
 def stable_vocab(
     lms: list,  # N >= 2 loaded models
     k: int = 64,  # as for `stability`
-    h=None,  # as for `stability`; None: exact
+    h: int | None = None,  # as for `stability`; None: exact
     repeats: int = 5,  # as for `stability`
     seed: int = 0,  # as for `stability`
     include_self: bool = True,  # as for `stability`
     tokens: str = "any",  # as for `common_vocab`: "any" or "words"
-    **kw,  # dtype, max_bytes, progress of `stability`
+    **kw: Any,  # dtype, max_bytes, progress of `stability`
 ) -> Vocab:  # c tokens with J, best first
     "The models' common tokens, most stable first (Eqs. 2-7). `InputError` if there are too few of them for k."
     common = common_vocab(lms, tokens)

@@ -9,6 +9,8 @@ __all__ = ['found_by', 'transferable', 'CONTROLS', 'DEFAULTS', 'FEW', 'by_rules'
            'tuned_prompts', 'tuning_config', 'untuned_prompts', 'warnings_of', 'work_of', 'worth_on']
 
 # %% ../nbs/18_practice.ipynb #cd0c7e88
+from collections.abc import Iterable
+from typing import Any
 import logging
 import numpy as np
 from pathlib import Path
@@ -241,23 +243,23 @@ def _made(job: Job, given: dict, progress: bool) -> dict:
 
 
 def transferable(
-    task,  # a task's name or file, or a `Task`
-    models,  # two or more models that you may use; the prompt is tuned on the first
-    targets=(),  # models that take no part: what the prompt is worth where it was not made
-    out=None,  # results folder; None: runs/transferable-<task>
+    task: Any,  # a task's name or file, or a `Task`
+    models: Iterable[str],  # two or more models that you may use; the prompt is tuned on the first
+    targets: Iterable[str] = (),  # models that take no part: what the prompt is worth where it was not made
+    out: str | Path | None = None,  # results folder; None: runs/transferable-<task>
     method: str | None = None,  # one of the registry that searches tokens; None: pez, or joint-swaps from a start
-    seeds=(0, 1, 2),  # one run each, side by side
+    seeds: Iterable[int] = (0, 1, 2),  # one run each, side by side
     s: int = 8192,  # tokens of the vocabulary, the most stable; all if fewer are common
     k: int = 64,  # neighbours a token (Eq. 5)
     limit: int = 300,  # validation texts scored, stratified; all if there are fewer
     dtype: str = "auto",  # of the tuning; "auto": bfloat16 where the processor has it. Scores are float32
     progress: bool = True,  # a bar on stderr; what goes on is logged
-    loader=None,  # a `Models`; None: load them as they are named
-    against=(),  # hand-written prompts that are shown beside the tuned one, as of `named_prompts`
-    rules=None,  # which tokens may be used: `TokenRules`, or those and whether the label words are left out
+    loader: Any = None,  # a `Models`; None: load them as they are named
+    against: Iterable[str] = (),  # hand-written prompts that are shown beside the tuned one, as of `named_prompts`
+    rules: Any = None,  # which tokens may be used: `TokenRules`, or those and whether the label words are left out
     start: str | None = None,  # your own prompt, which the search begins at and keeps unless it finds something better
     tracker: str = "",  # who follows the tuning, as of `hpt_nb.trackers.check_tracker`; it changes no result
-    **settings,  # steps, batch, n_tokens, holdout_n and others of the method
+    **settings: Any,  # steps, batch, n_tokens, holdout_n and others of the method
 ) -> dict:  # what prompt.json in `out` holds beside the prompt: scores, candidates, warnings, ...
     """From a labelled file to a prompt and what it is worth on each model. Call it again with the same folder to go on.
     `InputError` for what cannot work, before anything is tuned."""

@@ -6,6 +6,8 @@
 __all__ = ['WRITERS', 'predict', 'check_out', 'check_kept', 'write_predictions', 'predictions_said']
 
 # %% ../nbs/17c_predicting.ipynb #20f33703
+from collections.abc import Callable
+from typing import Any
 import csv
 import io
 import json
@@ -16,7 +18,9 @@ import pandas as pd
 from .store import InputError, check_writable, visible, write_atomic
 from .base import reason_of
 from .models import LM
+from .table_files import composed_columns
 from .tasks import by_stated_names, check_tables, label_key, label_names, no_text, read_file, unknown_label
+from .scoring import texts_cut
 from .calibration import centre_means
 from .answers import answers, kept_for
 from .prompts import Prompt
@@ -26,6 +30,8 @@ def _table(rows, text: str, label: str | None) -> tuple:
     "(a table, its name in messages). `InputError` for what is none, and for a column that it has not, or has twice."
     where = rows.attrs.get("file", "the table") if isinstance(rows, pd.DataFrame) else str(rows)
     rows = read_file(Path(rows)) if isinstance(rows, (str, Path)) else rows
+    if isinstance(rows, pd.DataFrame):
+        rows = composed_columns(rows, text, *([] if label is None else [label]))
     check_tables([rows], text, text if label is None else label, where, "--{}")
     return rows, where
 
@@ -74,13 +80,13 @@ def _check_free(rows: pd.DataFrame, classes, where: str):
 def predict(
     prompt: Prompt,
     lm: LM,  # a loaded model
-    rows,  # a table, or the path of a csv, tsv, jsonl or parquet file
+    rows: pd.DataFrame | str | Path,  # a table, or the path of a csv, tsv, jsonl or parquet file
     text: str = "text",  # its column of texts
     label: str | None = None,  # its column of labels: how many are right? None: not asked
     calibrated: bool = False,
-    task=None,  # a `Task`, whose holdout calibrates where the prompt keeps no constants for this model
+    task: Any = None,  # a `Task`, whose holdout calibrates where the prompt keeps no constants for this model
     skip_empty: bool = False,
-    on_pass=None,  # called with the number of texts done after each pass
+    on_pass: Callable | None = None,  # called with the number of texts done after each pass
 ) -> tuple:  # (the table with class and p(name) columns, facts: n, skipped, constants, correct and accuracy if asked)
     "The class of each text of a table. `InputError` for a table that cannot work, before the model reads anything."
     rows, where = _table(rows, text, label)
@@ -90,8 +96,8 @@ def predict(
     means, said = None, "none"
     if calibrated and kept_for(prompt.calibration, lm) is not None:
         means, said = prompt.means(lm), "kept with the prompt"
-    values = rows[text].tolist()
-    logp = prompt.logprobs(lm, [values[i] for i in kept], on_pass)
+    texts = rows[text].iloc[kept].tolist()
+    logp = prompt.logprobs(lm, texts, on_pass)
     if calibrated and means is None and task is not None:
         held = task.subset("holdout", min(200, len(task.holdout))).texts
         means, said = centre_means(prompt.logprobs(lm, held)), f"from {len(held)} holdout texts of {task.name}"
@@ -102,7 +108,8 @@ def predict(
         )
     made = answers(logp, prompt.task["classes"], means)
     made.index = kept
-    facts = dict(n=len(kept), skipped=len(rows) - len(kept), constants=said)
+    cut = texts_cut(lm, prompt.template, texts)
+    facts = dict(n=len(kept), skipped=len(rows) - len(kept), constants=said, cut=cut)
     if right is not None:
         place = {name: c for c, name in enumerate(prompt.task["classes"])}
         correct = sum(place[c] == y for c, y in zip(made["class"], right))
@@ -186,6 +193,7 @@ def predictions_said(table: pd.DataFrame, facts: dict, classes) -> str:
         f"{n:,} texts: "
         + ", ".join(f"{counts.get(c, 0):,} {visible(c)}" for c in classes)
         + (f"; {facts['skipped']} without a text passed over" if facts["skipped"] else "")
+        + (f"; {facts['cut']} longer than the prompt's task reads, and cut" if facts["cut"] else "")
     ]
     if facts["constants"] != "none":
         lines.append(f"calibrated by constants {facts['constants']}")

@@ -10,6 +10,7 @@ import json
 import re
 from pathlib import Path
 from .store import InputError, Store, is_pack, write_atomic
+from .records import parsed
 from .models import LM, known_by
 from .places import order_of
 from .tasks import task_format
@@ -194,7 +195,9 @@ def read_prompt(
         return _best_run(store, path, seed)
     need = "need the prompt that hpt transferable or hpt export wrote"
     try:
-        body = json.loads((store.beside("prompt.json") if store else p.read_bytes()).decode("utf-8-sig"))
+        body = parsed((store.beside("prompt.json") if store else p.read_bytes()).decode("utf-8-sig"), path)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file or folder; need the folder of hpt transferable or hpt tune, or a prompt's JSON file"

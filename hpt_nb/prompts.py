@@ -7,6 +7,8 @@ __all__ = ['SCHEMA', 'check_body', 'check_means', 'Prompt', 'answers', 'as_lm', 
            'task_parts']
 
 # %% ../nbs/17a_prompts.ipynb #52d066db
+from collections.abc import Callable, Iterable
+from typing import Any
 import copy
 import json
 import numpy as np
@@ -16,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from .store import InputError, write_atomic
 from .hub import OnHub
+from .records import parsed
 from .models import LM
 from .places import order_of
 from .scoring import label_logprobs
@@ -96,11 +99,11 @@ class Prompt(OnHub, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"]
     def __init__(
         self,
         text: str,  # what stands before each text; "": nothing, the template alone
-        task,  # a `Task`, or what another prompt's `.task` says
-        certificates=(),  # one per model, as of `certify`, with `model`: its info; that of the tuning comes first
-        calibration=None,  # model name -> `constants`
-        scores=(),  # what it was found to be worth: dicts
-        origin=None,  # how it came about: a dict of JSON values
+        task: Any,  # a `Task`, or what another prompt's `.task` says
+        certificates: Iterable = (),  # one per model, as of `certify`, with `model`: its info; the tuned one's first
+        calibration: dict | None = None,  # model name -> `constants`
+        scores: Any = (),  # what it was found to be worth: dicts
+        origin: dict | None = None,  # how it came about: a dict of JSON values
         bos: bool | None = None,  # does BOS go before it? None: as the tokenizer has it
     ):
         if not isinstance(text, str):
@@ -135,11 +138,11 @@ class Prompt(OnHub, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"]
     @classmethod
     def of(
         cls,
-        prompt,  # text, or ids of the first model
-        task,  # a `Task`
-        models,  # loaded models or names, the one it was tuned on first
+        prompt: Any,  # text, or ids of the first model
+        task: Any,  # a `Task`
+        models: Any,  # loaded models or names, the one it was tuned on first
         calibrate: int = 200,  # holdout texts for the calibration constants; 0: none
-        **origin,  # how it came about, as JSON values
+        **origin: Any,  # how it came about, as JSON values
     ) -> "Prompt":
         "A prompt certified on models, with calibration constants on each."
         lms = [as_lm(m) for m in ([models] if isinstance(models, (str, LM)) else models)]
@@ -149,7 +152,7 @@ class Prompt(OnHub, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"]
             made = made.calibrate(lm, task.subset("holdout", min(calibrate, len(task.holdout))).texts, "the holdout")
         return made
 
-    def logprobs(self, model, texts, on_pass=None) -> np.ndarray:
+    def logprobs(self, model: LM | str, texts: str | Iterable[str], on_pass: Callable | None = None) -> np.ndarray:
         """(n, C) label log-probabilities of texts under this prompt, on a loaded model or one that is named.
         `InputError` where BOS is not as the prompt has it."""
         lm = as_lm(model, self.bos)
@@ -161,7 +164,7 @@ class Prompt(OnHub, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"]
         texts = [texts] if isinstance(texts, str) else list(texts)
         return label_logprobs(lm, self.template, texts, self.text, on_pass=on_pass).double().numpy()
 
-    def calibrate(self, model, texts, said: str = "") -> "Prompt":
+    def calibrate(self, model: LM | str, texts: Any, said: str = "") -> "Prompt":
         """The same prompt with constants for one more model, from unlabelled texts;
         those of a model that has some are replaced."""
         lm, texts = as_lm(model, self.bos), list(texts)
@@ -186,10 +189,10 @@ class Prompt(OnHub, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"]
 
     def classify(
         self,
-        model,  # a loaded model, or its name
-        texts,  # n strings, or one
-        calibrated=False,  # False: raw; True: by the constants kept for this model; "texts": by those of these texts
-        on_pass=None,  # called with the number of texts done after each pass
+        model: LM | str,  # a loaded model, or its name
+        texts: str | Iterable[str],  # n strings, or one
+        calibrated: bool | str = False,  # True: by the constants kept for this model; "texts": by those of these texts
+        on_pass: Callable | None = None,  # called with the number of texts done after each pass
     ) -> pd.DataFrame:  # n rows: class, then p(name) of each class
         "The class of each text by name, and a probability for each class."
         if calibrated not in (False, True, "texts"):
@@ -217,7 +220,7 @@ class Prompt(OnHub, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"]
         return out if self.bos is None else out | dict(bos=self.bos)
 
     @classmethod
-    def from_body(cls, body, where: str = "prompt") -> "Prompt":
+    def from_body(cls, body: dict, where: str = "prompt") -> "Prompt":
         "A prompt from its JSON values. `InputError` for another version, or what is no prompt."
         kept = check_body(body, where)
         made = cls(
@@ -232,7 +235,7 @@ class Prompt(OnHub, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"]
         check_means(made, where)
         return made
 
-    def save(self, path) -> Path:
+    def save(self, path: str | Path) -> Path:
         "Write the prompt as one JSON file, whole or not at all."
         if Path(path).suffix != ".json":
             raise InputError(f"{path}: need a file name that ends in .json")
@@ -241,13 +244,15 @@ class Prompt(OnHub, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"]
     @classmethod
     def load(
         cls,
-        path,  # a JSON file of `save`, hpt transferable or hpt export; or a folder with prompt.json in it
+        path: str | Path,  # a JSON file of `save`, hpt transferable or hpt export; or a folder with prompt.json in it
     ) -> "Prompt":
         "Read a prompt. `InputError` for a file that is missing, damaged, or of another version."
         p = Path(path)
         p = p / "prompt.json" if p.is_dir() else p
         try:
-            body = json.loads(p.read_bytes().decode("utf-8-sig"))
+            body = parsed(p.read_bytes().decode("utf-8-sig"), p)
+        except InputError:
+            raise
         except OSError as e:
             raise InputError(
                 f"{p}: cannot be read ({e.strerror}); need the JSON of hpt transferable, hpt export or Prompt.save"
@@ -267,6 +272,6 @@ class Prompt(OnHub, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"]
             json.dumps(dict(library="hpt_nb", object="Prompt", version=SCHEMA)) + "\n",
         )
 
-    def generate_model_card(self, *args, **kwargs) -> ModelCard:
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         "What the mixin writes as README.md."
         return ModelCard(card_text(self))

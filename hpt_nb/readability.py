@@ -215,6 +215,28 @@ def rank_correlation(
     return rho, float(low), float(high)
 
 # %% ../nbs/12_readability.ipynb #85b1ecb5
+def _perplexities(
+    lm,
+    ids_mt,  # (m, t) int64
+    n: int,  # how many of them, the last, are judged
+) -> list:
+    "Perplexity of the ends of m inputs of one length. `InputError` where a probability is no number."
+    import torch
+    from hpt_nb.inputs import forget
+
+    forget(lm.model)
+    with torch.no_grad():
+        logp_mpv = lm.model(input_ids=ids_mt).logits[:, -n - 1 : -1].float().log_softmax(-1)
+    each = logp_mpv.gather(2, ids_mt[:, -n:, None].to(logp_mpv.device)).mean((1, 2)).tolist()
+    for ids, x in zip(ids_mt.tolist(), each):
+        if x != x:
+            raise InputError(
+                f"the prompt {lm.decode(ids[-n:])!r} has no perplexity in {str(lm.dtype)[6:]} on {lm.name}: its "
+                "probabilities are no numbers; load the model in float32, or check its weights"
+            )
+    return [math.exp(-x) if -x < 700 else math.inf for x in each]
+
+
 def prompt_perplexity(
     lm,  # `hpt_nb.models.LM`
     ids,  # p ids of that model
@@ -229,11 +251,7 @@ def prompt_perplexity(
         raise InputError(f"prompt id {bad} is outside {lm.name}'s {lm.n_rows} rows; give ids of that model")
     if len(ids) < (1 if before else 2):
         raise InputError(f"{len(ids)} tokens; {lm.name} needs at least {1 if before else 2} to judge a prompt")
-    all_ids = torch.tensor([before + ids], device=lm.device)
-    n = len(ids) if before else len(ids) - 1
-    with torch.no_grad():
-        logp = lm.model(input_ids=all_ids).logits[0, -n - 1 : -1].float().log_softmax(-1)
-    return math.exp(-logp.gather(1, all_ids[0, -n:, None].to(logp.device)).mean().item())
+    return _perplexities(lm, torch.tensor([before + ids], device=lm.device), len(ids) - (not before))[0]
 
 # %% ../nbs/12_readability.ipynb #a17c0dea
 def prompt_perplexities(
@@ -251,9 +269,5 @@ def prompt_perplexities(
         raise ValueError("prompts of several lengths; need one length in a call")
     n, out = len(prompts[0]) - (not before), []
     for at in range(0, len(prompts), rows):
-        ids_mp = torch.tensor([before + ids for ids in prompts[at : at + rows]], device=lm.device)
-        with torch.no_grad():
-            logp_mpv = lm.model(input_ids=ids_mp).logits[:, -n - 1 : -1].float().log_softmax(-1)
-        each = logp_mpv.gather(2, ids_mp[:, -n:, None].to(logp_mpv.device)).mean((1, 2))
-        out += [math.exp(-x) for x in each.tolist()]
+        out += _perplexities(lm, torch.tensor([before + ids for ids in prompts[at : at + rows]], device=lm.device), n)
     return out

@@ -6,6 +6,8 @@
 __all__ = ['Bar', 'begin', 'pieces_of', 'announce', 'is_finished', 'run_preset']
 
 # %% ../nbs/13r_run.ipynb #5d8d343f
+from collections.abc import Callable
+from pathlib import Path
 import logging
 from functools import cached_property, partial
 from tqdm.auto import tqdm
@@ -101,14 +103,14 @@ _log = logging.getLogger("hpt_nb.experiments")
 
 def run_preset(
     preset: Preset,
-    out,  # results folder; finished cells in it are kept and not computed again
+    out: str | Path,  # results folder; finished cells in it are kept and not computed again
     progress: bool = True,  # one bar on stderr for the whole run
     models: Models = None,
-    data=None,  # folder of task files that stand in for the hub's tasks
+    data: str | Path | None = None,  # folder of task files that stand in for the hub's tasks
     retry_failed: bool = False,  # try again what failed before
     split: int = 0,  # seeds in one pass, at most; 0: all
     anyway: bool = False,  # go on although step 0 speaks against it
-    say=_log.info,  # told step 0's table, where the preset asks for one
+    say: Callable | None = _log.info,  # told step 0's table, where the preset asks for one
 ) -> Store:  # its `failures()` say what failed, and why
     "Run a preset, one unit after another. Stop it at any time; the same call goes on where it was."
     models = models or Models(keep=models_to_keep(preset, free_bytes("cpu")), bos=preset.bos)

@@ -10,6 +10,8 @@ __all__ = ['logits', 'PrefixScorer', 'label_logprobs', 'logits_many', 'label_log
            'run_losses', 'check_lengths', 'compile_layers', 'tiled', 'count_joins', 'remark_joins']
 
 # %% ../nbs/05k_scoring.ipynb #2f1de8ad
+from collections.abc import Callable, Iterable
+from typing import Any
 from collections import defaultdict
 import torch
 from torch import Tensor
@@ -119,11 +121,11 @@ class PrefixScorer(Engine):
 # %% ../nbs/05k_scoring.ipynb #52dd8618
 def label_logprobs(
     lm: LM,  # or LM.wrap(model, tokenizer) around any transformers causal LM
-    task,  # labels, suffix, max_text_tokens, strip, and where the prompt stands (`hpt_nb.tasks.Task`)
-    texts,  # n strings
-    prompt=None,  # str, ids, or None
+    task: Any,  # labels, suffix, max_text_tokens, strip, and where the prompt stands (`hpt_nb.tasks.Task`)
+    texts: str | Iterable[str],  # n strings
+    prompt: Any = None,  # str, ids, or None
     max_tokens: int | None = None,  # tokens in one pass; None: from the free memory
-    on_pass=None,  # called with the number of texts done after each pass (a progress bar's update)
+    on_pass: Callable | None = None,  # called with the number of texts done after each pass (a progress bar's update)
 ) -> Tensor:  # (n, labels) float32
     """Log-probability of each label word after [prompt; text; template], or however the task puts them, normalised over
     the label words (Eq. 1)."""
@@ -223,10 +225,10 @@ def label_logprobs_many(
 # %% ../nbs/05k_scoring.ipynb #fe21b736
 def evaluate(
     lm: LM,
-    task,
-    split,  # has `.texts` and `.labels` (label numbers)
-    prompt=None,  # str, ids, or None
-    on_pass=None,  # as in `label_logprobs`
+    task: Any,
+    split: Any,  # has `.texts` and `.labels` (label numbers)
+    prompt: Any = None,  # str, ids, or None
+    on_pass: Callable | None = None,  # as in `label_logprobs`
 ) -> dict:  # {"correct", "n", "accuracy", "predictions", "labels"}: guessed and right label numbers as of `kept_labels`
     "Accuracy of one prompt on one split; ties between label words go to the first."
     if not hasattr(split, "texts"):

@@ -7,6 +7,7 @@ __all__ = ['Split', 'normalise', 'drop_conflicts', 'give_way', 'is_count', 'hold
            'conflicts_said', 'set_aside', 'make_splits', 'left_out']
 
 # %% ../nbs/02a_splits.ipynb #31fe5cbb
+from collections.abc import Iterable
 import hashlib
 import re
 import unicodedata
@@ -58,7 +59,7 @@ class Split:
     def __repr__(self):
         return f"Split({len(self)} texts; by class: {dict(sorted(Counter(self.labels).items()))})"
 
-    def take(self, rows) -> "Split":
+    def take(self, rows: Iterable[int]) -> "Split":
         "The split of these row numbers, in the order given."
         return Split(tuple(self.texts[i] for i in rows), tuple(self.labels[i] for i in rows))
 

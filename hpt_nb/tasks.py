@@ -8,6 +8,8 @@ __all__ = ['Task', 'class_names', 'load_task', 'task_of_tables', 'FORMATS', 'SEP
            'first_copies', 'set_aside', 'read_file', 'label_key', 'label_names', 'no_text', 'unknown_label']
 
 # %% ../nbs/02f_tasks.ipynb #5e7e6d30
+from collections.abc import Sequence
+from typing import Any
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from .store import InputError, config_hash, remark, whole
 from .places import check_place
-from .table_files import SEPARATORS, dataset_tables, read_file, read_source  # noqa: F401
+from .table_files import SEPARATORS, composed_columns, dataset_tables, read_file, read_source  # noqa: F401
 from hpt_nb.splits import (  # noqa: F401
     Split,
     drop_conflicts,
@@ -130,18 +132,18 @@ class Task:
         return "".join(f"; {shown[k]}" for k, usual in _USUAL.items() if getattr(self, k) != usual)
 
     @classmethod
-    def from_pandas(cls, train, validation=None, **how) -> "Task":
+    def from_pandas(cls, train: pd.DataFrame, validation: pd.DataFrame | None = None, **how: Any) -> "Task":
         "A task of a DataFrame, or of two; `how` as of `task_of_tables`."
         return task_of_tables(train, validation, **how)
 
     @classmethod
-    def from_dataset(cls, dataset, **how) -> "Task":
+    def from_dataset(cls, dataset: Any, **how: Any) -> "Task":
         """A task of a `datasets.Dataset`, or of a `DatasetDict` with train and validation (or test), by the names that
         it states for its classes; `how` as of `task_of_tables`."""
         return task_of_tables(*dataset_tables(dataset), **how)
 
     @classmethod
-    def from_lists(cls, texts, labels, **how) -> "Task":
+    def from_lists(cls, texts: Sequence[str], labels: Any, **how: Any) -> "Task":
         """A task of two lists; the labels may be words or numbers. `how` as of `task_of_tables`; the label words are
         `words` there."""
         labels = labels.tolist() if hasattr(labels, "tolist") else labels  # of arrays and tensors
@@ -203,6 +205,7 @@ def _sources(spec: dict, folder: Path) -> tuple:
 
     def read(key):
         found, source = read_source(data[key], key, folder, data.get("revision"))
+        found = composed_columns(found, data.get("text", "text"), label)
         rows = by_stated_names(found, label, spec["labels"], data.get("classes"), source)
         if rows is found and (stated := stated_names(found, label)):
             orders[source] = stated
@@ -271,11 +274,11 @@ def _info(spec: dict, name: str, dropped: dict, mixed: int) -> dict:
 
 
 def load_task(
-    name_or_toml,  # "sst2", "ag_news" (hub), "movie_snippets", "bbc_news" (packages), or a task file's path
+    name_or_toml: str | Path,  # "sst2", "ag_news" (hub), "movie_snippets", "bbc_news" (packages), or a task file's path
     seed: int = 0,  # which training texts are held out; the validation split does not depend on it
     holdout: int | None = None,  # how many; None: what the task says, else a fifth of the texts, at most 5,000
     format: str | None = None,  # how inputs are written, one of `FORMATS`; default: what the task says, else "ours"
-    **place,  # prompt_at, chat, system, control: as of `Task`; None: what the task says
+    **place: Any,  # prompt_at, chat, system, control: as of `Task`; None: what the task says
 ) -> Task:
     "Load a task with disjoint splits. `InputError` says what is wrong with its name, its file or its data."
     name, spec = str(name_or_toml), _spec_of(name_or_toml)
@@ -304,8 +307,8 @@ def task_of_tables(
     validation: pd.DataFrame = None,  # those that accuracy is reported on; None: a fifth of `train`
     text: str = "text",
     label: str = "label",  # columns
-    words=None,  # label words: a list in the order of the classes, {class: word}, or None: the names of the classes
-    classes=None,  # what the column calls the classes, in the order of the words; None: as stated, the words or numbers
+    words: Any = None,  # label words: a list in the order of the classes, {class: word}, or None: the classes' names
+    classes: Any = None,  # the column's names of the classes, in that order; None: as stated, the words or numbers
     suffix: str = ". It was",  # the template
     name: str = "table",
     holdout: int = None,  # texts to hold out; None: a fifth of the training texts, at most 5,000

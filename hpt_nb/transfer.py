@@ -6,6 +6,8 @@
 __all__ = ['certify', 'transfer']
 
 # %% ../nbs/11_transfer.ipynb #534f1c3f
+from collections.abc import Iterable
+from typing import Any
 import sys
 import types
 from .models import LM, check_apart, token_text
@@ -50,10 +52,10 @@ _SCORE = ("correct", "n", "accuracy", "predictions")  # what the text takes over
 
 def transfer(
     source: LM,
-    ids,  # the prompt, as ids of `source`
-    targets,  # other LMs
-    task,
-    split=None,  # texts and labels; None: the task's validation split
+    ids: Iterable[int],  # the prompt, as ids of `source`
+    targets: Iterable[LM],  # other LMs
+    task: Any,
+    split: Any = None,  # texts and labels; None: the task's validation split
 ) -> list[dict]:  # a row for each (model, mode)
     """Accuracy of one prompt on its own model (ids, text) and on others (text). Each row: model, role, mode,
     prompt_ids, agrees (the source's certificate; on a target: does the text come back there?), correct, n, accuracy,
@@ -78,7 +80,7 @@ def transfer(
 class _Room(types.ModuleType):
     "This module, called as its function."
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> list[dict]:
         return transfer(*args, **kwargs)
 
 

@@ -7,6 +7,7 @@ __all__ = ['TOKENS', 'ids_by_text', 'Vocab', 'ids_of', 'covers_model', 'common_v
            'plot_kinds', 'token_kind']
 
 # %% ../nbs/03_vocab.ipynb #e5fd66c2
+from typing import Any
 import hashlib
 import io
 import json
@@ -88,7 +89,7 @@ class Vocab(OnHub, library_name="hpt_nb", tags=["stable-vocabulary", "hard-promp
         "12 hexadecimal digits of the SHA-256 of what is searched: models, texts and ids in their order."
         return config_hash(dict(models=self.models, tokens=self.tokens, ids=self.ids.tolist()))
 
-    def take(self, rows, **how) -> "Vocab":
+    def take(self, rows: Any, **how: Any) -> "Vocab":
         "The tokens at these positions, in this order; `how` is noted in the configuration."
         rows = torch.as_tensor(rows, dtype=torch.long)
         return Vocab(
@@ -110,7 +111,7 @@ class Vocab(OnHub, library_name="hpt_nb", tags=["stable-vocabulary", "hard-promp
             raise InputError(f"{s} tokens asked of a vocabulary of {len(self)}; need 1 <= s <= {len(self)}")
         return s
 
-    def best_first(self, **how) -> "Vocab":
+    def best_first(self, **how: Any) -> "Vocab":
         "All tokens by falling J; ties keep their order."
         return self.take(torch.sort(self.J, descending=True, stable=True).indices, **how)
 
@@ -128,12 +129,12 @@ class Vocab(OnHub, library_name="hpt_nb", tags=["stable-vocabulary", "hard-promp
         rows = torch.randperm(len(self), generator=drawn)[: self._size(s)]
         return self.take(rows.sort().values, sample=s, seed=seed)
 
-    def save(self, path) -> Path:
+    def save(self, path: str | Path) -> Path:
         "Write the vocabulary as parquet, whole or not at all; best first if it has scores."
         return _save(self, path)
 
     @staticmethod
-    def load(path) -> "Vocab":
+    def load(path: str | Path) -> "Vocab":
         "Read a vocabulary. `InputError` for a file that is missing, damaged, or not one of ours."
         return _load(path)
 

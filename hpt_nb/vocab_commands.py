@@ -10,12 +10,25 @@ from .store import InputError, remark
 from .options import load_models, out_file, say, seeds_of, select_tokens
 
 # %% ../nbs/20c_vocab_commands.ipynb #a5442f00
+def _remark_twice(lms):
+    "Say where one model is named twice, or stands under two names."
+    from hpt_nb.models import one_under_two_names
+
+    said, names = "that it agrees with itself says nothing", [lm.name for lm in lms]
+    if twice := one_under_two_names(lms):
+        remark(f"{twice[0].name} and {twice[1].name} are one model under two names: {said}")
+    elif again := [n for n in dict.fromkeys(names) if names.count(n) > 1]:
+        remark(f"{again[0]} is named twice: {said}")
+
+
 def cmd_vocab(a):
     "hpt vocab"
     out = out_file(a.out, ".parquet")
     from hpt_nb.vocab import common_vocab
 
-    vocab = select_tokens(common_vocab(load_models(a.models), a.tokens), a)
+    lms = load_models(a.models)
+    _remark_twice(lms)
+    vocab = select_tokens(common_vocab(lms, a.tokens), a)
     vocab.save(out)
     say(f"{len(vocab):,} {'tokens' if a.tokens == 'any' else a.tokens} are common to {', '.join(vocab.models)}: {out}")
 
@@ -26,15 +39,10 @@ def cmd_stability(a):
     if a.exact and a.sample:
         raise InputError("--exact and --sample exclude each other; give one")
     from hpt_nb.experiments import Bar
-    from hpt_nb.models import one_under_two_names
     from hpt_nb.neighbors import stable_vocab
 
     lms = load_models(a.models)
-    if twice := one_under_two_names(lms):
-        remark(
-            f"{twice[0].name} and {twice[1].name} are one model under two names: that it agrees with itself says"
-            " nothing"
-        )
+    _remark_twice(lms)
     how = dict(k=a.k, h=a.sample, repeats=a.repeats, seed=a.seed, tokens=a.tokens)
     with Bar([1000], not a.quiet) as bar:
 
@@ -43,6 +51,8 @@ def cmd_stability(a):
             bar.at(0, share)
 
         vocab = stable_vocab(lms, **how, progress=fill)
+    if a.sample and a.sample >= len(vocab):
+        remark(f"all {len(vocab):,} common tokens are anchors, once: {a.sample:,} a sample are not there to draw")
     vocab = select_tokens(vocab, a)  # after the scores: a token's neighbours are what they are
     vocab.save(out)
     say(
@@ -89,10 +99,12 @@ def _named_as(vocab, ids: dict):
 # %% ../nbs/20c_vocab_commands.ipynb #a977ff8f
 def _check_inputs(lm, task, split):
     "`InputError` for label words that begin alike, or texts that are too long for a model."
-    from hpt_nb.scoring import check_lengths, label_ids, prefix_embeddings, text_ids
+    from hpt_nb.scoring import check_lengths, label_ids, prefix_embeddings, text_ids, texts_cut
 
     label_ids(lm, task)
     check_lengths(lm, prefix_embeddings(lm, [0]), text_ids(lm, task, split.texts))
+    if cut := texts_cut(lm, task, split.texts):
+        remark(f"{lm.name}: {cut} of {len(split)} texts are longer than {task.max_text_tokens} tokens and cut")
 
 
 def _measured(ids: dict, task, split, quiet: bool) -> dict:

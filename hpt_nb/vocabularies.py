@@ -128,7 +128,7 @@ def _compute_vocab(store: Store, config: dict, lms: list, v: VocabConfig, progre
     `InputError`, before anything is scored, where more tokens are asked of it than there are."""
     if v.s > (n := len(common_vocab(lms, v.tokens))):
         raise InputError(
-            f"s = {v.s:,}, and {' and '.join(lm.name for lm in lms)} share {n:,} {_SHARED[v.tokens]}; need a smaller s"
+            f"s = {v.s}, and {' and '.join(lm.name for lm in lms)} share {n:,} {_SHARED[v.tokens]}; need a smaller s"
         )
     began, h = time.perf_counter(), None if v.h == "exact" else v.h
     how = dict(k=v.k, h=h, repeats=v.repeats, seed=v.seed, include_self=v.include_self, tokens=v.tokens)

@@ -34,6 +34,7 @@ def place(tmp_path_factory):
     Path("prompts.txt").write_text(" the good film\n the bad film\n")
     Path("empty.txt").write_text("\n")
     Path("twice.txt").write_text(" x\n x\n")
+    Path("twice.json").write_text('{"a": " x", "a": " y"}')
     Path("new.json").write_text(json.dumps(dict(prompt="x", schema=9, task={})))
     task, lm = load_task("mine.toml"), load_lm("./one")
     Prompt.of(" the good film", task, lm).save("kept.json")
@@ -188,6 +189,9 @@ def test_eval_says_when_one_class_takes_nearly_all(place, capsys):
         (["audit", *TASK, "--models", "./one", "--prompt", ""], "is empty"),
         (["audit", *TASK, "--models", "./one", "--prompt-file", "new.json"], "a prompt of version 9"),
         (["audit", *TASK, "--models", "./one", "--prompt-file", "gone.txt"], "cannot be read"),
+        (["audit", *TASK, "--models", "./one", "--prompt-file", "twice.json"], "holds the key 'a' twice"),
+        (["labels", *TASK, "--models", "./one", "--words", ","], "0 of them, and 2 that are empty; need one for each"),
+        (["labels", *TASK, "--models", "./one", "--words", "a"], "1 of them; need one for each of the 2 classes"),
         (["audit", *TASK, "--models", "./one", "./one"], "one is named twice"),
         (["audit", *TASK, "--models", "./one", "--limit", "1"], "of one class"),
         (

@@ -3,13 +3,14 @@ have it."""
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from hpt_nb import vocabularies
+from hpt_nb import base, vocabularies
 from hpt_nb.classifier import HardPromptClassifier
 from hpt_nb.cli import main
 from hpt_nb.prompts import Prompt
@@ -182,3 +183,32 @@ def test_bad_data_is_one_line(place):
         HardPromptClassifier(["./one"], steps=0).fit(["a", None], ["x", "y"])
     with pytest.raises(InputError, match="no word for class 'pos'"):
         HardPromptClassifier(["./one"], label_words={"neg": " bad"}, steps=0).fit(TEXTS, LABELS)
+
+
+@pytest.mark.parametrize(
+    "labels, settings, says",
+    [
+        ([None, *LABELS[1:]], {}, "label 0 is None"),
+        ([float("nan"), *[i % 2 for i in range(23)]], {}, "label 0 is nan"),
+        ([1, "1"] * 12, {}, "some labels are texts and some are not"),
+        (LABELS, dict(seeds=3), "seeds=3; need a list"),
+        (LABELS, dict(random_state="x"), "random_state='x'"),
+        (LABELS, dict(random_state=np.random.RandomState(0)), "random_state="),
+        (LABELS, dict(calibrate="no"), "calibrate='no'"),
+        (LABELS, dict(label_words=[" pos", " neg"]), "own names in another order"),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_what_cannot_be_fitted_is_one_line(lms, labels, settings, says):
+    with pytest.raises(InputError, match=re.escape(says)) as e:
+        HardPromptClassifier(lms, **SMALL | dict(steps=0) | settings).fit(TEXTS, labels)
+    assert "\n" not in str(e.value)
+
+
+def test_texts_with_two_labels_are_said(lms, capsys, monkeypatch):
+    monkeypatch.setattr(base, "_SAID", {})
+    made = HardPromptClassifier(lms, **SMALL | dict(steps=0))
+    made.fit([*TEXTS, "Odd!", "odd"], [*LABELS, "neg", "pos"])
+    assert "2 of 26 texts are dropped: they stand there with two labels, such as 'Odd!'" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no text is left to tune on"):
+        made.fit(TEXTS + TEXTS, LABELS + LABELS[::-1])

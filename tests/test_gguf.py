@@ -473,6 +473,13 @@ SPOILT = {  # what a file states beyond what is read -> what is said of it
         "llama.rope.dimension_count is 50% of a head",
     ),
     "a window": ("llama", {"llama.attention.sliding_window_pattern": 2}, {}, "sliding_window_pattern"),
+    "spaces that are lost": (
+        "llama",
+        {"tokenizer.ggml.remove_extra_whitespaces": True},
+        {},
+        "settings of its tokenizer are not read .remove_extra_whitespaces.",
+    ),
+    "lower case": ("llama", {"tokenizer.ggml.normalizer.lowercase": True}, {}, "not read .normalizer.lowercase."),
 }
 
 

@@ -360,3 +360,42 @@ def test_identities_of_results_from_before_stand():
     ):
         lm._info = info
         assert lm_id(lm) == want and "memory" not in lm.info and "memory" not in lm_facts(lm)
+
+
+# ---- one model twice, two of one name: said or refused wherever models stand side by side ----
+
+LABELS = ("labels", "--task", "mine.toml", "--limit", "8", "--quiet", "--models")
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        ((*LABELS, "one_/run", "two_/run"), "both called 'run'"),
+        ((*LABELS, "one_/run", "one_/copy"), "one model under two names"),
+        ((*LABELS, "one_/run", "one_/run"), "is named twice"),
+    ],
+)
+def test_models_of_a_comparison_are_different_ones(place, capsys, argv, says):
+    refused(capsys, says, *argv)
+
+
+@pytest.mark.parametrize("command", [("vocab",), ("stability", "--k", "4")], ids=lambda c: c[0])
+@pytest.mark.parametrize("second, says", [("one_/run", "run is named twice"), ("one_/copy", "run and copy are one")])
+def test_a_model_beside_itself_is_said(place, capsys, command, second, says):
+    assert main([*command, "one_/run", second, "--out", "s.parquet"]) == 0
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
+def test_a_sample_that_is_not_there_is_said(place, capsys):
+    assert main(["stability", "one_/run", "other", "--k", "4", "--sample", "9999", "--out", "s.parquet"]) == 0
+    assert "common tokens are anchors, once: 9,999 a sample are not there" in capsys.readouterr().err
+
+
+def test_an_adapter_knows_the_beginning_that_it_was_made_for(place, tmp_path):
+    lm = load_lm("one_/run")
+    save_peft(" the film", lm, tmp_path / "adapter")
+    assert load_peft(tmp_path / "adapter", lm).shape[0] == len(lm.encode(" the film"))
+    other = load_lm("one_/run", bos=not lm.bos_ids)
+    with pytest.raises(InputError, match="BOS vectors before the prompt"):
+        load_peft(tmp_path / "adapter", other)

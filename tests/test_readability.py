@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from hpt_nb import readability
-from hpt_nb.readability import PARTS, UNKNOWN, describe, is_word, prompt_perplexity, rank_correlation, token_parts
+from hpt_nb.readability import (
+    PARTS,
+    UNKNOWN,
+    describe,
+    is_word,
+    prompt_perplexities,
+    prompt_perplexity,
+    rank_correlation,
+    token_parts,
+)
 from hpt_nb.store import InputError
 from hpt_nb.vocab import token_kind
 from tiny import ARCHS, tiny_lm
@@ -277,3 +286,33 @@ def test_perplexity_faults():
         with pytest.raises(InputError, match=says):
             prompt_perplexity(model, ids)
     assert prompt_perplexity(led, [5]) > 1
+
+
+ROPES = [
+    None,
+    dict(rope_type="dynamic", factor=4.0, rope_theta=1e4),
+    dict(rope_type="yarn", factor=2.0, rope_theta=1e4),
+]
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=lambda r: r and r["rope_type"])
+def test_perplexity_does_not_feel_what_was_read_before(rope):
+    "A dynamic rotary embedding keeps the frequencies of the longest input so far."
+    lm = tiny_lm("llama", max_position_embeddings=16, **(dict(rope_parameters=rope) if rope else {}))
+    prompt, long = [30 + i % 9 for i in range(20)], [40 + i % 7 for i in range(60)]
+    alone = prompt_perplexity(lm, prompt)
+    prompt_perplexity(lm, long)
+    assert prompt_perplexity(lm, prompt) == alone
+    assert prompt_perplexities(lm, [prompt, prompt[::-1]])[0] == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_a_perplexity_is_a_number_or_an_error_that_names_the_prompt(value):
+    lm = tiny_lm("llama")
+    lm.model.get_input_embeddings().weight.data[37] = value
+    for ask in (lambda ids: prompt_perplexity(lm, ids), lambda ids: prompt_perplexities(lm, [[30, 31, 32], ids])[1]):
+        try:
+            assert ask([30, 37, 31]) >= 1
+        except InputError as e:
+            assert "has no perplexity in float32" in str(e) and value != 1e38
+        assert ask([30, 31, 33]) >= 1

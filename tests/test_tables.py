@@ -615,3 +615,68 @@ def test_answers_stand_beside_their_rows_whatever_the_index():
         assert again == facts and table.reset_index(drop=True).equals(plain)
     turned, other = predicting.predict(prompt, lm, named(["great", "bad"]), label="label")
     assert other["correct"] == N - facts["correct"] and turned.equals(plain)
+
+
+# ---- what a task writes and nobody sees, and sources that are no data set's name ----
+
+
+@pytest.mark.parametrize(
+    "suffix, labels, says",
+    [
+        ("\ufeff It was", [" bad", " great"], "suffix '\\ufeff It was' holds a byte order mark"),
+        (" It was", [" bad", "\ufeff great"], "holds a byte order mark (U+FEFF)"),
+        (" It was", [" bad\ufeff", " great"], "holds a byte order mark (U+FEFF)"),
+        (" It was", [" bad", " \u200bgreat"], "begins with U+200B"),
+        (" It was", ["\u00adbad", " great"], "begins with U+00AD"),
+        (" It was", ["\u202ebad", " great"], "begins with U+202E"),
+        (" \u0645\u06cc\u200c\u062e\u0648\u0627\u0646\u0645", [" \u0628\u0646\u200c\u062f", " x"], ""),
+    ],
+)
+def test_signs_that_nobody_sees(suffix, labels, says):
+    split = Split(("a", "b"), (0, 1))
+    make = lambda: Task("t", suffix, labels, split, split, split)
+    if says:
+        assert says in refused(make)
+    else:
+        make()
+
+
+@pytest.mark.parametrize(
+    "source, says",
+    [
+        ("https://host/train.csv", "https://host/train.csv: an address; fetch the file"),
+        ("s3://bucket/train.parquet", "an address"),
+        ("train.csv.gz", "no such file, and one of this kind would not be read"),
+        ("train.json", "no such file, and one of this kind would not be read"),
+        ("data.xlsx", "no such file"),
+        ("~/no-such-folder/train.csv", "no-such-folder/train.csv: no such file"),
+        ("gone.csv", "gone.csv: no such file"),
+    ],
+)
+def test_a_source_that_is_no_data_set(tmp_path, monkeypatch, source, says):
+    "Known at once: no hub is asked."
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: pytest.fail("the hub was asked"))
+    (tmp_path / "t.toml").write_text(f'{HEAD}[data]\ntrain = "{source}"\nvalidation = "{source}"\n')
+    assert says in refused(lambda: load_task(tmp_path / "t.toml"))
+
+
+@pytest.mark.parametrize("twin, one", [("label ", True), (" label", True), ("Label", False), ("labels", False)])
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_columns_that_differ_in_white_space_alone_are_one(tmp_path, kind, twin, one):
+    table = pd.DataFrame({"text": FILMS[:4], "label": [0, 1, 0, 1], twin: [1, 0, 1, 0]})
+    predicting.write_predictions(table, tmp_path / f"val{kind}")
+    if one:
+        assert "two columns are called 'label'" in refused(lambda: table_files.read_file(tmp_path / f"val{kind}"))
+    else:
+        assert len(table_files.read_file(tmp_path / f"val{kind}").columns) == 3
+
+
+@pytest.mark.parametrize("there, asked", [("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9")])
+def test_a_column_is_found_however_its_letters_are_typed(tmp_path, there, asked):
+    for stem in ("train", "val"):
+        table = pd.DataFrame({"text": [f"{stem} {t}" for t in FILMS], there: FRAME.label.tolist()})
+        predicting.write_predictions(table, tmp_path / f"{stem}.jsonl")
+    data = f'[data]\ntrain = "train.jsonl"\nvalidation = "val.jsonl"\nlabel = "{asked}"\n'
+    (tmp_path / "t.toml").write_text(HEAD + data)
+    assert load_task(tmp_path / "t.toml").validation.labels == tuple(FRAME.label)
+    assert predicting._table(table, "text", asked)[0][asked].tolist() == FRAME.label.tolist()

@@ -1,5 +1,6 @@
 "A user's script under a type checker: quiet where it is right, and not where it is wrong."
 
+import inspect
 import os
 import re
 import subprocess
@@ -124,3 +125,34 @@ else: raise SystemExit("no AttributeError")
 def test_the_package_alone_is_light_and_its_names_come_when_asked_for():
     done = subprocess.run([sys.executable, "-c", FRESH], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def public_functions():
+    "(name, function) of the package's functions, and of the methods that its classes define."
+    for name in hpt_nb.__all__:
+        found = getattr(hpt_nb, name)
+        if inspect.ismodule(found):
+            found = getattr(found, name)  # `transfer` names a room too
+        if not inspect.isclass(found):
+            yield name, found
+            continue
+        for own, value in vars(found).items():
+            value = getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", value)
+            made_here = getattr(value, "__module__", "").startswith("hpt_nb")
+            if inspect.isfunction(value) and made_here and (own == "__init__" or not own.startswith("_")):
+                yield f"{name}.{own}", value
+
+
+def test_every_parameter_of_a_public_function_has_a_type():
+    bare, count = [], 0
+    for name, f in public_functions():
+        signature = inspect.signature(f)
+        count += len(signature.parameters)
+        bare += [
+            f"{name}({p.name})"
+            for p in signature.parameters.values()
+            if p.annotation is p.empty and p.name not in ("self", "cls")
+        ]
+        if signature.return_annotation is signature.empty and not name.endswith("__init__"):
+            bare.append(f"{name} -> ?")
+    assert count > 230 and [b for b in bare if not b.startswith("Callback.__init__")] == []

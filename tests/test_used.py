@@ -151,6 +151,31 @@ def test_a_command_says_what_it_uses(place, capsys):
     )
 
 
+CUT = {  # a command, and where it counts the texts that it cuts
+    "predict": (["predict", "dev.csv", "--model", "./one", "--out", "p.csv"], "24 longer than the prompt's task reads"),
+    "labels": (["labels", "--models", "./one", "--limit", "8"], "than the task reads, and cut: 8 on one"),
+    "effects": (
+        ["effects", "./one", "./two", "--tokens", "3", "--texts", "4", "--out", "e.parquet"],
+        "one: 4 of 4 texts are longer than 3 tokens and cut",
+    ),
+    "audit": (["audit", "--models", "./one", "--limit", "8"], "8 of 8 texts are longer than 3 tokens and cut"),
+    "a batch": (
+        ["tune", "./one", "--steps", "1", "--tokens", "2", "--batch", "999", "--holdout", "8", "--out", "t9"],
+        "each step reads 999 texts, and 3",
+    ),
+    "a sample": (["stability", "./one", "./two", "--k", "4", "--sample", "999", "--out", "s.parquet"], "999 a sample"),
+}
+
+
+@pytest.mark.parametrize("what", CUT)
+def test_each_command_counts_what_it_did_not_do_as_asked(place, capsys, what):
+    argv, says = CUT[what]
+    task = [] if argv[0] == "stability" else ["--task", "mine.toml"]
+    assert main([*argv, *task, "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert says in said.out + said.err, said
+
+
 # ---- figures ----
 
 SCRIPTS = {
