@@ -147,7 +147,7 @@ def cmd_predict(a):
     lm = load_lm(a.model, dtype=a.dtype, **({} if prompt.bos is None else dict(bos=prompt.bos)))
     say_remarks()
     with tqdm(total=len(rows), unit="text", desc=lm.name, disable=a.quiet or a.json) as bar:
-        table, facts = predict(prompt, lm, rows, a.text, a.label, a.calibrated, task, a.skip_empty, bar.update)
+        table, facts = predict(prompt, lm, rows, a.text, a.label, a.calibrated, task, a.skip_empty, bar.update, a.file)
     write_predictions(table, a.out)
     names = prompt.task["classes"]
     if a.json:

@@ -81,9 +81,10 @@ def predict(
     task=None,  # a `Task`, whose holdout calibrates where the prompt keeps no constants for this model
     skip_empty: bool = False,
     on_pass=None,  # called with the number of texts done after each pass
+    where: str = "the table",  # its name in messages, where it is no file
 ) -> tuple:  # (the table with class and p(name) columns, facts: n, skipped, constants, correct and accuracy if asked)
     "The class of each text of a table. `InputError` for a table that cannot work, before the model reads anything."
-    where = "the table" if isinstance(rows, pd.DataFrame) else str(rows)
+    where = where if isinstance(rows, pd.DataFrame) else str(rows)
     rows = rows if isinstance(rows, pd.DataFrame) else read_file(Path(rows))
     kept = _filled(rows, text, skip_empty, where)
     right = None if label is None else _right(rows, label, kept, prompt.task, where)
