@@ -15,6 +15,7 @@ from .models import LM, known_by, load_lm, same_model
 from .tasks import Task, class_names
 from .calibration import calibrated, centre_means
 from .experiments import Models
+from .prompt_json import check_task
 
 # %% ../nbs/17a_answers.ipynb #bb3d55e2
 _ASKED = ("name", "suffix", "labels")  # a task without these is none
@@ -38,9 +39,8 @@ def task_parts(
             f"{where}: the task's {other[0]!r} is not known here, and without it answers would differ; use the version"
             " of hpt_nb that wrote it"
         )
+    check_task(task, where)
     labels = task["labels"]
-    if not isinstance(labels, (list, tuple)) or len(labels) < 2 or not all(isinstance(w, str) for w in labels):
-        raise InputError(f"{where}: labels is {labels!r}; need a list of label words")
     return {
         "classes": [w.strip() for w in labels],
         "max_text_tokens": 128,

@@ -9,7 +9,6 @@ __all__ = ['NONE', 'named_prompts', 'read_prompts']
 from collections import Counter
 from pathlib import Path
 from .store import InputError, visible
-from .records import parsed
 from .export import read_prompt
 from .prompts import Prompt
 
@@ -106,6 +105,14 @@ def _file_text(p: Path) -> str:
         raise InputError(f"{p}: not UTF-8; save it as UTF-8") from None
 
 
+def _once(pairs: list, p: Path) -> dict:
+    "An object of a JSON file. `InputError` for a name that it has twice: the first would be lost without a word."
+    twice = [k for k, n in Counter(k for k, _ in pairs).items() if n > 1]
+    if twice:
+        raise InputError(f"{p}: {twice[0]!r} stands there twice; give each prompt a name of its own")
+    return dict(pairs)
+
+
 def read_prompts(
     path,  # a text file, a JSON file, or a folder or pack of hpt transferable or hpt tune
 ) -> dict:  # {name: text}
@@ -116,7 +123,7 @@ def read_prompts(
     text = _file_text(p)
     if p.suffix.lower() == ".json":
         try:
-            found = _of_json(parsed(text, p), p)
+            found = _of_json(json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, p)), p)
         except InputError:
             raise
         except (ValueError, RecursionError):

@@ -8,7 +8,6 @@ __all__ = ['FORMS', 'arms_of', 'rivals_of', 'rivals_table', 'rivals_said', 'each
 # %% ../nbs/15sa_rivals.ipynb #a4012762
 from collections import Counter
 
-import numpy as np
 import pandas as pd
 
 from .palette import is_fixed, row_name

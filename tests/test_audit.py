@@ -36,8 +36,12 @@ def place(tmp_path_factory):
     Path("twice.txt").write_text(" x\n x\n")
     Path("twice.json").write_text('{"a": " x", "a": " y"}')
     Path("new.json").write_text(json.dumps(dict(prompt="x", schema=9, task={})))
+    Path("named.json").write_text('{"mine": "x", "mine": "y"}')
     task, lm = load_task("mine.toml"), load_lm("./one")
     Prompt.of(" the good film", task, lm).save("kept.json")
+    body = json.loads(Path("kept.json").read_text())
+    body["task"]["classes"] = ["one", "two", "three"]
+    Path("classes.json").write_text(json.dumps(body))
     yield d
     os.chdir(old)
 
@@ -188,6 +192,10 @@ def test_eval_says_when_one_class_takes_nearly_all(place, capsys):
         ),
         (["audit", *TASK, "--models", "./one", "--prompt", ""], "is empty"),
         (["audit", *TASK, "--models", "./one", "--prompt-file", "new.json"], "a prompt of version 9"),
+        (["audit", *TASK, "--models", "./one", "--prompt-file", "named.json"], "'mine' stands there twice"),
+        (["audit", *TASK, "--models", "./one", "--prompt-file", "classes.json"], "need a name for each"),
+        (["predict", "gaps.csv", "--prompt-file", "classes.json", "--model", "./one", "--out", "x.csv"], "classes.json"),
+        (["export", "classes.json", "--to", "python", "--out", "x.py"], "need a name for each"),
         (["audit", *TASK, "--models", "./one", "--prompt-file", "gone.txt"], "cannot be read"),
         (["audit", *TASK, "--models", "./one", "--prompt-file", "twice.json"], "holds the key 'a' twice"),
         (["labels", *TASK, "--models", "./one", "--words", ","], "0 of them, and 2 that are empty; need one for each"),
@@ -196,7 +204,7 @@ def test_eval_says_when_one_class_takes_nearly_all(place, capsys):
         (["audit", *TASK, "--models", "./one", "--limit", "1"], "of one class"),
         (
             ["predict", "texts.csv", *TASK, "--model", "./one", "--out", "x.csv"],
-            "no column 'text' (columns: body, kind)",
+            "texts.csv: no column 'text' (columns: body, kind)",
         ),
         (
             ["predict", "texts.csv", *TASK, "--model", "./one", "--text", "body", "--label", "body", "--out", "x.csv"],

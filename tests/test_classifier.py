@@ -157,25 +157,25 @@ def test_from_a_prompt_of_ones_own(place, capsys):
     assert kept.classify("./one", ["a good film"], calibrated=True)["class"][0] in ("bad", "great")
 
 
-def test_loaded_models_in_transferable(place):
+def test_loaded_models_in_transferable(place, caplog):
+    "Loaded models as well as names, and lists of tokens; a finished call knows itself, whatever its lists."
     from hpt_nb.models import load_lm
     from hpt_nb.practice import transferable
+    from hpt_nb.selection import token_rules
 
-    got = transferable(
-        "mine.toml",
-        [load_lm("./one"), "./two"],
-        out="loaded",
-        steps=2,
-        batch=2,
-        n_tokens=2,
-        holdout_n=8,
-        k=8,
-        s=40,
-        seeds=(0,),
-        dtype="float32",
-        progress=False,
-    )
-    assert {s["model"] for s in got["scores"]} == {"one", "two"}
+    small = dict(steps=2, batch=2, n_tokens=2, holdout_n=8, k=8, s=40, seeds=(0,), dtype="float32")
+    ask = dict(out="loaded", rules=(token_rules(deny=".*e", ascii=True), True), **small)
+    models = [load_lm("./one"), "./two"]
+    with caplog.at_level("INFO", "hpt_nb"):
+        got = transferable("mine.toml", models, progress=True, **ask)
+        assert "comparing vocabularies" in caplog.text or "tuning 0 s" in caplog.text
+        assert "finished before" not in caplog.text
+        again = transferable("mine.toml", models, progress=True, **ask)
+        assert "finished before" in caplog.text
+    assert {s["model"] for s in got["scores"]} == {"one", "two"} and again["prompt"] == got["prompt"]
+    assert got["vocabulary"]["rules"] == dict(deny=[".*e"], ascii=True, without=["bad", "great"])
+    kept = HardPromptClassifier(models, rules=token_rules(allow="[a-d]"), **SMALL).fit(TEXTS, LABELS).candidates_
+    assert set("".join(c["prompt"] for c in kept)) <= set(" abcd")
 
 
 def test_bad_data_is_one_line(place):

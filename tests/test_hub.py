@@ -15,7 +15,8 @@ from hpt_nb.vocab import Vocab
 
 TASK = dict(name="mine", suffix=". It was", labels=[" bad", " great"])
 TOKENS = Vocab([" a", "b", "12"], torch.arange(6).view(2, 3), ["one", "two"], J=torch.tensor([0.9, 0.5, 0.1]))
-OBJECTS = [select(TOKENS, token_rules(deny=r"\d+")), Prompt(" Is it good?", TASK, scores=[dict(model="one", accuracy=0.5)])]
+PROMPT = Prompt(" Is it good?", TASK, scores=[dict(model="one", accuracy=0.5)])
+OBJECTS = [select(TOKENS, token_rules(deny=r"\d+")), PROMPT]
 
 
 @pytest.mark.parametrize("kept", OBJECTS, ids=["vocabulary", "prompt"])

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 NBS, LIB = ROOT / "nbs", ROOT / "hpt_nb"
 NOTEBOOKS = sorted(NBS.glob("*.ipynb"))
 CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d[a-z]{0,2}_", p.name)]  # 05a stands between 05 and 06
-REPORTS = [p for p in CHAPTERS if p.name.startswith(("29_", "3"))]
+REPORTS = [p for p in CHAPTERS if p.name.startswith(("23_", "29_", "3"))]
 BY_HAND = ("__init__.py", "__main__.py")  # the names of the package, and `python -m hpt_nb`: no notebook makes them
 MODULES = sorted(p for p in LIB.glob("*.py") if p.name not in (*BY_HAND, "_modidx.py"))
 SETTINGS = configparser.ConfigParser(delimiters=["="], interpolation=None)
