@@ -101,19 +101,29 @@ def markdown_table(table) -> str:
 
 _SAID = {
     "en": (
-        "![The study's claims, each with its difference in points and its 95 % interval]({figure})\n\nThe study on SST-2: two sources, SmolLM2-135M and Gemma-3-270M, and a third model, Qwen2.5-Coder-0.5B, that took no part. **Ours less the paper's Baseline on the source: {source}. On other models: {targets}.** "
-        "What tuning adds beyond a shift of bias (*calibrated*): {skill} on the source, {elsewhere} on other models. Bars are 95 % intervals over seeds and texts at once; grey marks two points either way.{left} The chapter [35_study](35_study.ipynb) has every claim, row and setting.\n\n{table}\n\n"
+        "The study on SST-2 tuned on two sources, SmolLM2-135M and Gemma-3-270M; a third model, Qwen2.5-Coder-0.5B, took no part. What tuning adds beyond a shift of bias (*calibrated*): {skill} on the source, {elsewhere} on other models. Bars are 95 % intervals over seeds and texts at once; grey marks two points either way.{left} The chapter [35_study](35_study.ipynb) has every claim, row and setting.\n\n{table}\n\n"
         "SST-2, accuracy / calibrated accuracy in percent, on {texts} texts, mean over seeds; the models are the columns. *Manual* rows are hand-written; *Start* is the untuned prompt that PEZ and Ours begin with. {steps} steps of PEZ are far fewer than the paper's 5,000.",
         "A full reproduction, `hpt run paper`, tunes {tuned} prompts and takes {scores:,} scores. It tunes in float32, as the released pipeline does. At {a:.0f} TFLOP/s reached in tuning and {b:.0f} in scoring, about an H100's in this engine by estimate, not by measurement, that is **{hours:.0f} GPU-hours**; `hpt run paper --dry-run --rates {a:.0f},{b:.0f}` says it piece by piece, and without `--rates` for the machine that it runs on. Before anything is tuned it holds the accuracy without a prompt against the paper's counts, and stops where its input format does not give them.",
     ),
     "ja": (
-        "![研究の各主張について、差（ポイント）とその 95 % 区間]({figure})\n\nSST-2 での研究。ソースは SmolLM2-135M と Gemma-3-270M、三つめの Qwen2.5-Coder-0.5B は最適化に関わっていない。**Ours と論文の Baseline の差は、ソースで {source}、他のモデルで {targets}。**"
-        "偏りのずれを除いた（calibrated）最適化の効果は、ソースで {skill}、他のモデルで {elsewhere}。棒はシードとテキストの両方についての 95 % 区間、灰色は上下 2 ポイント。{left}すべての主張・条件・設定は [35_study](nbs/35_study.ipynb) にある（判定は英語のまま示す）。\n\n{table}\n\n"
+        "SST-2 での研究では SmolLM2-135M と Gemma-3-270M をソースとし、三つめの Qwen2.5-Coder-0.5B は最適化に関わっていない。偏りのずれを除いた（calibrated）最適化の効果は、ソースで {skill}、他のモデルで {elsewhere}。棒はシードとテキストの両方についての 95 % 区間、灰色は上下 2 ポイント。{left}すべての主張・条件・設定は [35_study](nbs/35_study.ipynb) にある（判定は英語のまま示す）。\n\n{table}\n\n"
         "SST-2 の {texts} 文での正解率 / 較正した正解率（%）、シードの平均。列がモデル。Manual は人が書いたプロンプト、Start は PEZ と Ours の出発点（最適化前）。{steps} ステップは論文の 5,000 よりはるかに少ない。",
         "完全な再現 `hpt run paper` は {tuned} 個のプロンプトを最適化し、{scores:,} 個の正解率を測る。最適化は公開パイプラインと同じく float32 で行う。最適化で {a:.0f} TFLOP/s、評価で {b:.0f} TFLOP/s（この実装での H100 の見積もりで、実測ではない）とすると **{hours:.0f} GPU 時間**である。`hpt run paper --dry-run --rates {a:.0f},{b:.0f}` が内訳を示し、`--rates` なしでは手元の機械での時間を示す。最適化の前に、プロンプトなしの正解数を論文の値と比べ、入力形式がそれを与えなければそこで止まる。",
     ),
 }
 
+_VERDICT = {
+    "en": (
+        "**SST-2, {seeds} seeds. Ours less the paper's Baseline on the source: {source}. "
+        "On other models: {targets}.** Intervals are 95 %, over seeds and texts at once.\n\n"
+        "![The study's claims, each with its difference in points and its 95 % interval]({figure})"
+    ),
+    "ja": (
+        "**SST-2、シード {seeds} 個。Ours と論文の Baseline の差は、ソースで {source}、他のモデルで {targets}。**"
+        "区間は 95 %、シードとテキストの両方についてのもの。\n\n"
+        "![研究の各主張について、差（ポイント）とその 95 % 区間]({figure})"
+    ),
+}
 _LEFT = {
     "en": " {n} scores are still missing; a claim that needs them has no number yet.",
     "ja": "まだ {n} 件の評価が残っており、それを要する主張には数値がない。",
@@ -121,26 +131,25 @@ _LEFT = {
 
 
 def study() -> tuple:
-    "(claims, scores that are missing, means of all rows, texts, steps), as kept with the package."
+    "(claims, scores that are missing, means of all rows, texts, steps, seeds), as kept with the package."
     from hpt_nb.experiments import load_preset
     from hpt_nb.verdicts import stored_means, stored_verdicts
 
     preset = load_preset("study-main")
-    return *stored_verdicts(), stored_means(), preset.n_for(TASK), preset.tuning_for(TASK).steps
+    return *stored_verdicts(), stored_means(), preset.n_for(TASK), preset.tuning_for(TASK).steps, len(preset.seeds)
 
 
 def said(language: str, figure: str) -> dict:
     "mark -> the text that stands there."
     from hpt_nb.verdicts import deciding, said as words
 
-    table, left, means, texts, steps = study()
+    table, left, means, texts, steps, seeds = study()
     of, c, (results, paper) = deciding(table).set_index("claim"), cost(), _SAID[language]
     n = sum(k for _, _, k in left)
+    ours = dict(source=words(of.loc["source"]), targets=words(of.loc["targets"]))
     return {
+        "verdict": _VERDICT[language].format(figure=figure, seeds=seeds, **ours),
         "results": results.format(
-            figure=figure,
-            source=words(of.loc["source"]),
-            targets=words(of.loc["targets"]),
             skill=words(of.loc["skill"]),
             elsewhere=words(of.loc["skill elsewhere"]),
             left=_LEFT[language].format(n=n) if n else "",
@@ -190,7 +199,7 @@ def readme(nb) -> str:
     body = re.sub(
         r"\]\((\w+\.ipynb|images/[\w.-]+)\)", r"](nbs/\1)", body
     )  # they are neighbours of index.ipynb, not of README.md
-    body = re.sub(r"<!-- /?(results|cost)[^>]*-->\n?", "", body)
+    body = re.sub(r"<!-- /?(verdict|results|cost)[^>]*-->\n?", "", body)
     return NOTE + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 
