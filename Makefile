@@ -13,8 +13,8 @@ WORKERS ?= 2
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Minutes each, and rarely broken: every causal architecture, Ray, a C++ extension that is compiled. make test-all runs them.
-SLOW := tests/test_archs.py tests/test_engines.py tests/test_quantised.py
+# Minutes each, and rarely broken: every causal architecture, Ray, the pages of all packs, a C++ extension that is compiled. make test-all runs them.
+SLOW := tests/test_archs.py tests/test_engines.py tests/test_pack_pages.py tests/test_quantised.py
 
 .PHONY: setup report test test-all readme docs clean
 .DEFAULT_GOAL := report
