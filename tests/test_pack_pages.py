@@ -1,4 +1,4 @@
-"""Every pack of results/ has a page, or is refused in one line that says where it is read; in time, and not too large."""
+"""Every pack of results/ has a page, in time and not too large, or is refused in one line that says where it is read."""
 
 import re
 import time
