@@ -1,4 +1,4 @@
-"""Every pack of results/ has a page, in time and not too large, or is refused in one line that says where it is read."""
+"""Every pack of results has a page, small and made in time, or is refused in a line that says where it is shown."""
 
 import re
 import time
