@@ -215,12 +215,12 @@ def tunes_of(tunes: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame:
 def finished(df: pd.DataFrame, tunes: pd.DataFrame, path) -> tuple:
     "Results and tuning runs of the variants that lack nothing. `InputError` if there is none."
     # joint tuning has no whole vocabulary, so each method is held against its own rows
-    rows = {m: set(g.row) for m, g in df[~fixed_rows(df.row)].groupby("method")}
+    rows = {m: set(g.row) for m, g in df[~fixed_rows(df.row) & ~is_arm(df)].groupby("method")}
     fixed, whole = set(filter(is_fixed, df.row)), []
     for _, _, _, part in each_variant(df):
-        tuned = part[~fixed_rows(part.row)]
-        wanted = fixed.union(*(rows[m] for m in set(tuned.method)))
-        if not missing(part) and set(part.row) == wanted and not tuned.tuned_ids.isna().any():
+        tuned, plain = part[~fixed_rows(part.row)], set(part[~is_arm(part)].row)  # a changed row may be of one source
+        wanted = fixed.union(*(rows[m] for m in set(tuned.method) if m in rows))
+        if not missing(part) and plain == wanted and not tuned.tuned_ids.isna().any():
             whole.append(part)
     if not whole:
         raise InputError(f"{path}: no table is finished yet; call hpt run again with the same folder")

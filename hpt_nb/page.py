@@ -32,7 +32,7 @@ def _environment():
         loader=PackageLoader("hpt_nb"), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
     loaded.filters["shown"] = lambda value: Markup(shown(value))
-    loaded.filters["broken"] = lambda value: Markup(shown(value).replace("_", "_<wbr>"))
+    loaded.filters["broken"] = lambda value: Markup(re.sub(r"(?<=[A-Za-z])[_+]", r"\g<0><wbr>", shown(value)))
     return loaded
 
 

@@ -182,6 +182,8 @@ def _check(store: Store, out: Path, partial: bool, preset):
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; a folder for the page is needed: name another")
     check_writable(out / "index.html")
+    if store.cells("strata") and not store.cells("eval"):
+        raise InputError(f"{store.path} holds random prompts by strata, and no run; nbs/37_strata.ipynb shows them")
     varied = level_folders(store.path)
     if preset is not None:
         check_varied(store.path, preset) if varied else check_preset(store, preset)

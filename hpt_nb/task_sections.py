@@ -215,7 +215,7 @@ def overview_section(df: pd.DataFrame, d: pd.DataFrame) -> str:
 # %% ../nbs/15r_task_sections.ipynb #64e074cf
 _STEPS = (
     "Mean accuracy with its 95 % interval over seeds, from the untuned start (0 steps) on; names stand at the lines' "
-    "ends. Dashed: the prompt of the moment, chosen or not. In brackets: the target helped to choose the tokens."
+    "ends. Dashed: the prompt of the moment, chosen or not. Helped: the target took part in making the prompts."
 )
 
 

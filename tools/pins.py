@@ -1,8 +1,8 @@
 """Rewrites constraints.txt from the packages this Python runs: `.venv/bin/python tools/pins.py`.
 
-Walks the requirements of the installed `hpt_nb[dev,docs]` (`make docs` installs the second), so that nothing is
-pinned that nothing asks for. A pin holds only where its package allows the Python at hand (a marker says so); local
-versions (`+cpu`) are dropped.
+Walks the requirements of the installed `hpt_nb[dev,docs,readability]` (`make docs` installs the second, `make report`
+the third), so that nothing is pinned that nothing asks for. A pin holds only where its package allows the Python at
+hand (a marker says so); local versions (`+cpu`) are dropped.
 """
 
 import re
@@ -42,7 +42,7 @@ def pin(dist) -> str:
 
 
 if __name__ == "__main__":
-    dists = closure("hpt_nb", {"dev", "docs"}, {})
+    dists = closure("hpt_nb", {"dev", "docs", "readability"}, {})
     del dists["hpt-nb"]
     text = HEADER + "".join(pin(dists[name][0]) for name in sorted(dists))
     (Path(__file__).parents[1] / "constraints.txt").write_text(text, encoding="utf-8")

@@ -103,16 +103,10 @@ def markdown_table(table) -> str:
 
 _SAID = {
     "en": (
-        "![The study's claims, each with its difference in points and its 95 % interval]({figure})\n\n"
-        "Two sources, SmolLM2-135M and Gemma-3-270M, and a third model, Qwen2.5-Coder-0.5B, that took no part. "
-        "Ours less the paper's Baseline:\n\n"
-        "- **SST-2, on the source: {source}. On other models: {targets}.**\n"
-        "- **AG News, on the source: {news}. On other models: {news_targets}.** With both calibrated that last "
-        "gain is {news_calibrated}: most of it is bias.\n"
-        "- What tuning adds beyond a shift of bias (*calibrated*, SST-2): {skill} on the source, {elsewhere} on "
-        "other models.\n\n"
-        "Bars are 95 % intervals over seeds and texts at once; grey marks two points either way.{left} The "
-        "chapter [35_study](35_study.ipynb) has every claim, row and setting.\n\n{table}\n\n"
+        "The study tuned on two sources, SmolLM2-135M and Gemma-3-270M; a third model, Qwen2.5-Coder-0.5B, took no "
+        "part. What tuning adds beyond a shift of bias (*calibrated*, SST-2): {skill} on the source, {elsewhere} on "
+        "other models. Bars are 95 % intervals over seeds and texts at once; grey marks two points either way.{left} "
+        "The chapter [35_study](35_study.ipynb) has every claim, row and setting.\n\n{table}\n\n"
         "SST-2, accuracy / calibrated accuracy in percent, on {texts} texts, mean over seeds; the models are "
         "the columns. *Manual* rows are hand-written; *Start* is the untuned prompt that PEZ and Ours begin with. "
         "{steps} steps of PEZ are far fewer than the paper's 5,000; [38_far](38_far.ipynb) goes that far with "
@@ -125,15 +119,10 @@ _SAID = {
         "paper's counts, and stops where its input format does not give them.",
     ),
     "ja": (
-        "![研究の各主張について、差（ポイント）とその 95 % 区間]({figure})\n\n"
-        "ソースは SmolLM2-135M と Gemma-3-270M、三つめの Qwen2.5-Coder-0.5B は最適化に関わっていない。Ours と論"
-        "文の Baseline の差（判定は英語のまま示す）:\n\n"
-        "- **SST-2: ソースで {source}、他のモデルで {targets}。**\n"
-        "- **AG News: ソースで {news}、他のモデルで {news_targets}。** 両方を較正すると、他のモデルでの差は "
-        "{news_calibrated}。つまり大半は偏りである。\n"
-        "- 偏りのずれを除いた（calibrated）最適化の効果（SST-2）: ソースで {skill}、他のモデルで {elsewhere}。\n\n"
-        "棒はシードとテキストの両方についての 95 % 区間、灰色は上下 2 ポイント。{left}すべての主張・条件・設定は"
-        " [35_study](nbs/35_study.ipynb) にある。\n\n{table}\n\n"
+        "ソースは SmolLM2-135M と Gemma-3-270M、三つめの Qwen2.5-Coder-0.5B は最適化に関わっていない。偏りのずれを除"
+        "いた（calibrated）最適化の効果（SST-2）は、ソースで {skill}、他のモデルで {elsewhere}。棒はシードとテキスト"
+        "の両方についての 95 % 区間、灰色は上下 2 ポイント。{left}すべての主張・条件・設定は "
+        "[35_study](nbs/35_study.ipynb) にある（判定は英語のまま示す）。\n\n{table}\n\n"
         "SST-2 の {texts} 文での正解率 / 較正した正解率（%）、シードの平均。列がモデル。Manual は人が書いたプロ"
         "ンプト、Start は PEZ と Ours の出発点（最適化前）。{steps} ステップは論文の 5,000 よりはるかに少ない。"
         "5,000 ステップまでの結果は [38_far](nbs/38_far.ipynb) にある（シード五つ）。",
@@ -145,6 +134,22 @@ _SAID = {
     ),
 }
 
+_VERDICT = {
+    "en": (
+        "Ours less the paper's Baseline, with 95 % intervals over seeds and texts at once:\n\n"
+        "- **SST-2, {seeds} seeds: on the source {source}. On other models {targets}.**\n"
+        "- **AG News, {news_seeds} seeds: on the source {news}. On other models {news_targets}.** With both calibrated "
+        "that last gain is {news_calibrated}: most of it is bias.\n\n"
+        "![The study's claims, each with its difference in points and its 95 % interval]({figure})"
+    ),
+    "ja": (
+        "Ours と論文の Baseline の差（区間は 95 %、シードとテキストの両方についてのもの）:\n\n"
+        "- **SST-2、シード {seeds} 個: ソースで {source}、他のモデルで {targets}。**\n"
+        "- **AG News、シード {news_seeds} 個: ソースで {news}、他のモデルで {news_targets}。** 両方を較正すると、他のモ"
+        "デルでの差は {news_calibrated}。つまり大半は偏りである。\n\n"
+        "![研究の各主張について、差（ポイント）とその 95 % 区間]({figure})"
+    ),
+}
 _LEFT = {
     "en": " {n} scores are still missing; a claim that needs them has no number yet.",
     "ja": "まだ {n} 件の評価が残っており、それを要する主張には数値がない。",
@@ -152,12 +157,12 @@ _LEFT = {
 
 
 def study() -> tuple:
-    "(claims, scores that are missing, means of all rows, texts, steps), as kept with the package."
+    "(claims, scores that are missing, means of all rows, texts, steps, seeds), as kept with the package."
     from hpt_nb.experiments import load_preset
     from hpt_nb.verdicts import stored_means, stored_verdicts
 
     preset = load_preset("study-main")
-    return *stored_verdicts(), stored_means(), preset.n_for(TASK), preset.tuning_for(TASK).steps
+    return *stored_verdicts(), stored_means(), preset.n_for(TASK), preset.tuning_for(TASK).steps, len(preset.seeds)
 
 
 def calibrated(claim: str, table):
@@ -167,24 +172,23 @@ def calibrated(claim: str, table):
 
 def said(language: str, figure: str) -> dict:
     "mark -> the text that stands there."
+    from hpt_nb.experiments import load_preset
     from hpt_nb.verdicts import deciding, said as words
 
-    table, left, means, texts, steps = study()
+    table, left, means, texts, steps, seeds = study()
     of, c, (results, paper) = deciding(table).set_index("claim"), cost(), _SAID[language]
     news = calibrated("targets, AG News", table)
     if of.verdict["targets, AG News"] != "above" or not news.verdict.startswith("the same"):
         sys.exit("the README says that the gain on AG News is bias, and the stored verdicts do not; mend the text")
     n = sum(k for _, _, k in left)
+    ours = dict(source=words(of.loc["source"]), targets=words(of.loc["targets"]))
+    ours |= dict(news=words(of.loc["source, AG News"]), news_targets=words(of.loc["targets, AG News"]))
+    ours |= dict(news_calibrated=words(news), news_seeds=len(load_preset("study-agnews").seeds))
     return {
+        "verdict": _VERDICT[language].format(figure=figure, seeds=seeds, **ours),
         "results": results.format(
-            figure=figure,
-            source=words(of.loc["source"]),
-            targets=words(of.loc["targets"]),
             skill=words(of.loc["skill"]),
             elsewhere=words(of.loc["skill elsewhere"]),
-            news=words(of.loc["source, AG News"]),
-            news_targets=words(of.loc["targets, AG News"]),
-            news_calibrated=words(news),
             left=_LEFT[language].format(n=n) if n else "",
             table=markdown_table(row_table(means)),
             texts=texts,
@@ -232,7 +236,7 @@ def readme(nb) -> str:
     body = re.sub(
         r"\]\((\w+\.ipynb|images/[\w.-]+)\)", r"](nbs/\1)", body
     )  # they are neighbours of index.ipynb, not of README.md
-    body = re.sub(r"<!-- /?(results|cost)[^>]*-->\n?", "", body)
+    body = re.sub(r"<!-- /?(verdict|results|cost)[^>]*-->\n?", "", body)
     return NOTE + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 
