@@ -17,9 +17,10 @@ HEAD = """# Stored results
 
 <!-- Made by tools/inventory.py; `make readme` makes it again. -->
 
-Every number on a page comes from one of these files. Each carries its configuration, commit, device, number format, \
-seeds and time. Packs and folders hold one small file for each finished result \
-(chapter [00e](../nbs/00e_folders.ipynb)).
+Every number on a page comes from one of the files below. Each result records its configuration, commit, device, \
+number format, seeds and computing time. A folder holds one small file for each finished result (chapter \
+[00e](../nbs/00e_folders.ipynb)); a pack is such a folder as one compressed file ([00f](../nbs/00f_packing.ipynb)). \
+The last column names the chapters that show it.
 """
 FOLDERS = {
     "Runs": ("results", ("*.pack", "*/")),
@@ -90,8 +91,8 @@ def large() -> str:
     packs = [p for p in sorted((ROOT / "results").glob("*.pack")) if p.stat().st_size > 2**20]
     scores = "; ".join(f"`{p.name}` has {len(list(Store(p).cells('eval'))):,} scores" for p in packs)
     return (
-        "\nA pack holds the label log-probabilities of every text for each score, so that every measure, also one that "
-        f"nobody has thought of yet, can be computed from it. That makes some larger than 1 MiB: {scores}.\n"
+        "\nFor each score a pack keeps the label log-probabilities of every text, so any measure can be computed from "
+        f"it later. That makes some packs larger than 1 MiB: {scores}.\n"
     )
 
 
