@@ -194,7 +194,10 @@ def test_eval_says_when_one_class_takes_nearly_all(place, capsys):
         (["audit", *TASK, "--models", "./one", "--prompt-file", "new.json"], "a prompt of version 9"),
         (["audit", *TASK, "--models", "./one", "--prompt-file", "named.json"], "'mine' stands there twice"),
         (["audit", *TASK, "--models", "./one", "--prompt-file", "classes.json"], "need a name for each"),
-        (["predict", "gaps.csv", "--prompt-file", "classes.json", "--model", "./one", "--out", "x.csv"], "classes.json"),
+        (
+            ["predict", "gaps.csv", "--prompt-file", "classes.json", "--model", "./one", "--out", "x.csv"],
+            "classes.json",
+        ),
         (["export", "classes.json", "--to", "python", "--out", "x.py"], "need a name for each"),
         (["audit", *TASK, "--models", "./one", "--prompt-file", "gone.txt"], "cannot be read"),
         (["audit", *TASK, "--models", "./one", "--prompt-file", "twice.json"], "holds the key 'a' twice"),

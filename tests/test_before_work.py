@@ -309,7 +309,7 @@ def test_a_dry_run_of_a_gguf(place, tmp_path, capsys):
     assert "m.gguf" in capsys.readouterr().out
 
 
-# ---- what was asked and cannot be: a start and what it takes the place of; what is there when a command is stopped ----
+# ---- what cannot be asked: a start and what it takes the place of; what is there when a command is stopped ----
 
 
 @pytest.mark.parametrize("more", [["--tokens", "7"], ["--init", "random"], ["--set", "n_tokens=7"]], ids=" ".join)
