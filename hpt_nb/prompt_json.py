@@ -12,7 +12,7 @@ from pathlib import Path
 from .store import InputError, Store, is_pack, write_atomic
 from .models import LM, known_by
 from .places import order_of
-from .tasks import task_format
+from .tasks import class_names, task_format
 from .scoring import label_logprobs
 from .transfer import certify
 from .calibration import centre_means
@@ -53,7 +53,7 @@ def to_json(
         order=order_of(task),
         pieces_tokenised="apart",
         **({} if bos is None else dict(bos=bos)),
-        task={**task.config, "hash": task.hash},
+        task={**task.config, "classes": class_names(task), "hash": task.hash},
         **_written(task),
         certificates=certs,
         **facts,
