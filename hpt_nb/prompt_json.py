@@ -13,7 +13,7 @@ from .store import InputError, Store, is_pack, write_atomic
 from .records import parsed
 from .models import LM, known_by
 from .places import order_of
-from .tasks import task_format
+from .tasks import class_names, task_format
 from .scoring import label_logprobs
 from .transfer import certify
 from .calibration import centre_means
@@ -54,7 +54,7 @@ def to_json(
         order=order_of(task),
         pieces_tokenised="apart",
         **({} if bos is None else dict(bos=bos)),
-        task={**task.config, "hash": task.hash},
+        task={**task.config, "classes": class_names(task), "hash": task.hash},
         **_written(task),
         certificates=certs,
         **facts,
