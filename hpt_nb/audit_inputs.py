@@ -6,6 +6,7 @@
 __all__ = ['NONE', 'named_prompts', 'read_prompts']
 
 # %% ../nbs/17b_audit_inputs.ipynb #fa278880
+import json
 from collections import Counter
 from pathlib import Path
 from .store import InputError, visible
