@@ -142,7 +142,7 @@ class Vocab(OnHub, library_name="hpt_nb", tags=["stable-vocabulary", "hard-promp
         "What the mixin calls."
         self.save(Path(save_directory) / self.FILE)
 
-    def generate_model_card(self, *args, **kwargs) -> ModelCard:
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         "What the mixin writes as README.md."
         return ModelCard(vocab_card(self))
 

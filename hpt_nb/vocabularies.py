@@ -120,16 +120,8 @@ def shared_vocabs() -> Store | None:
         return None
 
 
-_SHARED = dict(any="tokens", words="words")
-
-
 def _compute_vocab(store: Store, config: dict, lms: list, v: VocabConfig, progress=None) -> dict:
-    """Score and keep a vocabulary, its examples first: once its own cell is there, nobody comes back for them.
-    `InputError`, before anything is scored, where more tokens are asked of it than there are."""
-    if v.s > (n := len(common_vocab(lms, v.tokens))):
-        raise InputError(
-            f"s = {v.s}, and {' and '.join(lm.name for lm in lms)} share {n:,} {_SHARED[v.tokens]}; need a smaller s"
-        )
+    "Score and keep a vocabulary, its examples first: once its own cell is there, nobody comes back for them."
     began, h = time.perf_counter(), None if v.h == "exact" else v.h
     how = dict(k=v.k, h=h, repeats=v.repeats, seed=v.seed, include_self=v.include_self, tokens=v.tokens)
     vocab = stable_vocab(lms, **how, progress=progress)
@@ -146,6 +138,16 @@ def _compute_vocab(store: Store, config: dict, lms: list, v: VocabConfig, progre
     return result
 
 
+_SHARED = dict(any="tokens", words="words")
+
+
+def _check_size(lms: list, v: VocabConfig):
+    "`InputError` where more tokens are asked of a vocabulary than the models share."
+    if v.s > (n := len(common_vocab(lms, v.tokens))):
+        names = " and ".join(lm.name for lm in lms)
+        raise InputError(f"s = {v.s}, and {names} share {n:,} {_SHARED[v.tokens]}; need a smaller s")
+
+
 def scored_vocab(
     store: Store,
     preset: Preset,
@@ -155,8 +157,12 @@ def scored_vocab(
     v: VocabConfig = None,  # None: the preset's
     progress=None,  # called with the share done, 0 to 1
 ) -> Vocab:
-    "`stored_vocab` of a source and a counterpart of a preset."
-    return stored_vocab(store, [models(source), models(counterpart)], v or preset.vocab, progress=progress)
+    """`stored_vocab` of a source and a counterpart of a preset. `InputError`, before anything is scored, where more
+    tokens are asked of it than there are."""
+    lms, v = [models(source), models(counterpart)], v or preset.vocab
+    if not is_scored(lms, v, store):
+        _check_size(lms, v)
+    return stored_vocab(store, lms, v, progress=progress)
 
 # %% ../nbs/13j_vocabularies.ipynb #d6232ceb
 def _check_left(preset: Preset, models: Models, source: Source, task):

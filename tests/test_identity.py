@@ -379,7 +379,7 @@ def test_models_of_a_comparison_are_different_ones(place, capsys, argv, says):
     refused(capsys, says, *argv)
 
 
-@pytest.mark.parametrize("command", [("vocab",), ("stability", "--k", "4")], ids=lambda c: c[0])
+@pytest.mark.parametrize("command", [("vocab",), ("stability", "--quiet", "--k", "4")], ids=lambda c: c[0])
 @pytest.mark.parametrize("second, says", [("one_/run", "run is named twice"), ("one_/copy", "run and copy are one")])
 def test_a_model_beside_itself_is_said(place, capsys, command, second, says):
     assert main([*command, "one_/run", second, "--out", "s.parquet"]) == 0

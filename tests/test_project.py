@@ -405,7 +405,10 @@ def test_requirements_stand_in_settings_only():
     assert seen == []
 
 
-LARGE = {"results/study-main.pack": "248 tuned prompts, each scored on three models text by text, and two vocabularies"}
+LARGE = {
+    "results/study-main.pack": "248 tuned prompts, each scored on three models text by text, and two vocabularies",
+    "results/study-agnews.pack": "90 tuned prompts, each scored on three models text by text for four classes",
+}
 
 
 def test_files_are_small_and_hold_no_weights():

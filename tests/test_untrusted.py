@@ -270,7 +270,11 @@ ALLOWED = {
     "b",
     "bdi",
     "img",
+    "dd",
     "details",
+    "dl",
+    "dt",
+    "header",
     "summary",
 }
 
@@ -393,7 +397,7 @@ def says(capsys, *argv):
         ("run", ESCAPE, "--out", "y"),
         ("report", ESCAPE, "--out", "y"),
         pytest.param(("vocab", "./one", f"./e{ESCAPE}", "--out", "v.parquet")),
-        ("stability", "./one", f"./{HTML}", "--k", "4", "--out", "v.parquet"),
+        ("stability", "--quiet", "./one", f"./{HTML}", "--k", "4", "--out", "v.parquet"),
     ],
     ids=lambda a: visible(" ".join(a))[:60],
 )

@@ -56,14 +56,14 @@ def plain_pages(monkeypatch):
     """Until it is undone, a page's figures are not laid out and written, and its intervals are of few draws.
 
     For tests of what leads to a page, or of its words; test_report.py has whole pages."""
+    from base64 import b64encode
     from functools import partial
     from matplotlib.figure import Figure
     from hpt_nb import page, reading_tables
 
-    def undrawn(draws, height, share):
-        for draw, ax in zip(draws, Figure().subplots(1, len(draws), squeeze=False)[0]):
-            draw(ax)
-        return b"<svg></svg>"
+    def undrawn(draw, height, width, limits):
+        draw(Figure().subplots())
+        return b64encode(b"<svg></svg>").decode()
 
     monkeypatch.setattr(page, "_svg", undrawn)
     monkeypatch.setattr(reading_tables, "rank_correlation", partial(reading_tables.rank_correlation, repeats=100))
