@@ -68,7 +68,7 @@ def shown_by(path: Path, pages: dict) -> list:
     read = lambda text: (
         globs(text)
         or any(re.search(rf"[\"'/]{re.escape(n)}[\"']", text) for n in names)
-        or f'stored("{path.stem}")' in text
+        or f'("{path.stem}")' in text
         or path.suffix == ".pack"
         and re.search(r"study-\{", text)
         and f'"{part}"' in text
