@@ -6,12 +6,12 @@
 __all__ = ['NONE', 'named_prompts', 'read_prompts']
 
 # %% ../nbs/17b_audit_inputs.ipynb #fa278880
-import json
 from collections import Counter
 from pathlib import Path
 from .store import InputError, visible
 from .export import read_prompt
 from .prompts import Prompt
+from .records import parsed
 
 # %% ../nbs/17b_audit_inputs.ipynb #49568343
 NONE = "no prompt"
@@ -106,14 +106,6 @@ def _file_text(p: Path) -> str:
         raise InputError(f"{p}: not UTF-8; save it as UTF-8") from None
 
 
-def _once(pairs: list, p: Path) -> dict:
-    "An object of a JSON file. `InputError` for a name that it has twice: the first would be lost without a word."
-    twice = [k for k, n in Counter(k for k, _ in pairs).items() if n > 1]
-    if twice:
-        raise InputError(f"{p}: {twice[0]!r} stands there twice; give each prompt a name of its own")
-    return dict(pairs)
-
-
 def read_prompts(
     path,  # a text file, a JSON file, or a folder or pack of hpt transferable or hpt tune
 ) -> dict:  # {name: text}
@@ -124,7 +116,7 @@ def read_prompts(
     text = _file_text(p)
     if p.suffix.lower() == ".json":
         try:
-            found = _of_json(json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, p)), p)
+            found = _of_json(parsed(text, p), p)
         except InputError:
             raise
         except (ValueError, RecursionError):

@@ -192,7 +192,7 @@ def test_eval_says_when_one_class_takes_nearly_all(place, capsys):
         ),
         (["audit", *TASK, "--models", "./one", "--prompt", ""], "is empty"),
         (["audit", *TASK, "--models", "./one", "--prompt-file", "new.json"], "a prompt of version 9"),
-        (["audit", *TASK, "--models", "./one", "--prompt-file", "named.json"], "'mine' stands there twice"),
+        (["audit", *TASK, "--models", "./one", "--prompt-file", "named.json"], "holds the key 'mine' twice"),
         (["audit", *TASK, "--models", "./one", "--prompt-file", "classes.json"], "need a name for each"),
         (
             ["predict", "gaps.csv", "--prompt-file", "classes.json", "--model", "./one", "--out", "x.csv"],
@@ -200,7 +200,7 @@ def test_eval_says_when_one_class_takes_nearly_all(place, capsys):
         ),
         (["export", "classes.json", "--to", "python", "--out", "x.py"], "need a name for each"),
         (["audit", *TASK, "--models", "./one", "--prompt-file", "gone.txt"], "cannot be read"),
-        (["audit", *TASK, "--models", "./one", "--prompt-file", "twice.json"], "'a' stands there twice"),
+        (["audit", *TASK, "--models", "./one", "--prompt-file", "twice.json"], "holds the key 'a' twice"),
         (["labels", *TASK, "--models", "./one", "--words", ","], "0 of them, and 2 that are empty; need one for each"),
         (["labels", *TASK, "--models", "./one", "--words", "a"], "1 of them; need one for each of the 2 classes"),
         (["audit", *TASK, "--models", "./one", "./one"], "one is named twice"),

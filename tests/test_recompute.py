@@ -106,6 +106,12 @@ def picked():
     return [(one["pack"], stored[one["pack"]][one["hash"]]) for one in drawn]
 
 
+def known_off(of):
+    "How far a score was from its stored count in the run of chapter 35: 3 for one of the ten, else at most 2."
+    drawn = json.loads((ROOT / "nbs/stored/35-plain.json").read_text(encoding="utf-8"))["result"]
+    return next(abs(one["plain"] - one["stored"]) for one in drawn if one["hash"] == of)
+
+
 @lru_cache
 def plain(name, dtype):
     from hpt_nb.models import load_lm
@@ -137,7 +143,8 @@ def plain_logprobs(lm, task, texts, prompt_ids):
     ids=lambda x: x if isinstance(x, str) else "{task}-{source}-{row}-{seed}-on-{target}-{dtype}".format(**x["config"]),
 )
 def test_the_study_s_scores_by_plain_transformers(pack, cell):
-    """In float32 the same count. In bfloat16 within 3 texts on the kind of machine that scored them; elsewhere sums are
+    """In float32 the same count. In bfloat16 within 2 texts on the kind of machine that scored
+    them, or as far off as chapter 35 tells; elsewhere sums are
     rounded in another order, and then every text that is told otherwise must be a near tie for both."""
     config, stored = cell["config"], cell["result"]
     if not (cache_dir() / "models").is_dir():
@@ -160,4 +167,4 @@ def test_the_study_s_scores_by_plain_transformers(pack, cell):
     assert not otherwise.any() or margins[otherwise].max() <= 0.25
     on_gpu = lm.device.type == "cuda" and cell["meta"]["device"].startswith("cuda")
     if on_gpu or same_kind(cell["meta"]):
-        assert abs(correct - stored["correct"]) <= 3  # nine of these ten within 2 on an H100 (chapter 35)
+        assert abs(correct - stored["correct"]) <= max(2, known_off(cell["hash"]))
