@@ -41,6 +41,7 @@ def _child(code, args, folder, env, out, err):
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
     os.environ.clear(), os.environ.update(env)
     os.chdir(folder)
+    os.fsync = lambda fd: None  # as in conftest.py
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits one that is ignored
     sys.argv = ["-c", *args]
     exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})

@@ -116,3 +116,10 @@ def test_japanese_readme_has_the_same_numbers():
     en, ja = numbers(read("README.md")), numbers(read("README.ja.md"))
     assert en - ja == Counter() and all(float(n) < 10 for n in ja - en), (en - ja, ja - en)
     assert en["5,000"] and en["253"] and en["20"]
+
+
+def test_readme_names_every_preset_and_no_other():
+    there = {path.stem for path in (ROOT / "hpt_nb" / "presets").glob("*.toml")}
+    for name in ("README.md", "README.ja.md"):
+        sentence = re.search(r"(?:The presets are|プリセットは).+?`study-check`", read(name))
+        assert set(re.findall(r"`([a-z][a-z0-9-]+)`", sentence[0])) == there, name

@@ -17,7 +17,7 @@ from hpt_nb.report import (
     tunes_frame,
 )
 from hpt_nb.store import Store
-from tiny_run import PRESET, make_place, plain_pages
+from tiny_run import PRESET, make_place, plain_pages, short_searches
 
 METHODS = (
     PRESET.split('[[source]]\nmodel = "./two"')[0].replace(
@@ -53,7 +53,7 @@ def run(tmp_path_factory):
     place = make_place(tmp_path_factory.mktemp("methods"), METHODS)
     with pytest.MonkeyPatch.context() as m:
         m.chdir(place)
-        plain_pages(m)
+        plain_pages(m), short_searches(m)
         assert main(["run", "preset.toml", "--out", "out", "--quiet"]) == 0
         assert main(["report", "out", "--out", "site"]) == 0
     return place / "out"

@@ -85,6 +85,7 @@ def place(tmp_path_factory):
 
 
 HPT = "from hpt_nb.cli import main; raise SystemExit(main())"
+PLAIN = f"from pytest import MonkeyPatch\nfrom tiny_run import plain_pages\nplain_pages(MonkeyPatch())\n{HPT}"
 
 
 def hpt(beside, *argv, cwd=".", code=HPT):
@@ -132,7 +133,7 @@ def test_a_preset_and_a_page_show_it(beside, place):
     assert {c["config"]["row"] for c in cells} == {"PEZ", "Ours"} and {c["config"]["steps"] for c in cells} == {4}
     assert {c["config"]["n_tokens"] for c in cells} == {3}  # the sizes are the preset's
     assert all("package" not in c["config"] for c in Store(place / "out").cells("tune") if c not in cells)
-    done = hpt_copy(beside, "report", "out", "--out", "site", cwd=place)
+    done = hpt_copy(beside, "report", "out", "--out", "site", cwd=place, code=PLAIN)
     assert done.returncode == 0, done.stderr
     page = (place / "site" / "index.html").read_text()
     assert "Methods, side by side" in page and "<td>dice</td>" in page
@@ -141,7 +142,7 @@ def test_a_preset_and_a_page_show_it(beside, place):
 
 
 def test_a_page_of_a_method_that_is_gone_can_still_be_made(place):
-    done = hpt_copy(place / "nothing", "report", "out", "--out", "site-without", cwd=place)
+    done = hpt_copy(place / "nothing", "report", "out", "--out", "site-without", cwd=place, code=PLAIN)
     assert done.returncode == 0, done.stderr
     assert "<td>dice</td>" in (place / "site-without" / "index.html").read_text()
     done = hpt_copy(place / "nothing", "run", "preset.toml", "--out", "out-without", cwd=place)

@@ -26,7 +26,7 @@ def place(tmp_path_factory):
     os.chdir(old)
 
 
-def test_they_are_taken_along_and_shown(place, capsys):
+def test_they_are_taken_along_and_shown(place, capsys, plain_pages):
     "In the text of the run and on its page; the calibrated figures are those of the kept log-probabilities."
     argv = ["run", "few.toml", "--out", "run", "--quiet"]
     against = [x for text in WRITTEN for x in ("--against", text)]

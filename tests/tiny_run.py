@@ -69,6 +69,14 @@ def plain_pages(monkeypatch):
     monkeypatch.setattr(reading_tables, "rank_correlation", partial(reading_tables.rank_correlation, repeats=100))
 
 
+def short_searches(monkeypatch):
+    "Until it is undone, a soft prompt's vectors are searched for in another model for 50 steps, not 2,000."
+    from functools import partial
+    from hpt_nb import scores
+
+    monkeypatch.setattr(scores, "transfer_soft", partial(scores.transfer_soft, steps=50))
+
+
 def results(folder):
     "All that a table is made of: every score's identity, count and predictions."
     return {

@@ -156,6 +156,7 @@ def attempt(job: tuple) -> tuple:
 def load():
     "Load what most chapters import, once for all of them; a computation here would start threads that a copy lacks."
     sys.path.insert(0, str(ROOT))
+    os.fsync = lambda fd: None  # a chapter's folders are gone with it; tests/test_faults.py looks at what is flushed
     import matplotlib.pyplot  # noqa: F401
     import pandas  # noqa: F401
     import scipy.stats  # noqa: F401
