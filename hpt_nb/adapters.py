@@ -10,10 +10,12 @@ import json
 from pathlib import Path
 import safetensors.torch as st
 from torch import Tensor
-from .store import InputError, write_atomic
-from .models import LM, known_by, same_model
-from .scoring import prompt_to_ids
-from .tuning import Run
+from .base import InputError
+from .files import write_atomic
+from .lm import LM
+from .identity import known_by, same_model
+from .inputs import prompt_to_ids
+from .loop import Run
 from .vectors import SoftRun, vector_prefix
 
 # %% ../nbs/09a_adapters.ipynb #db54a5bd

@@ -10,9 +10,10 @@ __all__ = ['SPLITS', 'DRAWS', 'LEAST', 'Tokens', 'Measured', 'measured', 'read_t
 from dataclasses import dataclass
 import numpy as np
 import torch
-from .store import InputError, Store
+from .base import InputError
+from .folders import Store
 from .arrays import decode_logp
-from .vocab import token_kind
+from .kinds import token_kind
 from .effects import separation, shift, text_halves
 from .plan import Part
 from .strata_study import from_log_odds

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 from dataclasses import fields
 from pathlib import Path
-from .store import InputError
-from .models import LM, known_by, load_lm, same_model
+from .base import InputError
+from .lm import LM
+from .identity import known_by, same_model
+from .models import load_lm
 from .tasks import Task, class_names
 from .calibration import calibrated, centre_means
-from .experiments import Models
+from .pool import Models
 from .prompt_json import check_task
 
 # %% ../nbs/17a_answers.ipynb #bb3d55e2

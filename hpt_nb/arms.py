@@ -9,7 +9,7 @@ __all__ = ['ROUNDING', 'Scores', 'seed_of', 'arm_rows', 'Arm', 'arm']
 from dataclasses import dataclass
 import numpy as np
 import pandas as pd
-from .store import InputError
+from .base import InputError
 from .calibration import hits
 from .crossed import over_targets
 from .measures import text_values

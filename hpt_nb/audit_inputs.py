@@ -8,8 +8,8 @@ __all__ = ['NONE', 'named_prompts', 'read_prompts']
 # %% ../nbs/17b_audit_inputs.ipynb #fa278880
 from collections import Counter
 from pathlib import Path
-from .store import InputError, visible
-from .export import read_prompt
+from .base import InputError, visible
+from .prompt_json import read_prompt
 from .prompts import Prompt
 from .records import parsed
 

@@ -9,7 +9,9 @@ __all__ = ['NEARLY_ALL', 'MEASURED', 'ALL', 'leans_to', 'confusion', 'worth', 'a
 import numpy as np
 from itertools import combinations
 from .calibration import accuracy, calibrated, centre_means, class_shares, content_free, guesses, measures
-from .stats import crossed_contrast, decide, holm, over_targets, text_values
+from .crossed import crossed_contrast, over_targets
+from .power import decide, holm
+from .measures import text_values
 from .audit_inputs import NONE
 
 # %% ../nbs/17b_audit_measures.ipynb #fb1c3052

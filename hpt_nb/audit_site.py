@@ -9,8 +9,9 @@ __all__ = ['audit_page', 'write_audit']
 import json
 import pandas as pd
 from pathlib import Path
-from .store import check_writable, visible, write_atomic
-from .report import page_html, table_html
+from .files import check_writable, write_atomic
+from .base import visible
+from .page import page_html, table_html
 from .audit_measures import ALL
 from .audit_sentences import audit_text, basis_of, gains_table, scores_table
 

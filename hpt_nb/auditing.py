@@ -18,22 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from tqdm.auto import tqdm
 from types import SimpleNamespace
-from .store import InputError, provenance, say_remarks, whole
-from .models import LM, check_apart, known_by
+from .base import InputError, say_remarks, whole
+from .records import provenance
+from .lm import LM
+from .identity import check_apart, known_by
 from .tasks import class_names, load_task
-from hpt_nb.scoring import (
-    check_lengths,
-    label_ids,
-    label_logprobs_many,
-    prefix_embeddings,
-    prompt_to_ids,
-    remark_joins,
-    text_ids,
-    texts_cut,
-)
+from .ways import check_lengths
+from .label_words import label_ids
+from .scoring import label_logprobs_many
+from .inputs import prefix_embeddings, prompt_to_ids, remark_joins, text_ids, texts_cut
 from .transfer import certify
 from .calibration import CONTENT_FREE
-from .prompts import constants, named_models
+from .answers import constants, named_models
 from .audit_inputs import NONE, named_prompts
 from .audit_measures import MEASURED, arm_values, choose, gains, worth
 from .audit_sentences import sentences

@@ -9,7 +9,7 @@ __all__ = ['seeded', 'shuffled', 'piece', 'batch_at', 'step_draws', 'balanced_ba
 from functools import lru_cache
 import torch
 from torch import Tensor
-from .store import InputError
+from .base import InputError
 
 # %% ../nbs/06b_batches.ipynb #090cae3f
 def seeded(n: int) -> torch.Generator:

@@ -10,7 +10,7 @@ import math
 import pandas as pd
 from .paper import SEEDS, SIZES, paper_values, printed, short_name
 from .intervals import interval_text
-from .stats import welch
+from .power import welch
 
 # %% ../nbs/15b_beside.ipynb #b51de006
 def bold_cells(

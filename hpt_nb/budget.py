@@ -9,7 +9,7 @@ __all__ = ['free_bytes', 'token_bytes', 'fit_tokens', 'passes', 'retrying']
 import contextlib
 import os
 import torch
-from .models import LM
+from .lm import LM
 
 # %% ../nbs/05d_budget.ipynb #8e72204c
 def free_bytes(device) -> int:

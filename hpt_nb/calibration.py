@@ -9,7 +9,7 @@ __all__ = ['CONTENT_FREE', 'guesses', 'hits', 'accuracy', 'centre_means', 'calib
 # %% ../nbs/11a_calibration.ipynb #fc27068a
 import numpy as np
 
-from .store import InputError
+from .base import InputError
 from .palette import AMBER, BLUE
 
 # %% ../nbs/11a_calibration.ipynb #bffe5dcd

@@ -10,18 +10,28 @@ __all__ = ['check_models', 'check_own_folder', 'Job', 'by_rules', 'vocabularies'
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from .store import InputError, Store, check_writable, finder, remark, say_remarks
-from .models import LM, check_apart, known_by, same_model
-from .tasks import Split, Task, load_task
-from .scoring import check_lengths, label_ids, text_ids
+from .base import InputError, remark, say_remarks
+from .folders import Store
+from .files import check_writable
+from .status import finder
+from .lm import LM
+from .identity import check_apart, known_by, same_model
+from .splits import Split
+from .tasks import Task, load_task
+from .ways import check_lengths
+from .label_words import label_ids
+from .inputs import text_ids
 from .pez import fast_dtype
-from .experiments import Models, VocabConfig, known_models, stored_vocab
+from .pool import Models
+from .presets import VocabConfig
+from .cells import known_models
+from .vocabularies import stored_vocab, is_scored, shared_vocabs
 from .selection import TokenRules, select
 from .vocab import Vocab
-from .vocabularies import is_scored, shared_vocabs
-from .export import read_prompt
-from .prompts import named_models
-from .auditing import check_prompts, named_prompts
+from .prompt_json import read_prompt
+from .answers import named_models
+from .auditing import check_prompts
+from .audit_inputs import named_prompts
 from .candidates import CONTROLS, tune_cells
 from .planning import TOO_FEW, own_folder
 

@@ -11,13 +11,17 @@ import torch
 from dataclasses import asdict
 from pathlib import Path
 from .methods import fact
-from .store import InputError, Store, config_hash, provenance
-from .models import LM
+from .base import InputError
+from .folders import Store
+from .records import config_hash, provenance
+from .lm import LM
 from .vocab import Vocab, ids_of
 from .scoring import evaluate
-from .pez import RunSpec, SearchSpace
+from .spaces import RunSpec, SearchSpace
 from .trackers import follower
-from .experiments import Models, REGISTRY, lm_id, method_config, tune_config, tune_facts
+from .pool import Models
+from .registry import REGISTRY, method_config
+from .cells import lm_id, tune_config, tune_facts
 from .improving import calibrated_on
 
 # %% ../nbs/17f_candidates.ipynb #4b9114f5

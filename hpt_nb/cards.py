@@ -7,7 +7,7 @@ __all__ = ['card_text']
 
 # %% ../nbs/17a_cards.ipynb #76b47a49
 import json
-from .store import visible
+from .base import visible
 from .places import order_of
 
 # %% ../nbs/17a_cards.ipynb #bc4cf9e8

@@ -7,11 +7,14 @@ __all__ = ['check_carried', 'bos_of', 'sources', 'is_special', 'harness_ids', 'c
 
 # %% ../nbs/16w_carried.ipynb #476958ab
 import inspect
-from .store import InputError
-from .models import LM, SHIPPED, find
+from .base import InputError
+from .lm import LM
+from .shipped import SHIPPED
+from .models import find
 from .places import chat_frame, frame_of, is_placed, one_string, put_together
-from .tasks import task_format
-from .scoring import label_ids, prompt_to_ids, text_ids
+from .input_formats import task_format
+from .label_words import label_ids
+from .inputs import prompt_to_ids, text_ids
 
 # %% ../nbs/16w_carried.ipynb #17e00002
 _CARRIED = (  # what an export carries of a task, or needs none of

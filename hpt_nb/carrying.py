@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from .store import InputError, number, whole
-from .models import LM
+from .base import InputError, number, whole
+from .lm import LM
 from .vocab import ids_of
 
 # %% ../nbs/09b_carrying.ipynb #8ce3c965

@@ -7,13 +7,14 @@ __all__ = ['CARRY_TEXTS', 'CARRY_LOOKS', 'lm_id', 'known_models', 'check_known',
            'reading_config', 'carried_config', 'tune_facts', 'score_facts']
 
 # %% ../nbs/13g_cells.ipynb #34893ca0
-from .store import InputError
-from .models import LM, identity
+from .base import InputError
+from .lm import LM
+from .identity import identity
 from .places import chat_facts
 from .vocab import Vocab
-from .scoring import texts_cut
+from .inputs import texts_cut
 from .methods import fact
-from .pez import facts
+from .configs import facts
 from .rows import ROWS
 from .presets import Arm, VocabConfig
 

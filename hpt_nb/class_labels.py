@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 import pandas as pd
-from .store import InputError, remark
+from .base import InputError, remark
 from .splits import Split
 
 # %% ../nbs/02b_class_labels.ipynb #ef229f5d

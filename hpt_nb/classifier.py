@@ -13,21 +13,23 @@ import tempfile
 
 import numpy as np
 
-from .store import InputError, Store, listed, number, remark, whole
-from .models import known_by, same_model
-from .splits import conflicts_said
-from .tasks import Split, Task, drop_conflicts, hold_out
+from .base import InputError, listed, number, remark, whole
+from .folders import Store
+from .identity import known_by, same_model
+from .splits import conflicts_said, Split, drop_conflicts, hold_out
+from .tasks import Task
 from .vocab import whole_vocab
 from .selection import TokenRules, select
-from .scoring import label_ids, label_logprobs
+from .label_words import label_ids
+from .scoring import label_logprobs
 from .pez import fast_dtype
 from .calibration import accuracy, calibrated, centre_means
-from .experiments import VocabConfig, stored_vocab
-from .vocabularies import shared_vocabs
+from .presets import VocabConfig
+from .vocabularies import stored_vocab, shared_vocabs
 from .answers import as_lm, named_models
 from .prompts import Prompt
 from .labelling import propose_labels
-from .practice import tuned_prompts, tuning_config
+from .candidates import tuned_prompts, tuning_config
 
 # %% ../nbs/18a_classifier.ipynb #87dd6f2a
 try:

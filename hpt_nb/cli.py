@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 from . import __version__
 from .files import WRITTEN, cache_dir
-from .store import InputError, holding_remarks, messages, visible
+from .base import InputError, holding_remarks, messages, visible
 from .vocab_commands import cmd_effects, cmd_explore, cmd_stability, cmd_study, cmd_vocab
 from .tuning_commands import cmd_export, cmd_init, cmd_transferable, cmd_tune
 from .judging_commands import cmd_audit, cmd_eval, cmd_fingerprint, cmd_labels, cmd_predict

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from .store import InputError
+from .base import InputError
 
 # %% ../nbs/14f_cluster.ipynb #1890af30
 def import_ray():

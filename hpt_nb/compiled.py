@@ -9,8 +9,8 @@ __all__ = ['PROGRAMS', 'compile_layers']
 import copy
 import torch
 from transformers import DynamicCache
-from .store import InputError
-from .models import LM
+from .base import InputError
+from .lm import LM
 
 # %% ../nbs/05j_compiled.ipynb #c0a1d3e1
 PROGRAMS = 64  # shapes and uses of a layer that may each have one: with gradient or without, of one row or several, ...

@@ -8,7 +8,9 @@ __all__ = ['tables', 'fixed_rows', 'variants', 'each_variant', 'each_pairing', '
 
 # %% ../nbs/15e_completeness.ipynb #f20c1a02
 import pandas as pd
-from .store import InputError, Store, status
+from .base import InputError
+from .folders import Store
+from .status import status
 from .palette import DASH, is_fixed, row_name, row_order
 from .frames import RUN
 from .results import TABLE_SETTINGS, differing_settings, keep_apart, where_of

@@ -8,8 +8,8 @@ __all__ = ['INITS', 'BOUNDS', 'check_start', 'check_known', 'storable', 'facts']
 # %% ../nbs/06a_configs.ipynb #1b216587
 import math
 from dataclasses import asdict, fields
-from .store import InputError
-from .scoring import OBJECTIVES
+from .base import InputError
+from .objectives import OBJECTIVES
 
 # %% ../nbs/06a_configs.ipynb #d1875c33
 INITS = ("labels", "names", "random")

@@ -7,7 +7,7 @@ __all__ = ['ENOUGH_MOVED', 'contrast', 'moved']
 
 # %% ../nbs/11cc_contrasts.ipynb #0e0e8aee
 import numpy as np
-from .store import InputError
+from .base import InputError
 from .crossed import crossed_contrast, differing
 from .arms import Arm, Scores, arm, arm_rows
 

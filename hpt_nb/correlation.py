@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 from scipy.stats import rankdata
-from .store import InputError
+from .base import InputError
 
 # %% ../nbs/11ae_correlation.ipynb #2267ccb1
 @dataclass(frozen=True)

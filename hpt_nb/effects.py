@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 from torch import Tensor
-from .store import InputError, write_atomic
-from .models import LM, token_text
+from .base import InputError
+from .files import write_atomic
+from .lm import LM
+from .tokens import token_text
 from .vocab import Vocab, ids_of
 from .scoring import label_logprobs_many
 

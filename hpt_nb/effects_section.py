@@ -8,7 +8,7 @@ __all__ = ['MANY_TEXTS', 'effect_parts', 'part_name', 'in_one_order', 'measured_
 
 # %% ../nbs/15rc_effects_section.ipynb #b773a51f
 import pandas as pd
-from .store import Store
+from .folders import Store
 from .page import bullets, figure_html, fragment, paragraph, table_html
 
 # %% ../nbs/15rc_effects_section.ipynb #0f1e3903
@@ -39,7 +39,8 @@ def in_one_order(table: pd.DataFrame) -> pd.DataFrame:
 
 def measured_parts(store: Store) -> list:
     "(part, correlations by fifths of J, contrast of the first and the last fifth, correlations of all tokens)"
-    from hpt_nb.premise import by_fifths, contrast, grouping, overall, read_effects, read_tokens
+    from hpt_nb.premise import by_fifths, contrast, grouping, overall
+    from hpt_nb.agreement import read_effects, read_tokens
 
     tokens, found = read_tokens(store), []
     for part in effect_parts(store):

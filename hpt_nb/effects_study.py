@@ -11,11 +11,13 @@ import time
 from dataclasses import dataclass
 from itertools import combinations, product
 import torch
-from .store import SEEDS, InputError, Store, check_fields, config_hash, provenance
+from .base import SEEDS, InputError, check_fields
+from .folders import Store
+from .records import config_hash, provenance
 from .arrays import encode_logp
 from .vocab import common_vocab
 from .neighbors import check_k, stability, stable_vocab
-from .scoring import label_ids
+from .label_words import label_ids
 from .effects import ids_in, spread, text_halves, token_logprobs
 from .readability import word_zipf
 from .cells import lm_id

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from .models import LM
+from .lm import LM
 from .inputs import plain_logits
 from .heads import LabelHead, headed
 from .layout import Layout, arrange, common_head, pack

@@ -12,7 +12,8 @@ import os
 from contextlib import suppress
 from functools import partial
 import torch
-from .store import InputError, Store
+from .base import InputError
+from .folders import Store
 from .presets import Preset
 from .pool import Models
 from .plan import plan_units

@@ -10,7 +10,7 @@ __all__ = ['HELD', 'only_known', 'typed', 'different', 'different_texts', 'with_
 import os
 from dataclasses import fields, replace
 from pathlib import Path
-from .store import InputError
+from .base import InputError
 from .selection import token_rules
 from .rows import ROWS
 from .presets import Arm, Preset, VocabConfig

@@ -10,7 +10,8 @@ import csv
 import io
 import json
 from pathlib import Path
-from .store import InputError, check_writable, write_atomic
+from .base import InputError
+from .files import check_writable, write_atomic
 
 # %% ../nbs/20a_example.ipynb #ba39e015
 THINGS = ("The soup", "The train", "Our room", "This phone", "The concert", "Her garden")

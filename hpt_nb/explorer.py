@@ -9,7 +9,9 @@ __all__ = ['FIELDS', 'nearest', 'vocab_data', 'token_data', 'prompt_data', 'expl
 # %% ../nbs/19_explorer.ipynb #57c70852
 import json
 from pathlib import Path
-from .store import InputError, Store, visible, write_atomic
+from .base import InputError, visible
+from .folders import Store
+from .files import write_atomic
 from .page import asset, render
 
 # %% ../nbs/19_explorer.ipynb #6cf22257

@@ -11,10 +11,17 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from .store import InputError, check_writable, remark, write_atomic
-from .models import LM, SHIPPED, find, identity, known_by, load_lm, memory_hash, same_model
-from .tasks import FORMATS, TASKS, load_task, task_format
-from .soft import save_peft, vectors_from_text
+from .base import InputError, remark
+from .files import check_writable, write_atomic
+from .lm import LM
+from .shipped import SHIPPED
+from .models import find, load_lm
+from .identity import identity, known_by, memory_hash, same_model
+from .input_formats import FORMATS, task_format
+from .datasets import TASKS
+from .tasks import load_task
+from .adapters import save_peft
+from .vectors import vectors_from_text
 from .carried import check_carried, loadable
 from .harness import to_lm_eval
 from .snippets import to_python, written_model

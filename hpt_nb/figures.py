@@ -10,10 +10,11 @@ __all__ = ['MANY', 'axes_of', 'placed_apart', 'plot_accuracy', 'curve_parts', 'c
 # %% ../nbs/15k_figures.ipynb #f0df521c
 import math
 import pandas as pd
-from .store import InputError, Store, visible
+from .base import InputError, visible
+from .folders import Store
 from .palette import BLUE, FAINT, LINES, SKY, WORDS, row_color, row_label, row_order
 from .intervals import undecided
-from .results import fields_of
+from .frames import fields_of
 
 # %% ../nbs/15k_figures.ipynb #ef750c14
 def axes_of(ax):

@@ -11,9 +11,9 @@ __all__ = ['DOUBTFUL', 'fingerprint', 'explain', 'wanted', 'format_name', 'empty
 import itertools
 from types import SimpleNamespace
 import pandas as pd
-from .store import InputError
-from .models import LM
-from .tasks import FORMATS, Format, task_format
+from .base import InputError
+from .lm import LM
+from .input_formats import FORMATS, Format, task_format
 from .paper import COUNTS, EMPTY, SIZES, count_of, paper_count, short_name  # noqa: F401
 from hpt_nb.format_search import (  # noqa: F401
     LIMITS,

@@ -12,7 +12,8 @@ import pandas as pd
 from .palette import row_name
 from .results import values_text
 from .frames import frame
-from .analysis import Scores, contrast
+from .arms import Scores
+from .contrasts import contrast
 from .completeness import each_variant, fixed_rows, scores
 from .forest import BAND, forest_said, interval_said, plot_forest_lines, signed
 from .cautions import FEW, at_start, prompts_of

@@ -9,12 +9,12 @@ __all__ = ['tune']
 from collections.abc import Iterable
 from typing import Any
 from pathlib import Path
-from .store import InputError
-from .models import LM
+from .base import InputError
+from .lm import LM
 from .vocab import common_vocab
-from .pez import Run, RunSpec, SearchSpace
-from .experiments import method_config
-from .registry import check_start
+from .loop import Run
+from .spaces import RunSpec, SearchSpace
+from .registry import method_config, check_start
 
 # %% ../nbs/20_following.ipynb #97ca6262
 def _second(method, name: str, given: dict) -> dict:

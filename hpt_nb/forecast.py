@@ -9,7 +9,7 @@ __all__ = ['dry_run']
 from dataclasses import replace
 from pathlib import Path
 import torch
-from .tasks import FORMATS
+from .input_formats import FORMATS
 from .presets import Preset
 from .sizes import model_size
 from .pool import load_tasks

@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
-from .store import InputError
-from .models import LM, as_dtype
+from .base import InputError
+from .lm import LM
+from .formats import as_dtype
 from .places import is_placed
-from .tasks import FORMATS, Format, task_format
-from .scoring import PrefixScorer, label_ids
+from .input_formats import FORMATS, Format, task_format
+from .scoring import PrefixScorer
+from .label_words import label_ids
 
 # %% ../nbs/12a_format_search.ipynb #2f7ed83f
 LIMITS = ["text", "whole"]  # what a text's length limit may count

@@ -7,7 +7,8 @@ __all__ = ['RUN', 'SCORE', 'COLUMNS', 'fields_of', 'frame']
 
 # %% ../nbs/15a_frames.ipynb #a17c0f02
 import pandas as pd
-from .store import InputError, Store
+from .base import InputError
+from .folders import Store
 from .arrays import decode_logp, label_numbers
 
 # %% ../nbs/15a_frames.ipynb #a17c0f05

@@ -9,7 +9,7 @@ __all__ = ['Gradient', 'over_vocabulary', 'check_seen', 'loss_and_grad', 'vocabu
 import copy
 import torch
 from torch import Tensor
-from .store import InputError
+from .base import InputError
 from .heads import WholeHead
 from .layout import own_rows
 from .budget import fit_tokens, retrying, token_bytes

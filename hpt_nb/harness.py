@@ -8,10 +8,12 @@ __all__ = ['to_lm_eval']
 # %% ../nbs/16x_harness.ipynb #6a42d7f0
 import json
 import re
-from .store import InputError, write_atomic
-from .models import LM
+from .base import InputError
+from .files import write_atomic
+from .lm import LM
 from .places import portable
-from .tasks import Split, task_format
+from .splits import Split
+from .input_formats import task_format
 from .transfer import certify
 from .carried import bos_of, check_carried, compare_ids, contexts, is_special, sources
 

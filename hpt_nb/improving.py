@@ -9,11 +9,11 @@ __all__ = ['swap_path', 'calibrated_on', 'path_worth', 'path_table', 'path_html'
 import numpy as np
 import pandas as pd
 
-from .models import LM
-from .store import visible
+from .lm import LM
+from .base import visible
 from .scoring import label_logprobs_many
 from .calibration import accuracy, calibrated, centre_means
-from .report import table_html
+from .page import table_html
 
 # %% ../nbs/17e_improving.ipynb #3a18695e
 def swap_path(

@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'Format', 'task_format', 'strips']
 
 # %% ../nbs/02c_input_formats.ipynb #a11da2a1
 from dataclasses import dataclass, replace
-from .store import InputError
+from .base import InputError
 
 # %% ../nbs/02c_input_formats.ipynb #73edf13b
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ __all__ = ['KEPT_SPLITS', 'text_ids', 'texts_cut', 'read_text', 'prompt_to_ids',
 import weakref
 import torch
 from torch import Tensor
-from .store import InputError, remark
-from .models import LM
+from .base import InputError, remark
+from .lm import LM
 from .places import check_control, control_names, frame_of, is_placed, one_string, placing, without_bos
-from .tasks import task_format
+from .input_formats import task_format
 
 # %% ../nbs/05a_inputs.ipynb #a2752d72
 KEPT_SPLITS = 4  # of a tokenizer, those asked for last; a pass asks for the same training texts as the one before it

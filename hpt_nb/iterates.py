@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import Adafactor
-from .store import check_fields
-from .models import LM, pad_row
+from .base import check_fields
+from .lm import LM, pad_row
 from .spaces import covers, start_tokens, start_vectors
 from .configs import BOUNDS, check_start
-from .tuning import Pass, held_accuracies
+from .tuning import Pass
+from .sides import held_accuracies
 
 # %% ../nbs/06f_iterates.ipynb #06c88db8
 @dataclass(frozen=True)

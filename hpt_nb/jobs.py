@@ -10,10 +10,12 @@ import gc
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 import torch
-from .store import InputError, Store, WriteError, finder
-from .models import LM
+from .base import InputError, WriteError
+from .folders import Store
+from .status import finder
+from .lm import LM
 from .readability import prompt_perplexities
-from .rows import MOMENT
+from .palette import MOMENT
 from .presets import Preset
 from .cells import eval_config, reading_config
 from .pool import Models

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from .store import InputError, config_hash
-from .models import LM
-from .tuning import RAN_AWAY, RunSpec, SearchSpace, SharedPass, check_shared, run_pass, several_models
-from .tuning import start_tokens, texts_at
+from .base import InputError
+from .records import config_hash
+from .lm import LM
+from .spaces import RAN_AWAY, RunSpec, SearchSpace, start_tokens
+from .tuning import SharedPass, check_shared, several_models
+from .loop import run_pass
+from .batches import texts_at
 from .iterates import IteratePass, PezConfig
 from .joint_swaps import OWN, JointSwapConfig, JointSwapPass, cut_pieces, round_texts  # noqa: F401
 from .joint_swaps import start_pieces, tune_joint_swaps  # noqa: F401

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from itertools import accumulate
 import torch
 from torch import Tensor
-from .store import InputError, check_fields, config_hash
-from .models import LM
+from .base import InputError, check_fields
+from .records import config_hash
+from .lm import LM
 from .vocab import ids_of
-from .tuning import BOUNDS, SearchSpace, SharedPass, Side, balanced_batch_at, batch_at, check_known, check_shared
-from .tuning import check_start, facts, lm_facts, run_pass, several_models, spec_facts, start_tokens
-from .tuning import step_draws, text_stable
+from .configs import BOUNDS, check_known, check_start, facts
+from .spaces import SearchSpace, start_tokens
+from .tuning import SharedPass, check_shared, lm_facts, several_models, spec_facts
+from .sides import Side, text_stable
+from .batches import balanced_batch_at, batch_at, step_draws
+from .loop import run_pass
 
 # %% ../nbs/10_joint_swaps.ipynb #10a00002
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ __all__ = ['cmd_eval', 'cmd_audit', 'cmd_predict', 'cmd_labels', 'cmd_fingerprin
 # %% ../nbs/20e_judging_commands.ipynb #17c3d292
 import json
 from pathlib import Path
-from .store import InputError, check_writable, say_remarks
+from .base import InputError, say_remarks
+from .files import check_writable
 from .options import BOS, place_of, say
 
 # %% ../nbs/20e_judging_commands.ipynb #aa6234d0
@@ -22,7 +23,7 @@ def _shares(got: dict, classes: int) -> list:
 # %% ../nbs/20e_judging_commands.ipynb #770f5ace
 def _lean_said(shares: list, split, task) -> str:
     'A line where one class was named for nearly all texts; "" where it was not.'
-    from hpt_nb.auditing import leans_to
+    from hpt_nb.audit_measures import leans_to
     from hpt_nb.tasks import class_names
 
     true = [split.labels.count(c) / len(split) for c in range(len(shares))]
@@ -37,8 +38,11 @@ def _lean_said(shares: list, split, task) -> str:
 # %% ../nbs/20e_judging_commands.ipynb #8cb16d24
 def _evaluated(a, task, split, lm) -> dict:
     "What `hpt eval` found, as JSON values. What cannot work is refused before the bar stands."
-    from hpt_nb.scoring import check_lengths, evaluate, label_ids, prefix_embeddings, prompt_to_ids
-    from hpt_nb.scoring import remark_joins, text_ids, texts_cut
+    from hpt_nb.ways import check_lengths
+    from hpt_nb.scoring import evaluate
+    from hpt_nb.label_words import label_ids
+    from hpt_nb.inputs import prefix_embeddings, prompt_to_ids
+    from hpt_nb.inputs import remark_joins, text_ids, texts_cut
     from tqdm.auto import tqdm
 
     prompt = a.prompt or None
@@ -87,7 +91,7 @@ def cmd_eval(a):
 # %% ../nbs/20e_judging_commands.ipynb #2edf99e8
 def _prompts_given(a) -> dict:
     "The prompts of --prompt and --prompt-file: {name: text}."
-    from hpt_nb.auditing import named_prompts, read_prompts
+    from hpt_nb.audit_inputs import named_prompts, read_prompts
 
     given = {name: of[0] for name, of in named_prompts(a.prompt or ()).items()}
     for path in a.prompt_file or ():
@@ -103,7 +107,9 @@ def cmd_audit(a):
     prompts = _prompts_given(a)
     if a.out:
         check_writable(a.out, folder=True)
-    from hpt_nb.auditing import audit, audit_text, write_audit
+    from hpt_nb.auditing import audit
+    from hpt_nb.audit_sentences import audit_text
+    from hpt_nb.audit_site import write_audit
     from hpt_nb.tasks import load_task
 
     task = load_task(a.task, format=a.format, **place_of(a))
@@ -140,7 +146,7 @@ def cmd_predict(a):
     check_out(a.out)
     prompt, task = _prompt_to_use(a)
     from hpt_nb.models import load_lm
-    from hpt_nb.tasks import read_file
+    from hpt_nb.table_files import read_file
     from tqdm.auto import tqdm
 
     rows = read_file(Path(a.file))

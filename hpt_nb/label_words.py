@@ -9,8 +9,9 @@ __all__ = ['label_ids']
 import unicodedata
 import torch
 from torch import Tensor
-from .store import InputError, remark
-from .models import LM, token_text
+from .base import InputError, remark
+from .lm import LM
+from .tokens import token_text
 
 # %% ../nbs/05_label_words.ipynb #33c7de40
 def _carries_nothing(lm, i: int) -> str:

@@ -14,10 +14,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from .store import InputError, remark, whole
-from .models import LM, check_apart
+from .base import InputError, remark, whole
+from .lm import LM
+from .identity import check_apart
 from .tasks import class_names, load_task
-from .scoring import label_ids, label_logprobs, texts_cut
+from .label_words import label_ids
+from .scoring import label_logprobs
+from .inputs import texts_cut
 from .calibration import accuracy, auc, calibrated, centre_means, class_shares
 from .answers import as_lm
 

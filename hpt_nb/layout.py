@@ -10,8 +10,8 @@ import copy
 from collections import defaultdict
 import torch
 from torch import Tensor
-from .store import remark
-from .models import LM
+from .base import remark
+from .lm import LM
 
 # %% ../nbs/05c_layout.ipynb #4c28773d
 def pack(

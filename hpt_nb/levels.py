@@ -8,7 +8,8 @@ __all__ = ['levels_frame', 'level_differences', 'levels_table', 'levels_origins'
 # %% ../nbs/15n_levels.ipynb #191a731c
 import math
 import pandas as pd
-from .store import InputError, Store, level_folders
+from .base import InputError
+from .folders import Store, level_folders
 from .intervals import paired, paired_columns
 from hpt_nb.results import (
     TABLE_SETTINGS,

@@ -8,7 +8,7 @@ __all__ = ['most_tokens']
 # %% ../nbs/05e_limits.ipynb #c4cdb0b7
 import contextlib
 import torch
-from .models import LM
+from .lm import LM
 from .inputs import forget
 from .heads import LabelHead, headed, holders
 

@@ -8,7 +8,7 @@ __all__ = ['check_finite', 'raw_logits', 'finite_logits']
 # %% ../nbs/05fa_logits.ipynb #05fa0003
 import torch
 from torch import Tensor
-from .store import InputError
+from .base import InputError
 from .inputs import plain_logits
 from .budget import retrying
 from .engine import Engine, prepare

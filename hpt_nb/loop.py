@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 from tqdm.auto import tqdm
-from .store import InputError
-from .models import LM, token_text
+from .base import InputError
+from .lm import LM
+from .tokens import token_text
 
 # %% ../nbs/06c_loop.ipynb #5d056b4f
 @dataclass

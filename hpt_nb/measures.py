@@ -8,7 +8,7 @@ __all__ = ['MEASURES', 'auc_values', 'text_values', 'bootstrap_auc']
 # %% ../nbs/11ac_measures.ipynb #41114b93
 import math
 import numpy as np
-from .store import InputError
+from .base import InputError
 from .calibration import auc, calibrated, centre_means, hits, pair_aucs
 
 # %% ../nbs/11ac_measures.ipynb #b614b7bb

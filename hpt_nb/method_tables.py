@@ -9,7 +9,8 @@ __all__ = ['WAY', 'method_scores', 'way_text', 'complete_ways', 'methods_left', 
 # %% ../nbs/15o_method_tables.ipynb #5fe89411
 import numpy as np
 import pandas as pd
-from .store import InputError, Store
+from .base import InputError
+from .folders import Store
 from .palette import DASH, VOCAB_MARKS, VOCAB_NAMES, is_fixed, method_order
 from .frames import RUN
 from .results import differing_settings, keep_apart, values_text

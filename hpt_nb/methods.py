@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib import import_module, metadata
-from .store import InputError
+from .base import InputError
 
 # %% ../nbs/00y_methods.ipynb #eaa56831
 def steps_cost(c, t, classes) -> tuple:

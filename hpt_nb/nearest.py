@@ -12,9 +12,21 @@ import warnings
 
 import torch
 from torch import Tensor
-from .cosines import COLUMN, STORED, Rows, coarse_dtype, exact_sums, group_max, hits, pack, product
-from .cosines import to_bits, to_cos, unpack
-from .store import InputError
+from hpt_nb.cosines import (
+    COLUMN,
+    STORED,
+    Rows,
+    coarse_dtype,
+    exact_sums,
+    group_max,
+    hits,
+    pack,
+    product,
+    to_bits,
+    to_cos,
+    unpack,
+)
+from .base import InputError
 
 # %% ../nbs/03c_nearest.ipynb #ab98f9a3
 def narrow(

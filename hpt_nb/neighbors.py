@@ -54,7 +54,7 @@ from hpt_nb.nearest import (  # noqa: F401
     top_among,
     working_bytes,
 )
-from .store import SEEDS, InputError, whole
+from .base import SEEDS, InputError, whole
 from .vocab import Vocab, common_vocab
 
 _all_ = [

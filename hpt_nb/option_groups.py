@@ -8,7 +8,7 @@ __all__ = ['MODELS', 'DTYPES', 'AUTO_DTYPES', 'SPLITS', 'TOKENS_OPTION', 'FORMAT
 
 # %% ../nbs/20g_option_groups.ipynb #401dbab5
 import argparse
-from .store import InputError
+from .base import InputError
 from .options import positive
 
 # %% ../nbs/20g_option_groups.ipynb #221e2c9d

@@ -9,7 +9,8 @@ __all__ = ['BOS', 'seeds_of', 'rates_of', 'positive', 'seed_number', 'decimal', 
 # %% ../nbs/20b_options.ipynb #d6895310
 import argparse
 from pathlib import Path
-from .store import InputError, MOST, SEEDS, check_writable, visible, whole
+from .base import InputError, MOST, SEEDS, visible, whole
+from .files import check_writable
 from .numbers import decimal_of, whole_of
 
 # %% ../nbs/20b_options.ipynb #164a670b

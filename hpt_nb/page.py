@@ -14,7 +14,7 @@ from base64 import b64encode
 from functools import cache
 from html import escape
 import pandas as pd
-from .store import visible
+from .base import visible
 
 # %% ../nbs/15l_page.ipynb #e5c410cb
 def shown(value) -> str:

@@ -9,7 +9,7 @@ __all__ = ['DASH', 'TARGETS', 'PLACES', 'SEEDS', 'SIZES', 'EMPTY', 'COUNTS', 'PR
 # %% ../nbs/11c_paper.ipynb #a951d74a
 import pandas as pd
 
-from .store import InputError
+from .base import InputError
 
 # %% ../nbs/11c_paper.ipynb #38cefa35
 DASH = "-"  # the paper's sign for "no counterpart"

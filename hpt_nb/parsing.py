@@ -10,9 +10,9 @@ from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from .methods import fact
-from .store import InputError
-from .tasks import FORMATS
-from .pez import PezConfig
+from .base import InputError
+from .input_formats import FORMATS
+from .iterates import PezConfig
 from .trackers import check_tracker
 from .rows import ROWS
 from .registry import REGISTRY

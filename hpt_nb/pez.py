@@ -12,14 +12,16 @@ __all__ = ['METHODS', 'PEZ_STARTS', 'COMPILE_STEPS', 'PezPass', 'tune_runs', 'tu
 # %% ../nbs/06g_pez.ipynb #cbfb3d2f
 from pathlib import Path
 import torch
-from .store import listed
-from .models import LM
+from .base import listed
+from .lm import LM
 from .tuning import BOUNDS, INITS, RAN_AWAY, check_start, facts, storable  # noqa: F401
 from .tuning import covers, start_tokens, start_vectors  # noqa: F401
 from .tuning import balanced_batch_at, batch_at, piece, seeded, shuffled  # noqa: F401
 from .tuning import Callback, Pass, Standing, Stopped, shown_tokens, standings  # noqa: F401
 from .tuning import held_accuracies, lm_facts, read_state, spec_facts, write_state  # noqa: F401
-from .tuning import Run, RunSpec, SearchSpace, run_pass, texts_at
+from .loop import Run, run_pass
+from .spaces import RunSpec, SearchSpace
+from .batches import texts_at
 from .iterates import IteratePass, PezConfig
 
 # %% ../nbs/06g_pez.ipynb #ffaa88fe

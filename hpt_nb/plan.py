@@ -9,8 +9,8 @@ __all__ = ['passes', 'run_rows', 'starts_drawn', 'untuned_rows', 'Pass', 'Part',
 # %% ../nbs/13k_plan.ipynb #66d036f2
 from dataclasses import dataclass, replace
 from .methods import fact
-from .store import config_hash
-from .rows import MOMENT
+from .records import config_hash
+from .palette import MOMENT
 from .registry import REGISTRY
 from .presets import Preset, Source
 from .cells import vocab_config

@@ -10,13 +10,13 @@ import torch
 from functools import partial
 from pathlib import Path
 from .methods import FROM_TEXT, USUAL
-from .store import InputError, whole
+from .base import InputError, whole
 from .tasks import load_task
 from .pez import fast_dtype
-from .registry import check_start
-from .cost import COMPARED
-from .experiments import REGISTRY, SHARE, count_weights, model_size, product_rate
-from .auditing import named_prompts
+from .registry import check_start, REGISTRY
+from .cost import COMPARED, SHARE, product_rate
+from .sizes import count_weights, model_size
+from .audit_inputs import named_prompts
 from .candidates import CONTROLS, tuning_config
 
 # %% ../nbs/17h_planning.ipynb #08d19bea

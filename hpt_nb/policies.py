@@ -8,10 +8,10 @@ __all__ = ['action_ids', 'output_rows', 'FrozenPolicy', 'make_mlp', 'follow', 'c
 # %% ../nbs/08a_policies.ipynb #f57d9601
 import torch
 from torch import Tensor, nn
-from .store import InputError
-from .models import LM
+from .base import InputError
+from .lm import LM
 from .vocab import ids_by_text
-from .tuning import SearchSpace
+from .spaces import SearchSpace
 
 # %% ../nbs/08a_policies.ipynb #162796b0
 def action_ids(

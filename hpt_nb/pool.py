@@ -10,8 +10,11 @@ import gc
 from functools import partial
 from pathlib import Path
 import torch
-from .store import InputError
-from .models import LM, as_device, find, identity, load_lm
+from .base import InputError
+from .lm import LM
+from .formats import as_device
+from .models import find, load_lm
+from .identity import identity
 from .tasks import load_task
 from .presets import Preset
 from .cells import check_known

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import nct
 from scipy.stats import t as student
-from .store import InputError
+from .base import InputError
 from .crossed import Interval
 
 # %% ../nbs/11ad_power.ipynb #09d422da

@@ -14,12 +14,12 @@ from typing import Any
 import logging
 import numpy as np
 from pathlib import Path
-from .store import InputError, SEEDS, listed, visible, whole
+from .base import InputError, SEEDS, listed, visible, whole
 from .vocab import Vocab
 from .trackers import check_tracker
-from .experiments import Bar
+from .run import Bar
 from .vocabularies import shared_vocabs
-from .auditing import named_prompts
+from .audit_inputs import named_prompts
 from hpt_nb.candidates import (
     calibrated_holdout,
     holdout_accuracy,

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from .store import InputError, check_writable, visible, write_atomic
-from .base import reason_of
-from .models import LM
-from .table_files import composed_columns
-from .tasks import by_stated_names, check_tables, label_key, label_names, no_text, read_file, unknown_label
-from .scoring import texts_cut
+from .base import InputError, visible, reason_of
+from .files import check_writable, write_atomic
+from .lm import LM
+from .table_files import composed_columns, read_file
+from .class_labels import by_stated_names, check_tables, label_key, label_names, no_text, unknown_label
+from .inputs import texts_cut
 from .calibration import centre_means
 from .answers import answers, kept_for
 from .prompts import Prompt

@@ -12,7 +12,7 @@ __all__ = ['BANDS', 'EXACT', 'PAIR_COLORS', 'fifths', 'bands', 'agreement_table'
 # %% ../nbs/14e_premise.ipynb #94e51003
 from itertools import combinations
 import numpy as np
-from .store import InputError
+from .base import InputError
 from .strata import DRAWS, interval_of
 from .agreement import Tokens, agreement_of, token_draws
 from .effects_study import FEW, PARTS, SMALL, EffectsStudy, Part, rows_of, run_effects  # noqa: F401

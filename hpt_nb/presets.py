@@ -8,11 +8,13 @@ __all__ = ['Source', 'VocabConfig', 'Arm', 'Preset', 'variations']
 # %% ../nbs/13d_presets.ipynb #f03abe24
 from dataclasses import asdict, dataclass, field, fields, replace
 from .methods import fact
-from .store import SEEDS, InputError, check_fields, whole
+from .base import SEEDS, InputError, check_fields, whole
 from .vocab import TOKENS
 from .selection import TokenRules
-from .pez import COMPILE_STEPS, PezConfig
-from .rows import MANUAL, MOMENT, ROWS
+from .pez import COMPILE_STEPS
+from .iterates import PezConfig
+from .rows import MANUAL, ROWS
+from .palette import MOMENT
 from .registry import REGISTRY, method_config
 
 # %% ../nbs/13d_presets.ipynb #2b6a9ebc

@@ -7,12 +7,14 @@ __all__ = ['Found', 'facts_of', 'write_files']
 
 # %% ../nbs/17j_prompt_file.ipynb #d11e07e4
 from dataclasses import asdict, dataclass
-from .store import provenance, write_atomic
+from .records import provenance
+from .files import write_atomic
 from .vocab import Vocab
-from .pez import storable
-from .experiments import lm_id, score_facts
-from .export import to_json
-from .auditing import NONE, audit_page
+from .configs import storable
+from .cells import lm_id, score_facts
+from .prompt_json import to_json
+from .audit_inputs import NONE
+from .audit_site import audit_page
 from .improving import path_html, path_worth, swap_path
 from .prompt_worth import OF_AUDIT, kept_calibration, warnings_of
 from .candidate_jobs import Job

@@ -9,11 +9,16 @@ __all__ = ['CALIBRATE_ON', 'to_json', 'kept_constants', 'check_task', 'read_prom
 import json
 import re
 from pathlib import Path
-from .store import InputError, Store, is_pack, write_atomic
+from .base import InputError
+from .folders import Store
+from .packs import is_pack
+from .files import write_atomic
 from .records import parsed
-from .models import LM, known_by
+from .lm import LM
+from .identity import known_by
 from .places import order_of
-from .tasks import class_names, task_format
+from .tasks import class_names
+from .input_formats import task_format
 from .scoring import label_logprobs
 from .transfer import certify
 from .calibration import centre_means

@@ -10,11 +10,16 @@ __all__ = ['PRESET', 'ROLES', 'OF_AUDIT', 'FEW', 'gain', 'is_real', 'reads_as_tu
 import math
 import numpy as np
 import pandas as pd
-from .store import Store
-from .models import LM
-from .experiments import Models, Preset, Source, lm_id, score_prompt
-from .report import spans_zero, text_interval
-from .auditing import audit, named_prompts, scores_table
+from .folders import Store
+from .lm import LM
+from .pool import Models
+from .presets import Preset, Source
+from .cells import lm_id
+from .scores import score_prompt
+from .intervals import spans_zero, text_interval
+from .auditing import audit
+from .audit_inputs import named_prompts
+from .audit_sentences import scores_table
 from .improving import path_table
 
 # %% ../nbs/17g_prompt_worth.ipynb #39068ad8

@@ -16,14 +16,15 @@ import pandas as pd
 from huggingface_hub import ModelCard
 from pathlib import Path
 from types import SimpleNamespace
-from .store import InputError, write_atomic
+from .base import InputError
+from .files import write_atomic
 from .hub import OnHub
 from .records import parsed
-from .models import LM
+from .lm import LM
 from .places import order_of
 from .scoring import label_logprobs
 from .calibration import CONTENT_FREE, centre_means
-from .export import to_json
+from .prompt_json import to_json
 from .answers import answers, as_lm, constants, kept_for, task_parts, with_constants
 from .cards import card_text
 

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from functools import lru_cache
 import numpy as np
-from .store import SEEDS, InputError, number, whole
+from .base import SEEDS, InputError, number, whole
 
 # %% ../nbs/12_readability.ipynb #bf7c66f1
 ZIPF = 3.25  # least frequency of a word: about 1.8 in a million. Chosen below

@@ -10,11 +10,12 @@ __all__ = ['FEATURES', 'has_words', 'readings_frame', 'stability_maps', 'maps_fo
 import math
 import numpy as np
 import pandas as pd
-from .store import InputError, Store
+from .base import InputError
+from .folders import Store
 from .palette import row_name, row_order
 from .readability import PARTS, describe, rank_correlation
-from .frames import RUN
-from .results import fields_of, stability_frame, tidy
+from .frames import RUN, fields_of
+from .results import stability_frame, tidy
 
 # %% ../nbs/15m_reading_tables.ipynb #d1251169
 FEATURES = {

@@ -7,7 +7,8 @@ __all__ = ['changed', 'check_preset', 'check_varied', 'check_beside']
 
 # %% ../nbs/15j_refusals.ipynb #402b581e
 from pathlib import Path
-from .store import InputError, Store
+from .base import InputError
+from .folders import Store
 from .completeness import and_more
 
 # %% ../nbs/15j_refusals.ipynb #2f52a568
@@ -141,7 +142,7 @@ def check_preset(store: Store, preset):
 
 def check_varied(folder, preset):
     "`check_preset` of each level of a varied experiment. `InputError` for a level that is not there, too."
-    from hpt_nb.experiments import variations
+    from hpt_nb.presets import variations
 
     for name, level in variations(preset).items():
         if not Store(Path(folder) / name).paths("cells"):

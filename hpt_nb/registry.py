@@ -9,7 +9,7 @@ __all__ = ['REGISTRY', 'check_start', 'method_config', 'Method']
 from dataclasses import asdict, replace
 
 from .numbers import value_like
-from .store import InputError
+from .base import InputError
 from .methods import Method, method_named, methods  # noqa: F401
 
 # %% ../nbs/13c_registry.ipynb #ddf597e3

@@ -25,7 +25,9 @@ __all__ = ['run_size', 'write_report', 'ROWS', 'ROW_COLORS', 'DASH', 'UNTUNED', 
 # %% ../nbs/16_report.ipynb #48227ba5
 from pathlib import Path
 import pandas as pd
-from .store import InputError, Store, check_writable, level_folders, write_atomic
+from .base import InputError
+from .folders import Store, level_folders
+from .files import check_writable, write_atomic
 from .results import origins_frame, results_frame, tunes_frame, values_text, vocab_frame
 from .completeness import each_variant, finished, planned_left, tunes_of, unfinished
 from .tables import paper_said
@@ -47,29 +49,81 @@ from .run_sections import levels_section, methods_section, reading_section, stab
 # %% ../nbs/16_report.ipynb #53b41e08
 # ruff: noqa: F401 - names for others to import
 from .intervals import seed_interval, spans_zero, t_quantile, text_interval, wilson
-from .palette import ALONE, DASH, METHOD_COLORS, ROWS, ROW_COLORS, UNTUNED, VOCAB_MARKS, VOCAB_NAMES
-from .palette import is_fixed, row_order
+from hpt_nb.palette import (
+    ALONE,
+    DASH,
+    METHOD_COLORS,
+    ROWS,
+    ROW_COLORS,
+    UNTUNED,
+    VOCAB_MARKS,
+    VOCAB_NAMES,
+    is_fixed,
+    row_order,
+)
 from .results import stability_frame
 from .completeness import fixed_rows, missing, scores, tables, variants
-from .tables import accuracy_stats, accuracy_table, beats_baseline, beside_paper, counterpart_note
-from .tables import prompt_table
-from .differences import differences, differences_table, headline, kept_start, overview, overview_table, signs
-from .differences import unmoved, verdict
+from .tables import accuracy_stats, accuracy_table, beats_baseline, beside_paper, counterpart_note, prompt_table
+from hpt_nb.differences import (
+    differences,
+    differences_table,
+    headline,
+    kept_start,
+    overview,
+    overview_table,
+    signs,
+    unmoved,
+    verdict,
+)
 from .losses import STEPS, loss_table, loss_verdict, losses, reencoding_table, roundtrips
 from .settings import extremes_table, machines_note, settings_table
 from .refusals import changed, check_beside
-from .figures import curves_frame, neighbors_frame, neighbors_said, pairs_frame, plot_accuracy
-from .figures import plot_curves, plot_neighbors, plot_overview, plot_stability, plot_transfer
+from hpt_nb.figures import (
+    curves_frame,
+    neighbors_frame,
+    neighbors_said,
+    pairs_frame,
+    plot_accuracy,
+    plot_curves,
+    plot_neighbors,
+    plot_overview,
+    plot_stability,
+    plot_transfer,
+)
 from .page import OPEN, figure_html, folded
-from .reading_tables import FEATURES, correlation_table, correlations, features_frame, features_verdict
-from .reading_tables import has_words, maps_for, reading_table, unread, words_verdict
+from hpt_nb.reading_tables import (
+    FEATURES,
+    correlation_table,
+    correlations,
+    features_frame,
+    features_verdict,
+    has_words,
+    maps_for,
+    reading_table,
+    unread,
+    words_verdict,
+)
 from .levels import level_differences, levels_frame, levels_origins, levels_table
-from .method_tables import complete_ways, distinct, method_scores, method_stats, method_table
-from .method_tables import methods_left, part_note, vectors_note
-from .method_verdicts import method_differences, method_differences_table, method_sentences
-from .method_verdicts import method_verdicts, methods_headline, soft_table
+from hpt_nb.method_tables import (
+    complete_ways,
+    distinct,
+    method_scores,
+    method_stats,
+    method_table,
+    methods_left,
+    part_note,
+    vectors_note,
+)
+from hpt_nb.method_verdicts import (
+    method_differences,
+    method_differences_table,
+    method_sentences,
+    method_verdicts,
+    methods_headline,
+    soft_table,
+)
 from .costs import compute_frame, compute_panels, plot_compute, spent_frame, spent_table
-from .store import visible
+from .base import visible
 
 # fmt: off
 _all_ = [

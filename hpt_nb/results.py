@@ -11,7 +11,8 @@ __all__ = ['OWN', 'TUNED_AS', 'TUNED_TO', 'LATER', 'TUNE_COLUMNS', 'APART', 'SCO
 # %% ../nbs/15d_results.ipynb #a41801a0
 import numpy as np
 import pandas as pd
-from .store import InputError, Store
+from .base import InputError
+from .folders import Store
 from .palette import DASH, row_name
 from .frames import RUN, fields_of
 

@@ -16,7 +16,7 @@ from .frames import frame
 from .measures import text_values
 from .page import bullets, note, paragraph, table_html
 from .power import holm
-from .store import visible
+from .base import visible
 
 # %% ../nbs/15sa_rivals.ipynb #4ac1ee93
 FORMS = {"accuracy": "raw", "calibrated": "calibrated"}

@@ -11,11 +11,18 @@ import copy
 from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
-from .store import InputError, check_fields, config_hash
-from .models import LM
+from .base import InputError, check_fields
+from .records import config_hash
+from .lm import LM
 from .gradients import check_seen
-from .scoring import check_lengths, free_bytes, text_ids
-from .tuning import BOUNDS, Pass, Side, check_known, facts, lm_facts, run_pass, seeded, spec_facts
+from .ways import check_lengths
+from .budget import free_bytes
+from .inputs import text_ids
+from .configs import BOUNDS, check_known, facts
+from .tuning import Pass, lm_facts, spec_facts
+from .sides import Side
+from .loop import run_pass
+from .batches import seeded
 from .rewards import gap_rewards, soft_q_loss, z_scores
 from .policies import FrozenPolicy, action_ids, choose, follow, make_mlp, output_rows, write_prompts  # noqa: F401
 

@@ -6,7 +6,7 @@
 __all__ = ['ROWS', 'MANUAL', 'row_vocab', 'MOMENT']
 
 # %% ../nbs/13b_rows.ipynb #72427d01
-from .store import InputError
+from .base import InputError
 from .palette import MOMENT  # noqa: F401 - for others to import from here
 from .vocab import Vocab
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import logging
 from functools import cached_property, partial
 from tqdm.auto import tqdm
-from .store import Store, finder
-from .scoring import free_bytes, label_ids
+from .folders import Store
+from .status import finder
+from .budget import free_bytes
+from .label_words import label_ids
 from .presets import Preset
 from .cells import known_models
 from .pool import Models, load_tasks, models_to_keep

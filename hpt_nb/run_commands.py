@@ -8,7 +8,8 @@ __all__ = ['asked_presets', 'cmd_run', 'cmd_status', 'cmd_pack', 'cmd_report']
 # %% ../nbs/20f_run_commands.ipynb #3df31252
 from dataclasses import replace
 from pathlib import Path
-from .store import InputError, check_writable, say_remarks
+from .base import InputError, say_remarks
+from .files import check_writable
 from .options import rates_of, say
 
 # %% ../nbs/20f_run_commands.ipynb #2f392af4
@@ -19,7 +20,8 @@ def asked_presets(a) -> dict:
     if a.cpus and a.engine != "ray":
         raise InputError("--cpus goes with --engine ray; leave it out, or set OMP_NUM_THREADS")
     from hpt_nb.entries import with_written
-    from hpt_nb.experiments import load_preset, variations
+    from hpt_nb.parsing import load_preset
+    from hpt_nb.presets import variations
     from hpt_nb.trackers import check_tracker
 
     if a.rates is not None and rates_of(a.rates) and not a.dry_run:
@@ -40,13 +42,13 @@ class _Failed(InputError):
 def _check_folder(out, preset, data):
     """`InputError` for a results folder that cannot be written, or that holds results beside which these cannot stand:
     known before anything is computed."""
-    from hpt_nb.store import Store
+    from hpt_nb.folders import Store
 
     store = Store(check_writable(out, folder=True))
     if not store.cells("tune") and not store.cells("eval"):
         return
-    from hpt_nb.experiments import load_tasks
-    from hpt_nb.report import check_beside
+    from hpt_nb.pool import load_tasks
+    from hpt_nb.refusals import check_beside
 
     check_beside(store, preset, load_tasks(preset, data))
 
@@ -58,7 +60,7 @@ def _run_one(preset, out, a):
     "One experiment into one folder, by the engine that was asked for."
     how = dict(progress=not a.quiet, data=a.data, retry_failed=a.retry_failed, split=a.split, anyway=a.anyway, say=say)
     if a.engine == "local":
-        from hpt_nb.experiments import run_preset
+        from hpt_nb.run import run_preset
 
         store = run_preset(preset, out, **how)
     else:
@@ -96,8 +98,9 @@ def _run_all(presets: dict, a):
 def cmd_run(a):
     "hpt run"
     presets = asked_presets(a)
-    from hpt_nb.experiments import announce, dry_run
-    from hpt_nb.store import to_go_on
+    from hpt_nb.run import announce
+    from hpt_nb.forecast import dry_run
+    from hpt_nb.packing import to_go_on
 
     if a.dry_run:
         rates = None if a.rates is None else rates_of(a.rates)
@@ -116,7 +119,8 @@ def cmd_run(a):
 # %% ../nbs/20f_run_commands.ipynb #3645014e
 def cmd_status(a):
     "hpt status"
-    from hpt_nb.store import Store, level_folders, status, status_text
+    from hpt_nb.folders import Store, level_folders
+    from hpt_nb.status import status, status_text
 
     levels = level_folders(a.dir)  # settings varied: a folder each
     if not levels:
@@ -126,7 +130,8 @@ def cmd_status(a):
 
 def cmd_pack(a):
     "hpt pack"
-    from hpt_nb.store import Store, level_folders, pack
+    from hpt_nb.folders import Store, level_folders
+    from hpt_nb.packing import pack
 
     path = pack(a.dir, a.out)
     cells = sum(len(Store(p).paths("cells")) for p in level_folders(path) or [path])

@@ -7,7 +7,7 @@ __all__ = ['least_stable', 'stability_section', 'reading_section', 'methods_sect
 
 # %% ../nbs/15s_run_sections.ipynb #c88a098a
 import pandas as pd
-from .store import Store
+from .folders import Store
 from .palette import is_fixed
 from .verdicts import stored_verdicts, verdict_table
 from .results import stability_frame

@@ -8,12 +8,15 @@ __all__ = ['SHARED_TOKENS', 'Scoring', 'memo_key', 'score_prompt', 'score_vector
 # %% ../nbs/13m_scores.ipynb #d69c9e16
 import time
 import torch
-from .store import config_hash, provenance
+from .records import config_hash, provenance
 from .arrays import encode_logp, kept_labels
-from .models import LM
-from .scoring import PrefixScorer, label_ids, logits_many, read_text, text_ids
-from .pez import shown_tokens
-from .soft import anchor_rows, evaluate_vectors, transfer_soft, vectors_from_text
+from .lm import LM
+from .scoring import PrefixScorer, logits_many
+from .label_words import label_ids
+from .inputs import read_text, text_ids
+from .loop import shown_tokens
+from .carrying import anchor_rows, transfer_soft
+from .vectors import evaluate_vectors, vectors_from_text
 from .readability import prompt_perplexities
 from .cells import CARRY_TEXTS, carried_config, eval_config, lm_id, reading_config, score_facts
 from .vocabularies import scored_vocab

@@ -15,9 +15,9 @@ from typing import Any
 from collections import defaultdict
 import torch
 from torch import Tensor
-from .store import InputError, whole
+from .base import InputError, whole
 from .arrays import kept_labels
-from .models import LM
+from .lm import LM
 from .label_words import label_ids
 from hpt_nb.inputs import (  # noqa: F401
     KEPT_SPLITS,

@@ -11,8 +11,9 @@ import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .store import InputError
-from .vocab import Vocab, is_word
+from .base import InputError
+from .vocab import Vocab
+from .kinds import is_word
 
 # %% ../nbs/03a_selection.ipynb #77caa49b
 @dataclass(frozen=True)

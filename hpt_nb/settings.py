@@ -9,7 +9,7 @@ __all__ = ['SETTING_NAMES', 'PAPER_SETTINGS', 'settings_table', 'settings_tables
 # %% ../nbs/15i_settings.ipynb #67a05c4c
 import pandas as pd
 from .methods import fact
-from .store import visible
+from .base import visible
 from .palette import DASH
 from .paper import setting
 from .results import KIND_NAMES, values_text

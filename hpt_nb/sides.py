@@ -8,8 +8,12 @@ __all__ = ['held_accuracies', 'Side', 'text_stable']
 # %% ../nbs/06d_sides.ipynb #87af7e1d
 import torch
 from torch import Tensor
-from .models import LM
-from .scoring import PrefixScorer, fit_tokens, label_ids, run_losses, text_ids
+from .lm import LM
+from .scoring import PrefixScorer
+from .budget import fit_tokens
+from .label_words import label_ids
+from .gradients import run_losses
+from .inputs import text_ids
 
 # %% ../nbs/06d_sides.ipynb #92ae25e7
 def held_accuracies(

@@ -8,8 +8,8 @@ __all__ = ['SIZES', 'count_weights', 'model_size']
 # %% ../nbs/13h_sizes.ipynb #4889e681
 from pathlib import Path
 import torch
-from .store import InputError
-from .models import gguf_header
+from .base import InputError
+from .gguf_files import gguf_header
 
 # %% ../nbs/13h_sizes.ipynb #b1e739c7
 SIZES = {  # weights that every token passes through, and all of them; of models that no file at hand could tell

@@ -8,10 +8,11 @@ __all__ = ['written_model', 'to_python']
 # %% ../nbs/16y_snippets.ipynb #7a06f9ff
 import re
 from pathlib import Path
-from .store import InputError
-from .models import SHIPPED
+from .base import InputError
+from .shipped import SHIPPED
 from .places import portable
-from .tasks import class_names, task_format
+from .tasks import class_names
+from .input_formats import task_format
 from .carried import check_carried, is_special, sources
 
 # %% ../nbs/16y_snippets.ipynb #ad0af0bf

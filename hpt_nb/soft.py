@@ -13,11 +13,16 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 from transformers import Adafactor
-from .store import InputError, check_fields, config_hash
-from .models import LM
-from .scoring import OBJECTIVES
-from .tuning import BOUNDS, INITS, Pass, check_known, facts, held_accuracies, lm_facts
-from .tuning import run_pass, spec_facts, start_tokens, texts_at
+from .base import InputError, check_fields
+from .records import config_hash
+from .lm import LM
+from .objectives import OBJECTIVES
+from .configs import BOUNDS, INITS, check_known, facts
+from .tuning import Pass, lm_facts, spec_facts
+from .sides import held_accuracies
+from .loop import run_pass
+from .spaces import start_tokens
+from .batches import texts_at
 from .vectors import SoftRun, reading, vector_prefix
 from .vectors import evaluate_vectors, vectors_from_text, vectors_to_text  # noqa: F401
 from .adapters import load_peft, prompt_vectors, save_peft  # noqa: F401

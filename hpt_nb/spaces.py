@@ -9,8 +9,8 @@ __all__ = ['RAN_AWAY', 'SearchSpace', 'covers', 'RunSpec', 'start_tokens', 'star
 from dataclasses import dataclass
 import torch
 from torch import Tensor
-from .store import SEEDS, InputError, whole
-from .models import LM
+from .base import SEEDS, InputError, whole
+from .lm import LM
 from .vocab import Vocab, ids_of, whole_vocab
 
 # %% ../nbs/06_spaces.ipynb #81f38982

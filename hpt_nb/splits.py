@@ -14,7 +14,8 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from .store import InputError, config_hash, remark
+from .base import InputError, remark
+from .records import config_hash
 
 # %% ../nbs/02a_splits.ipynb #70d904bb
 def _class_number(label, row: int) -> int:

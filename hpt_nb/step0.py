@@ -9,8 +9,10 @@ __all__ = ['step0', 'step0_text', 'step0_refusal', 'check_step0']
 import logging
 import time
 from dataclasses import replace
-from .store import InputError, Store, provenance
-from .tasks import task_format
+from .base import InputError
+from .folders import Store
+from .records import provenance
+from .input_formats import task_format
 from .fingerprints import empty_rows, wanted
 from .presets import Preset
 from .cells import lm_id

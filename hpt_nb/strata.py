@@ -12,7 +12,8 @@ __all__ = ['DRAWS', 'CONTRASTS', 'COLORS', 'Worth', 'worth_of', 'read_strata', '
 import math
 from dataclasses import dataclass
 import numpy as np
-from .store import InputError, Store
+from .base import InputError
+from .folders import Store
 from .arrays import decode_logp, label_numbers
 from .strata_study import STRATA, from_log_odds
 from .strata_study import CALIPER, SMALL, StrataStudy, draw_prompts, matched_pairs  # noqa: F401
@@ -57,7 +58,7 @@ def worth_of(
     held_k,  # their classes
 ) -> Worth:
     "Worth of m prompts. The holdout's own means calibrate both."
-    from hpt_nb.stats import MEASURES
+    from hpt_nb.measures import MEASURES
 
     value = MEASURES[measure]
     chosen_on = np.array([value(u, held_k, u).mean() for u in held_mkc])
@@ -92,7 +93,7 @@ def carries_over(
     source: Worth, target: Worth, level: float = 0.95
 ) -> dict:  # r, low, high, n; source_itself, target_itself; corrected (None: too noisy)
     "Correlation, over prompts, of the worth on the source's holdout texts with that on the target's validation texts."
-    from hpt_nb.stats import corrected
+    from hpt_nb.correlation import corrected
 
     found = _safe_correlation(source.chosen_on, target.worth, level)
     back = _safe_correlation(target.chosen_on, source.worth, level)
@@ -112,7 +113,7 @@ def carries_over(
 
 def _safe_correlation(x, y, level: float):
     "`correlate`; NaN where one side does not vary (every prompt at chance)."
-    from hpt_nb.stats import Correlation, correlate
+    from hpt_nb.correlation import Correlation, correlate
 
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return Correlation(math.nan, math.nan, math.nan, len(x))

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 import numpy as np
 import torch
-from .store import SEEDS, InputError, Store, check_fields, config_hash, provenance
+from .base import SEEDS, InputError, check_fields
+from .folders import Store
+from .records import config_hash, provenance
 from .arrays import encode_logp, kept_labels
-from .vocab import Vocab, ids_of, is_word
+from .vocab import Vocab, ids_of
+from .kinds import is_word
 from .neighbors import stable_vocab
-from .scoring import label_ids, label_logprobs_many
+from .label_words import label_ids
+from .scoring import label_logprobs_many
 from .readability import word_zipf
 from .cells import lm_id
 from .pool import Models, load_tasks

@@ -10,23 +10,15 @@ __all__ = ['AUTOPROMPT', 'MIXED', 'GCG', 'SWAP_METHODS', 'SwapConfig', 'drawn_te
 from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
-from .store import InputError, check_fields, config_hash
-from .models import LM
-from hpt_nb.tuning import (
-    BOUNDS,
-    SearchSpace,
-    SharedPass,
-    Side,
-    balanced_batch_at,
-    batch_at,
-    check_known,
-    check_start,
-    run_pass,
-    start_tokens,
-    start_vectors,
-    step_draws,
-    text_stable,
-)
+from .base import InputError, check_fields
+from .records import config_hash
+from .lm import LM
+from .configs import BOUNDS, check_known, check_start
+from .spaces import SearchSpace, start_tokens, start_vectors
+from .tuning import SharedPass
+from .sides import Side, text_stable
+from .batches import balanced_batch_at, batch_at, step_draws
+from .loop import run_pass
 
 # %% ../nbs/07_swaps.ipynb #c0827db1
 @dataclass(frozen=True)

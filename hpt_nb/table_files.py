@@ -15,7 +15,7 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 import pandas as pd
-from .store import InputError, remark
+from .base import InputError, remark
 
 # %% ../nbs/02_table_files.ipynb #f226d8a3
 _LINE = re.compile(r"\r\n?|\n")

@@ -9,7 +9,7 @@ __all__ = ['score_stats', 'accuracy_stats', 'stats_text', 'accuracy_table', 'bol
 # %% ../nbs/15f_tables.ipynb #9716af50
 import numpy as np
 import pandas as pd
-from .store import visible
+from .base import visible
 from .palette import DASH, ROWS, row_name, row_order
 from .beside import beside_printed, beside_table, bold_again, bold_said
 from .completeness import each_variant, one_table, scores

@@ -13,7 +13,7 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-from .store import InputError
+from .base import InputError
 from .places import check_place
 from .table_files import not_utf8
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 import pandas as pd
-from .store import InputError, config_hash, remark, whole
+from .base import InputError, remark, whole
+from .records import config_hash
 from .places import check_place
 from .table_files import SEPARATORS, composed_columns, dataset_tables, read_file, read_source  # noqa: F401
 from hpt_nb.splits import (  # noqa: F401

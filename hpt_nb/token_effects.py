@@ -8,7 +8,8 @@ __all__ = ['shift_numbers', 'part_data', 'effect_data']
 # %% ../nbs/18b_token_effects.ipynb #5c409c81
 from pathlib import Path
 import numpy as np
-from .store import InputError, Store
+from .base import InputError
+from .folders import Store
 from .effects_section import effect_parts
 
 # %% ../nbs/18b_token_effects.ipynb #0bc977dc

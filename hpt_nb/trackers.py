@@ -10,7 +10,7 @@ __all__ = ['SERVICES', 'run_names', 'new_points', 'Tracker', 'tensorboard', 'hos
 import logging
 from importlib.util import find_spec
 from pathlib import Path
-from .store import InputError, visible
+from .base import InputError, visible
 from .pez import tune_runs
 
 # %% ../nbs/13a_trackers.ipynb #d415b170

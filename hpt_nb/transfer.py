@@ -10,8 +10,11 @@ from collections.abc import Iterable
 from typing import Any
 import sys
 import types
-from .models import LM, check_apart, token_text
-from .scoring import evaluate, prompt_to_ids, read_text
+from .lm import LM
+from .identity import check_apart
+from .tokens import token_text
+from .scoring import evaluate
+from .inputs import prompt_to_ids, read_text
 
 # %% ../nbs/11_transfer.ipynb #64cdc56f
 def _unknown(lm, ids) -> int:

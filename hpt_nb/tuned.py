@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
-from .store import InputError, Store, config_hash, provenance
-from .models import LM
-from .scoring import compile_layers
-from .pez import RunSpec, SearchSpace, fast_dtype, start_vectors
+from .base import InputError
+from .folders import Store
+from .records import config_hash, provenance
+from .lm import LM
+from .compiled import compile_layers
+from .spaces import RunSpec, SearchSpace, start_vectors
+from .pez import fast_dtype
 from .trackers import follower
-from .rows import MOMENT
+from .palette import MOMENT
 from .registry import REGISTRY
 from .cells import tune_config, tune_facts
 from .pool import task_key

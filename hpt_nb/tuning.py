@@ -16,8 +16,10 @@ from pathlib import Path
 import safetensors.torch as st
 import torch
 from torch import Tensor
-from .store import InputError, config_hash, write_atomic
-from .models import LM
+from .base import InputError
+from .records import config_hash
+from .files import write_atomic
+from .lm import LM
 from .vocab import covers_model
 from .places import chat_facts
 from .spaces import RAN_AWAY, RunSpec, SearchSpace, covers, start_tokens, start_vectors  # noqa: F401

@@ -7,7 +7,8 @@ __all__ = ['asked_method', 'cmd_tune', 'cmd_transferable', 'cmd_export', 'cmd_in
 
 # %% ../nbs/20d_tuning_commands.ipynb #ca0cd3f1
 from pathlib import Path
-from .store import InputError, check_writable, remark, say_remarks
+from .base import InputError, remark, say_remarks
+from .files import check_writable
 from .options import BOS, place_of, say, seeds_of, select_tokens, settings_of
 
 # %% ../nbs/20d_tuning_commands.ipynb #9cbcb1a2
@@ -27,7 +28,7 @@ def _given(a) -> dict:
 
 def asked_method(a) -> tuple:  # (Method, its configuration, names of the other models that it needs)
     "What --method and the options beside it ask for. `InputError` for what does not go together."
-    from hpt_nb.experiments import method_config
+    from hpt_nb.registry import method_config
     from hpt_nb.registry import check_start
 
     given = _given(a)
@@ -80,7 +81,7 @@ def _vocabulary(a, method, task):
 
 def _apart(method, lms):
     "`InputError` where a model that stands for another one is the tuned one itself. A policy may be: it only writes."
-    from hpt_nb.models import check_apart, one_under_two_names
+    from hpt_nb.identity import check_apart, one_under_two_names
 
     if method.extra in ("also", "judge") and one_under_two_names(lms):
         check_apart(lms)
@@ -88,8 +89,9 @@ def _apart(method, lms):
 
 def _models_and_tokens(a, method, names, task, store) -> tuple:  # (LM, the other LMs, vocabulary, its kind)
     "What is tuned, and on which tokens."
-    from hpt_nb.experiments import check_known, known_models
-    from hpt_nb.models import identity, load_lm
+    from hpt_nb.cells import check_known, known_models
+    from hpt_nb.identity import identity
+    from hpt_nb.models import load_lm
     from hpt_nb.vocab import common_vocab, whole_vocab
 
     vocab = _vocabulary(a, method, task)
@@ -105,7 +107,7 @@ def _models_and_tokens(a, method, names, task, store) -> tuple:  # (LM, the othe
 
 def _remark_used(lm, task, cfg):
     "Say where a tuning run uses other numbers than its settings name."
-    from hpt_nb.scoring import read_text, remark_joins, texts_cut
+    from hpt_nb.inputs import read_text, remark_joins, texts_cut
 
     if start := getattr(cfg, "start", ""):
         read_text(lm, start, control=task.control)  # said, where it is not what was given
@@ -131,9 +133,9 @@ def _extra(method, each) -> dict:
 
 def _run_configs(a, task, lm, extra: dict, vocab: dict, seeds, dtype: str, compiled: bool, cfg) -> list:
     "Configurations of the runs, one for each seed."
-    from hpt_nb.experiments import lm_id
+    from hpt_nb.cells import lm_id
     from hpt_nb.methods import fact
-    from hpt_nb.pez import facts
+    from hpt_nb.configs import facts
     from hpt_nb.places import chat_facts
 
     package = fact(a.method, "package")
@@ -172,10 +174,11 @@ def _is_compiled(a, steps: int) -> bool:
 def _tune_left(a, method, cfg, task, lms, vocab, todo, store, dtype: str, compiled: bool):
     "Tune the runs that are left, side by side, and keep each."
     import torch
-    from hpt_nb.experiments import tune_facts
-    from hpt_nb.pez import RunSpec, SearchSpace, facts
-    from hpt_nb.scoring import compile_layers
-    from hpt_nb.store import config_hash, provenance
+    from hpt_nb.cells import tune_facts
+    from hpt_nb.spaces import RunSpec, SearchSpace
+    from hpt_nb.configs import facts
+    from hpt_nb.compiled import compile_layers
+    from hpt_nb.records import config_hash, provenance
     from hpt_nb.trackers import follower
 
     def ready(m):
@@ -204,9 +207,11 @@ def cmd_tune(a):
     "hpt tune"
     seeds = seeds_of(a.seeds)
     method, cfg, names = asked_method(a)
-    from hpt_nb.experiments import lm_id
-    from hpt_nb.pez import SearchSpace, fast_dtype
-    from hpt_nb.store import Store, to_go_on
+    from hpt_nb.cells import lm_id
+    from hpt_nb.spaces import SearchSpace
+    from hpt_nb.pez import fast_dtype
+    from hpt_nb.folders import Store
+    from hpt_nb.packing import to_go_on
     from hpt_nb.tasks import load_task
     from hpt_nb.trackers import check_tracker
 
@@ -242,8 +247,10 @@ def _rules(a):
 def cmd_transferable(a):
     "hpt transferable"
     seeds = seeds_of(a.seeds)
-    from hpt_nb.practice import plan_transferable, summary, transferable
-    from hpt_nb.store import to_go_on
+    from hpt_nb.planning import plan_transferable
+    from hpt_nb.prompt_worth import summary
+    from hpt_nb.practice import transferable
+    from hpt_nb.packing import to_go_on
 
     if a.out and not a.dry_run:
         a.out = to_go_on(a.out, say)

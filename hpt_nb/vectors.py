@@ -12,11 +12,15 @@ from dataclasses import dataclass
 import safetensors.torch as st
 import torch
 from torch import Tensor
-from .store import InputError
-from .models import LM
+from .base import InputError
+from .lm import LM
 from .places import is_placed
-from .scoring import PrefixScorer, kept_labels, label_ids, text_ids
-from .tuning import Run, SearchSpace, shown_tokens
+from .scoring import PrefixScorer
+from .arrays import kept_labels
+from .label_words import label_ids
+from .inputs import text_ids
+from .loop import Run, shown_tokens
+from .spaces import SearchSpace
 
 # %% ../nbs/09_vectors.ipynb #8b7d5c59
 def vector_prefix(

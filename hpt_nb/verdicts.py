@@ -11,11 +11,16 @@ __all__ = ['PARTS', 'DTYPE', 'MEASURES', 'WHOSE', 'KEPT', 'is_untuned', 'joined'
 import json
 from pathlib import Path
 import pandas as pd
-from .store import Store, InputError, config_hash, keep, recall
+from .folders import Store
+from .base import InputError
+from .records import config_hash, keep, recall
 from .palette import WHOSE_COLORS
 from .calibration import auc, calibrated_accuracy
 from .power import UNDECIDED
-from .analysis import AGREEMENT_WEIGHTS, MEASURE_NAMES, Scores, claims_table, plot_forest, prompt_scores
+from .judged import AGREEMENT_WEIGHTS, claims_table, prompt_scores
+from .claims import MEASURE_NAMES
+from .arms import Scores
+from .reanalysed import plot_forest
 from .frames import frame
 
 # %% ../nbs/15c_verdicts.ipynb #f3048931

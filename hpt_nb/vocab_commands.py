@@ -6,13 +6,13 @@
 __all__ = ['cmd_vocab', 'cmd_stability', 'cmd_effects', 'cmd_study', 'cmd_explore']
 
 # %% ../nbs/20c_vocab_commands.ipynb #8ac00cec
-from .store import InputError, remark
+from .base import InputError, remark
 from .options import load_models, out_file, say, seeds_of, select_tokens
 
 # %% ../nbs/20c_vocab_commands.ipynb #a5442f00
 def _remark_twice(lms):
     "Say where one model is named twice, or stands under two names."
-    from hpt_nb.models import one_under_two_names
+    from hpt_nb.identity import one_under_two_names
 
     said, names = "that it agrees with itself says nothing", [lm.name for lm in lms]
     if twice := one_under_two_names(lms):
@@ -38,7 +38,7 @@ def cmd_stability(a):
     out = out_file(a.out, ".parquet")
     if a.exact and a.sample:
         raise InputError("--exact and --sample exclude each other; give one")
-    from hpt_nb.experiments import Bar
+    from hpt_nb.run import Bar
     from hpt_nb.neighbors import stable_vocab
 
     lms = load_models(a.models)
@@ -72,7 +72,7 @@ def _split_of(task, name: str, n: int):
 def _tokens_for(a, models) -> list:
     "(vocabulary of the tokens to measure, their ids in each model). `InputError` before anything is computed."
     from hpt_nb.effects import ids_in, spread
-    from hpt_nb.models import check_apart
+    from hpt_nb.identity import check_apart
     from hpt_nb.vocab import Vocab, common_vocab
 
     if not a.vocab and len(models) < 2:
@@ -99,7 +99,9 @@ def _named_as(vocab, ids: dict):
 # %% ../nbs/20c_vocab_commands.ipynb #a977ff8f
 def _check_inputs(lm, task, split):
     "`InputError` for label words that begin alike, or texts that are too long for a model."
-    from hpt_nb.scoring import check_lengths, label_ids, prefix_embeddings, text_ids, texts_cut
+    from hpt_nb.ways import check_lengths
+    from hpt_nb.label_words import label_ids
+    from hpt_nb.inputs import prefix_embeddings, text_ids, texts_cut
 
     label_ids(lm, task)
     check_lengths(lm, prefix_embeddings(lm, [0]), text_ids(lm, task, split.texts))
@@ -137,7 +139,7 @@ def _effects_said(effects: dict) -> str:
 # %% ../nbs/20c_vocab_commands.ipynb #e00b58ab
 def _effects_config(a, task, split, tokens, ids: dict) -> dict:
     "What the effects were measured on, as their file keeps it."
-    from hpt_nb.experiments import lm_id
+    from hpt_nb.cells import lm_id
 
     return dict(
         task=task.name,
@@ -158,7 +160,7 @@ def cmd_effects(a):
     "hpt effects"
     out, _ = out_file(a.out, ".parquet"), seeds_of(str(a.seed))
     from hpt_nb.effects import save_effects, text_halves
-    from hpt_nb.store import provenance
+    from hpt_nb.records import provenance
     from hpt_nb.tasks import load_task
     from time import perf_counter
 
@@ -183,9 +185,9 @@ def cmd_study(a):
     from dataclasses import replace
 
     if a.study == "effects":
-        from hpt_nb.premise import SMALL, EffectsStudy as Study, run_effects as run
+        from hpt_nb.effects_study import SMALL, EffectsStudy as Study, run_effects as run
     else:
-        from hpt_nb.strata import SMALL, StrataStudy as Study, run_strata as run
+        from hpt_nb.strata_study import SMALL, StrataStudy as Study, run_strata as run
     study = SMALL if a.small else Study()
     if a.dtype:
         study = replace(study, dtype=a.dtype)

@@ -13,12 +13,15 @@ import shutil
 import time
 import torch
 from . import neighbors, vocab as vocab_room
-from .store import InputError, Store, cache_dir, check_writable, config_hash, provenance
-from .models import LM
+from .base import InputError
+from .folders import Store
+from .files import cache_dir, check_writable
+from .records import config_hash, provenance
+from .lm import LM
 from .vocab import Vocab, common_vocab, whole_vocab
 from .neighbors import stable_vocab
 from .selection import select
-from .scoring import label_ids
+from .label_words import label_ids
 from .rows import row_vocab
 from .presets import Preset, Source, VocabConfig
 from .cells import lm_id, vocab_config

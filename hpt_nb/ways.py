@@ -10,8 +10,8 @@ import logging
 from os.path import commonprefix
 import torch
 from torch import Tensor
-from .store import InputError
-from .models import LM
+from .base import InputError
+from .lm import LM
 from .inputs import plain_logits
 from .layout import pack
 from .budget import free_bytes

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 import torch
-from .store import InputError, Store
+from .base import InputError
+from .folders import Store
 from .presets import Preset
 from .sizes import model_size
 from .pool import Models
