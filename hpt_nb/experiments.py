@@ -16,10 +16,12 @@ __all__ = ['ROWS', 'REGISTRY', 'MANUAL', 'MOMENT', 'SHARED_TOKENS', 'CARRY_TEXTS
            'load_tasks', 'facts', 'JOINT_METHODS', 'walk', 'scored_models', 'prompt_key', 'memo_key']
 
 # %% ../nbs/14_experiments.ipynb #7501afa1
-from .pez import facts  # noqa: F401
+from .configs import facts  # noqa: F401
 from .joint import JOINT_METHODS  # noqa: F401
-from .rows import MANUAL, MOMENT, ROWS, row_vocab  # noqa: F401
-from .registry import REGISTRY, Method, method_config  # noqa: F401
+from .rows import MANUAL, ROWS, row_vocab  # noqa: F401
+from .palette import MOMENT  # noqa: F401
+from .registry import REGISTRY, method_config  # noqa: F401
+from .methods import Method  # noqa: F401
 from .presets import Arm, Preset, Source, VocabConfig, variations  # noqa: F401
 from .parsing import load_preset, parse_preset, presets  # noqa: F401
 from .cells import CARRY_LOOKS, CARRY_TEXTS, carried_config, check_known, eval_config, known_models  # noqa: F401

@@ -14,11 +14,14 @@ from pathlib import Path
 import torch
 from .base import listed
 from .lm import LM
-from .tuning import BOUNDS, INITS, RAN_AWAY, check_start, facts, storable  # noqa: F401
-from .tuning import covers, start_tokens, start_vectors  # noqa: F401
-from .tuning import balanced_batch_at, batch_at, piece, seeded, shuffled  # noqa: F401
-from .tuning import Callback, Pass, Standing, Stopped, shown_tokens, standings  # noqa: F401
-from .tuning import held_accuracies, lm_facts, read_state, spec_facts, write_state  # noqa: F401
+from .configs import BOUNDS, INITS, check_start, facts, storable  # noqa: F401
+from .spaces import RAN_AWAY  # noqa: F401
+from .spaces import covers, start_tokens, start_vectors  # noqa: F401
+from .batches import balanced_batch_at, batch_at, piece, seeded, shuffled  # noqa: F401
+from .loop import Callback, Standing, Stopped, shown_tokens, standings  # noqa: F401
+from .tuning import Pass  # noqa: F401
+from .sides import held_accuracies  # noqa: F401
+from .tuning import lm_facts, read_state, spec_facts, write_state  # noqa: F401
 from .loop import Run, run_pass
 from .spaces import RunSpec, SearchSpace
 from .batches import texts_at

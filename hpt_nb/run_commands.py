@@ -146,6 +146,6 @@ def cmd_report(a):
     from hpt_nb.report import write_report
 
     if a.preset:
-        from hpt_nb.experiments import load_preset  # it brings torch, which a page does not need
+        from hpt_nb.parsing import load_preset  # it brings torch, which a page does not need
     preset = load_preset(a.preset) if a.preset else None
     say(f"{write_report(a.dir, a.out, partial=a.partial, preset=preset)}")

@@ -71,13 +71,10 @@ def study_table(
 # %% ../nbs/15c_verdicts.ipynb #102f78a1
 def agreement(folder) -> dict:
     "The premise on single tokens: the highest fifth's correlation of effects less the mean of the other four."
-    from hpt_nb.premise import (
-        EffectsStudy,
-        contrast,
-        grouping,
-        read_effects,
-        read_tokens,
-    )  # these load torch, which reading stored verdicts does not need
+    # these load torch, which reading stored verdicts does not need
+    from hpt_nb.agreement import read_effects, read_tokens
+    from hpt_nb.effects_study import EffectsStudy
+    from hpt_nb.premise import contrast, grouping
 
     store, part = Store(Path(folder) / "study-effects.pack"), EffectsStudy().parts[0]
     effects = read_effects(store, part)

@@ -200,19 +200,27 @@ SOURCES = {  # a module that breaks each rule, and one that nearly does
     "a function of 40 lines or more": ("def f():\n" + "    x\n" * 39, "@g\ndef f():\n" + "    x\n" * 38),
     "a private name of another room": ("from .store import _x", "from os import _exit\nfrom . import __version__"),
     "a method attached to a class": ("class A: pass\nA.f = 1", "class A: pass\na.f = A"),
+    "a name imported from a room that does not define it": ("from .store import x", "from .base import x"),
 }
+TAKEN = {"store": {"x"}}
 
 
 @pytest.mark.parametrize("rule", SOURCES)
 def test_each_rule_of_the_house_can_be_broken(house, rule):
     bad, good = SOURCES[rule]
-    assert (house.of_module(bad), house.of_module(good)) == ({rule}, set())
+    assert (house.of_module(bad, TAKEN), house.of_module(good, TAKEN)) == ({rule}, set())
 
 
 def test_other_rules_of_the_house_can_be_broken(house):
     grown, pair = "class A: pass\nclass A(A): pass", "class A: pass\nA.f, A.g = 1, 2"
-    assert house.of_module(grown) == house.of_module(pair) == {"a method attached to a class"}
-    assert (house.of_chapter([{}] * 71), house.of_chapter([{}] * 70)) == ({"over 70 cells"}, set())
+    assert house.of_module(grown, {}) == house.of_module(pair, {}) == {"a method attached to a class"}
+    blank = dict(cell_type="markdown", source=[])
+    assert (house.of_chapter("a", [blank] * 71), house.of_chapter("a", [blank] * 70)) == ({"over 70 cells"}, set())
+    blue, tested = (dict(cell_type="code", source=[line]) for line in ('x = "#0072B2"', 'test_eq(x, "#0072B2")'))
+    assert (house.of_chapter("a", [blue]), house.of_chapter("a", [tested])) == (
+        {"a colour that is not the palette's"},
+        set(),
+    )
     assert house.differences({"a": ["r"]}, {"b": ["s"]}) == [
         "a: r",
         "b: take 's' out of tools/untidy.json, it is mended",

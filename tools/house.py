@@ -7,6 +7,7 @@ That list is what is still to do: a file's name, and the rules that it breaks. I
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 UNTIDY = ROOT / "tools/untidy.json"
 LINES, WIDTH, FUNCTION, CELLS = 350, 120, 40, 70
 BY_HAND = ("hpt_nb/__init__.py", "hpt_nb/__main__.py")  # the other modules are written by nbdev, from what is checked
+PAINTERS = ("00y_methods.ipynb", "00z_palette.ipynb")  # where the colours of methods and of all else are written down
+COLOUR = re.compile("[\"']#[0-9A-Fa-f]{6}[\"']")
 CHECKED = ("nbs", "tests", "tools", "benchmarks", "examples", "setup.py", *BY_HAND)
 
 
@@ -49,7 +52,19 @@ def attached(tree) -> list:
     return late + [n.name for n in grown]
 
 
-def of_module(source: str) -> set:
+def named(tree) -> set:
+    "Names that a module takes from others at its top: a room that offers them all is there for users, not for rooms."
+    return {a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
+
+
+def passed_on(tree, taken: dict) -> list:
+    "Names that are imported from a room which itself imports them. `taken`: module -> what it imports."
+    rooms = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+    ours = [(n.module.removeprefix("hpt_nb."), n) for n in rooms if n.level or n.module.startswith("hpt_nb.")]
+    return [a.name for module, n in ours for a in n.names if a.name in taken.get(module, ())]
+
+
+def of_module(source: str, taken: dict) -> set:
     "Rules that a module breaks."
     tree = ast.parse(source)
     broken = {
@@ -60,13 +75,24 @@ def of_module(source: str) -> set:
         ),
         "a private name of another room": bool(borrowed(tree)),
         "a method attached to a class": bool(attached(tree)),
+        "a name imported from a room that does not define it": bool(passed_on(tree, taken)),
     }
     return {rule for rule, is_broken in broken.items() if is_broken}
 
 
-def of_chapter(cells: list) -> set:
+def painted(cells: list) -> list:
+    "Colours that a chapter writes down itself, outside its tests."
+    lines = [line for c in cells if c["cell_type"] == "code" for line in c["source"]]
+    return [line for line in lines if COLOUR.search(line) and not line.lstrip().startswith(("test_", "assert"))]
+
+
+def of_chapter(name: str, cells: list) -> set:
     "Rules that a notebook breaks."
-    return {f"over {CELLS} cells"} if len(cells) > CELLS else set()
+    broken = {
+        f"over {CELLS} cells": len(cells) > CELLS,
+        "a colour that is not the palette's": name not in PAINTERS and bool(painted(cells)),
+    }
+    return {rule for rule, is_broken in broken.items() if is_broken}
 
 
 def by_ruff() -> dict:
@@ -91,12 +117,14 @@ def by_ruff() -> dict:
 def broken() -> dict:
     "file -> rules that it breaks, sorted."
     out = by_ruff()
-    for p in ROOT.glob("hpt_nb/*.py"):
-        if p.name != "_modidx.py":
-            out.setdefault(f"hpt_nb/{p.name}", set()).update(of_module(p.read_text(encoding="utf-8")))
+    modules = {p.stem: p.read_text(encoding="utf-8") for p in ROOT.glob("hpt_nb/*.py") if p.name != "_modidx.py"}
+    taken = {name: named(ast.parse(source)) for name, source in modules.items()}
+    for name, source in modules.items():
+        of = {} if name == "__init__" else taken  # it names the rooms that users know
+        out.setdefault(f"hpt_nb/{name}.py", set()).update(of_module(source, of))
     for p in ROOT.glob("nbs/*.ipynb"):
         cells = json.loads(p.read_text(encoding="utf-8"))["cells"]
-        out.setdefault(f"nbs/{p.name}", set()).update(of_chapter(cells))
+        out.setdefault(f"nbs/{p.name}", set()).update(of_chapter(p.name, cells))
     return {name: sorted(rules) for name, rules in sorted(out.items()) if rules}
 
 
