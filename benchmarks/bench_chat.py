@@ -2,8 +2,8 @@
 
     python benchmarks/bench_chat.py --task sst2.toml --out benchmarks/results/chat.json
 
-A template puts the same ids before every text; they are read once for all. Seconds belong to the machine; the ratio
-is what to read.
+A template puts the same ids before every text, its head; they are read once for all. Its end stands after each text.
+The form "chat head alone" leaves the end out. Seconds belong to the machine; the ratio is what to read.
 """
 
 import argparse
@@ -14,13 +14,20 @@ from dataclasses import replace
 
 from hpt_nb.models import load_lm
 from hpt_nb.pez import PezConfig, PezPass, RunSpec, SearchSpace
+from hpt_nb.places import chat_frame
 from hpt_nb.store import provenance, write_atomic
 from hpt_nb.tasks import load_task
 
 
 def passes(lm, task, batch):
     "name -> one PEZ run on the same texts, in each form."
-    forms = {"plain": {}, "chat": dict(chat=True), "chat, between": dict(chat=True, prompt_at="between")}
+    head = chat_frame(lm.tokenizer)[0]
+    forms = {
+        "plain": {},
+        "chat head alone": dict(control=True, prompt_at=head + "{prompt}{text}"),
+        "chat": dict(chat=True),
+        "chat, between": dict(chat=True, prompt_at="between"),
+    }
     cfg = PezConfig(batch=batch, holdout_n=16, steps=10**6, eval_every=10**6)
     runs = [RunSpec(SearchSpace(lm), "pez", 0)]
     return {name: PezPass(lm, replace(task, **change), runs, cfg) for name, change in forms.items()}
