@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from .store import InputError, provenance, say_remarks, whole
 from .models import LM, check_apart, known_by
 from .tasks import class_names, load_task
+from .budget import brisk_tokens
 from hpt_nb.scoring import (
     check_lengths,
     label_ids,
@@ -125,7 +126,8 @@ def _audit_one(lm: LM, task, split, held, rows: dict, on_pass) -> tuple:
     "(scores, values per text) of all rows on one model."
     texts, n, m = (*split.texts, *held.texts, *CONTENT_FREE), len(split), len(held)
     flat = [(name, p) for name, of in rows.items() for p in of]
-    z = label_logprobs_many(lm, task, texts, [p for _, p in flat], on_pass=on_pass).double().numpy()
+    logp_mnc = label_logprobs_many(lm, task, texts, [p for _, p in flat], brisk_tokens(lm), on_pass)
+    z = logp_mnc.double().numpy()
     parts = {name: [] for name in rows}  # of each prompt: texts, unlabelled texts, no content
     for (name, _), one in zip(flat, z):
         parts[name].append((one[:n], one[n : n + m], one[n + m :]))

@@ -13,7 +13,7 @@ from hpt_nb.cli import main
 from hpt_nb.models import load_lm
 from hpt_nb.prompts import Prompt
 from hpt_nb.scoring import label_logprobs
-from hpt_nb.tasks import load_task
+from hpt_nb.tasks import Task, load_task
 from forked import run as run_copy
 from tiny_run import make_place
 
@@ -268,3 +268,14 @@ def test_empty_texts_are_passed_over_on_request(place, capsys):
 def test_loaded_models_are_taken_as_they_are(place):
     task, lm = load_task("mine.toml"), load_lm("./one")
     assert audit(task, lm, " so")["scores"] == audit("mine.toml", ["./one"], [" so"])["scores"]
+
+
+def test_a_long_audit_is_seen_to_move(place):
+    "The bar moves many times a prompt, by no more texts than a short pass holds, and reaches its end."
+    texts = [f"a {'great' if k % 2 else 'bad'} film, number {k}" for k in range(600)]
+    table = pd.DataFrame(dict(text=texts, label=["bad", "great"] * 300))
+    task, moves = Task.from_pandas(table, words={"bad": " bad", "great": " great"}), []
+    found = audit(task, [load_lm("./one")], " so", on_score=moves.append)
+    a_prompt = found["n"] + found["unlabelled"]["n"] + len(found["content_free"])
+    assert sum(moves) == 2 * a_prompt
+    assert max(moves) <= a_prompt / 4
