@@ -15,12 +15,11 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from tqdm.auto import tqdm
 from types import SimpleNamespace
 from .store import InputError, provenance, say_remarks, whole
 from .models import LM, check_apart, known_by
-from .tasks import class_names, load_task
+from .tasks import class_names
 from .budget import brisk_tokens
 from hpt_nb.scoring import (
     check_lengths,
@@ -34,7 +33,7 @@ from hpt_nb.scoring import (
 )
 from .transfer import certify
 from .calibration import CONTENT_FREE
-from .prompts import constants, named_models
+from .answers import as_task, constants, named_models
 from .audit_inputs import NONE, named_prompts
 from .audit_measures import MEASURED, arm_values, choose, gains, worth
 from .audit_sentences import sentences
@@ -229,7 +228,7 @@ def audit(
 ) -> dict:  # JSON values: task, models, prompts, true_shares, scores, gains, choice, advice, warnings, ...
     """What any prompts are worth on each model, beside no prompt at all.
     `InputError` for what cannot work, before anything is scored."""
-    task = load_task(task) if isinstance(task, (str, Path)) else task
+    task = as_task(task)
     rows = {NONE: (None,), **named_prompts(prompts)}
     part, held = _splits(task, split, limit, unlabelled)
     names, load = _loaded(models, loader)
