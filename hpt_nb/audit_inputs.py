@@ -49,13 +49,15 @@ def named_prompts(
     "The rows of an audit. `InputError` for a prompt that is empty, that stands there twice, or has no text."
     if isinstance(prompts, str) or hasattr(prompts, "text"):
         prompts = [prompts]
+    if not hasattr(prompts, "__iter__"):
+        raise InputError(f"prompts={prompts!r}; need a prompt's text, a list of them, or {{name: text}}")
     if not isinstance(prompts, dict):
         prompts = _by_text(prompts)
     rows, seen = {}, {}
     for name, of in prompts.items() if isinstance(prompts, dict) else enumerate(prompts, 1):
         if name == NONE:
             raise InputError(f"a prompt is called {NONE!r}, as the row without one is; give it another name")
-        each = [of] if isinstance(of, str) or hasattr(of, "text") else list(of)
+        each = [of] if isinstance(of, str) or hasattr(of, "text") or not hasattr(of, "__iter__") else list(of)
         if not each:
             raise InputError(f"prompt {name!r} is an empty list; give it a prompt for each seed, or leave it out")
         rows[str(name)] = tuple(_text_of(p, f"prompt {name!r}") for p in each)

@@ -15,21 +15,21 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from tqdm.auto import tqdm
 from types import SimpleNamespace
 from .base import InputError, say_remarks, whole
 from .records import provenance
 from .lm import LM
 from .identity import check_apart, known_by
-from .tasks import class_names, load_task
+from .tasks import class_names
 from .ways import check_lengths
 from .label_words import label_ids
 from .scoring import label_logprobs_many
 from .inputs import prefix_embeddings, prompt_to_ids, remark_joins, text_ids, texts_cut
 from .transfer import certify
 from .calibration import CONTENT_FREE
-from .answers import constants, named_models
+from .answers import constants, named_models, as_task
+from .budget import brisk_tokens
 from .audit_inputs import NONE, named_prompts
 from .audit_measures import MEASURED, arm_values, choose, gains, worth
 from .audit_sentences import sentences
@@ -121,7 +121,8 @@ def _audit_one(lm: LM, task, split, held, rows: dict, on_pass) -> tuple:
     "(scores, values per text) of all rows on one model."
     texts, n, m = (*split.texts, *held.texts, *CONTENT_FREE), len(split), len(held)
     flat = [(name, p) for name, of in rows.items() for p in of]
-    z = label_logprobs_many(lm, task, texts, [p for _, p in flat], on_pass=on_pass).double().numpy()
+    logp_mnc = label_logprobs_many(lm, task, texts, [p for _, p in flat], brisk_tokens(lm), on_pass)
+    z = logp_mnc.double().numpy()
     parts = {name: [] for name in rows}  # of each prompt: texts, unlabelled texts, no content
     for (name, _), one in zip(flat, z):
         parts[name].append((one[:n], one[n : n + m], one[n + m :]))
@@ -223,7 +224,7 @@ def audit(
 ) -> dict:  # JSON values: task, models, prompts, true_shares, scores, gains, choice, advice, warnings, ...
     """What any prompts are worth on each model, beside no prompt at all.
     `InputError` for what cannot work, before anything is scored."""
-    task = load_task(task) if isinstance(task, (str, Path)) else task
+    task = as_task(task)
     rows = {NONE: (None,), **named_prompts(prompts)}
     part, held = _splits(task, split, limit, unlabelled)
     names, load = _loaded(models, loader)

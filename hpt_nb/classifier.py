@@ -245,7 +245,9 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
 
     def _checked(self, X, y) -> tuple:  # (texts, labels)
         "Sets `classes_`. `InputError` for texts and labels that do not go together."
-        texts, labels = as_texts(X), list(np.asarray(y).tolist())
+        texts, labels = as_texts(X), np.asarray(y).tolist()
+        if not isinstance(labels, list) or not texts:
+            raise InputError(f"labels are {y!r}; need a list" if texts else "no texts to fit on; need labelled ones")
         if len(texts) != len(labels):
             raise InputError(f"{len(texts)} texts but {len(labels)} labels; need one label for each text")
         if missing := [i for i, y in enumerate(labels) if y is None or y != y]:

@@ -41,9 +41,10 @@ def calibrated_on(
     task,
     texts,  # prompts
     split,  # texts and labels, which also calibrate
+    on_pass=None,  # called with the number of (prompt, text) pairs done after each pass
 ) -> list:  # of fractions
     "Calibrated accuracy of prompts on one split, with the means of those very texts."
-    z = label_logprobs_many(lm, task, split.texts, texts).double().numpy()
+    z = label_logprobs_many(lm, task, split.texts, texts, on_pass=on_pass).double().numpy()
     return [accuracy(calibrated(one, centre_means(one)), split.labels) for one in z]
 
 
@@ -52,9 +53,10 @@ def path_worth(
     task,
     lms,  # models
     split,  # holdout texts
+    on_pass=None,  # as in `calibrated_on`
 ) -> list:  # `path` with `at`: {model: calibrated accuracy}, and `mean`
     "What the prompts of a path find, calibrated."
-    each = {lm.name: calibrated_on(lm, task, [p["text"] for p in path], split) for lm in lms}
+    each = {lm.name: calibrated_on(lm, task, [p["text"] for p in path], split, on_pass) for lm in lms}
     return [
         {**p, "at": {m: v[i] for m, v in each.items()}, "mean": float(np.mean([v[i] for v in each.values()]))}
         for i, p in enumerate(path)

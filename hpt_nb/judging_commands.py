@@ -143,7 +143,7 @@ def cmd_predict(a):
     "hpt predict"
     from hpt_nb.predicting import check_kept, check_out, predict, predictions_said, write_predictions
 
-    check_out(a.out)
+    check_out(a.out, a.file)
     prompt, task = _prompt_to_use(a)
     from hpt_nb.models import load_lm
     from hpt_nb.table_files import read_file

@@ -14,15 +14,15 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from .base import InputError, remark, whole
+from .base import InputError, remark, whole, listed
 from .lm import LM
 from .identity import check_apart
-from .tasks import class_names, load_task
+from .tasks import class_names
 from .label_words import label_ids
 from .scoring import label_logprobs
 from .inputs import texts_cut
 from .calibration import accuracy, auc, calibrated, centre_means, class_shares
-from .answers import as_lm
+from .answers import as_lm, as_task
 
 # %% ../nbs/17d_labelling.ipynb #a405394d
 def word_tokens(
@@ -79,7 +79,9 @@ def candidate_sets(
 ) -> list:  # tuples of label words, the task's own first
     "Sets of label words to compare. `InputError` for one of another length, and for one that stands there twice."
     sets = [tuple(task.labels)]
-    for given in words:
+    for given in [words] if isinstance(words, str) else listed("words", words):
+        if not isinstance(given, (str, list, tuple)):
+            raise InputError(f"label words {given!r}; need a list of words, or a text with commas between them")
         one = tuple(given.split(",")) if isinstance(given, str) else tuple(given)
         one = tuple(w if w[:1].isspace() or not isinstance(given, str) else " " + w for w in one)
         if len(one) != len(task.labels) or not all(w.strip() for w in one):
@@ -131,9 +133,9 @@ def compare_labels(
 ):  # a row per set and model: words, model, tokens, accuracy, calibrated, auc (fractions), leans to, share
     """Sets of label words on the holdout.
     `InputError` for words that a model cannot tell apart, before anything is scored."""
-    task = load_task(task) if isinstance(task, (str, Path)) else task
+    task = as_task(task)
     sets, held = candidate_sets(task, words), task.subset("holdout", min(whole("limit", limit), len(task.holdout)))
-    lms = [as_lm(m) for m in ([models] if isinstance(models, (str, Path, LM)) else models)]
+    lms = [as_lm(m) for m in ([models] if isinstance(models, (str, Path, LM)) else listed("models", models))]
     if not lms:
         raise InputError("no model given; need at least one")
     check_apart(lms)

@@ -66,14 +66,19 @@ def decimal(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r}; need a number, such as 0.3") from None
 
 # %% ../nbs/20b_options.ipynb #f4b0e0dc
-def settings_of(pairs) -> dict:
-    "--set NAME=VALUE ... as a dict."
+def settings_of(
+    pairs,
+    options=(),  # names of what the command has options of its own for
+) -> dict:
+    "--set NAME=VALUE ... as a dict. `InputError` for what is no such pair, and for a name of `options`."
     out = {}
     for p in pairs or ():
         name, is_pair, value = p.partition("=")
         if not is_pair or not name:
             raise InputError(f"--set {p!r}; need NAME=VALUE")
-        out[name.replace("-", "_")] = value
+        if (name := name.replace("-", "_")) in options:
+            raise InputError(f"--set {p}: that is no setting of a method; the command has an option of its own for it")
+        out[name] = value
     return out
 
 

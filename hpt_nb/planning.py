@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from .methods import FROM_TEXT, USUAL
 from .base import InputError, whole
-from .tasks import load_task
+from .answers import as_task
+from .joint_swaps import check_round
 from .pez import fast_dtype
 from .registry import check_start, REGISTRY
 from .cost import COMPARED, SHARE, product_rate
@@ -53,6 +54,9 @@ def work_of(task, models, names, targets, method, cfg, seeds, n: int, rivals: in
         ways = 2 if name == source else 1  # by ids and as text
         parts["score", name] = size[name] * n * text * (2 + CONTROLS) * ways
     parts["audit", source] = sum(size.values()) * (n * text + min(200, len(task.holdout)) * train) * (2 + rivals)
+    if start := getattr(cfg, "start", ""):  # the prompts from it to the end, one changed token each
+        path = 1 + min(cfg.steps, max(1, len(start) // 4))
+        parts["path", source] = sum(size[name] for name in names) * held * train * path
     return parts
 
 # %% ../nbs/17h_planning.ipynb #6d799754
@@ -128,7 +132,9 @@ def plan_transferable(
     names, targets = list(map(str, models)), list(map(str, targets))
     if len(names) < 2:
         raise InputError(TOO_FEW.format(len(names)))
-    task = load_task(task) if isinstance(task, (str, Path)) else task
+    task = as_task(task)
+    if {"gradient_n", "fresh_n"} & set(settings):
+        check_round(task, cfg)
     n = min(whole("limit", limit), len(task.validation))
     lines = [basis(task, cfg, n), _what_is_tuned(method, cfg, seeds, s, k, names), *_role_lines(names, targets)]
     rivals = f", {len(written)} written by hand" if written else ""
@@ -141,8 +147,9 @@ TOO_FEW = "{} model given; need at least two: their common tokens are what the p
 
 
 def _what_is_tuned(method: str, cfg, seeds, s: int, k: int, names) -> str:
+    of = "from your own" if getattr(cfg, "start", "") else f"of {cfg.n_tokens} tokens"
     return (
-        f"{len(seeds)} prompts of {cfg.n_tokens} tokens by {method}, {cfg.steps:,} steps each, "
+        f"{len(seeds)} prompt{'s' * (len(seeds) > 1)} {of} by {method}, {cfg.steps:,} steps each, "
         f"from the {s:,} most stable tokens that {' and '.join(names)} share (K = {k})"
     )
 

@@ -31,7 +31,7 @@ from hpt_nb.candidates import (
 from .prompt_worth import reads_as_tuned, rivals_of, stored_audit, worth_on
 from .planning import basis, estimate, from_start, work_of
 from .candidate_jobs import Job, eval_pieces, job_of, left_of, modes_of, names_of, vocabularies
-from .prompt_file import Found, facts_of, write_files
+from .prompt_file import Found, facts_of, path_of, write_files
 
 # %% ../nbs/18_practice.ipynb #70f70943
 from .candidates import CONTROLS, DEFAULTS  # noqa: F401
@@ -194,6 +194,14 @@ def _audit(job: Job, text: str, bar) -> dict:
     return found
 
 
+def _changes(job: Job, chosen: dict, bar) -> dict:
+    "What each change from the start bought."
+    bar.begin(("path", job.names[0]), "what each change bought")
+    found = path_of(job, chosen, bar.counter)
+    bar.end()
+    return found
+
+
 def found_by(job: Job, vocab: Vocab, bar) -> Found:
     "All steps of a job, from its vocabulary on."
     tuning, pieces = _plan(job)
@@ -203,7 +211,8 @@ def found_by(job: Job, vocab: Vocab, bar) -> Found:
     empty, source = dict(source=job.source.name) | _NO_PROMPT, job.source
     every = [chosen, empty, *untuned_prompts(source, vocab, len(chosen["prompt_ids"]))]
     scores, reads = _score(job, every, pieces, bar)
-    return Found(chosen, candidates, scores, reads, _audit(job, chosen["prompt_text"], bar))
+    audit = _audit(job, chosen["prompt_text"], bar)
+    return Found(chosen, candidates, scores, reads, audit, _changes(job, chosen, bar) if job.start else None)
 
 # %% ../nbs/18_practice.ipynb #d66fc19d
 _log = logging.getLogger("hpt_nb.practice")
@@ -270,7 +279,7 @@ def transferable(
     check_tracker(tracker), named_prompts(against)
     seeds = _seeds(seeds)
     whole("s", s), whole("k", k), whole("limit", limit)
-    names, targets, loader = names_of(list(models), list(targets), loader)
+    names, targets, loader = names_of(listed("models", models), listed("targets", targets), loader)
     given = dict(task=str(task) if isinstance(task, (str, Path)) else None, models=names, targets=targets)
     asked = dict(method=method, cfg=cfg, seeds=seeds, s=s, k=k, dtype=dtype, start=start, against=against, rules=rules)
     job = job_of(task, names, targets, loader, out, limit, settings, tracker=tracker, **asked)

@@ -19,7 +19,7 @@ from .base import InputError, visible, reason_of
 from .files import check_writable, write_atomic
 from .lm import LM
 from .table_files import composed_columns, read_file
-from .class_labels import by_stated_names, check_tables, label_key, label_names, no_text, unknown_label
+from .class_labels import by_stated_names, check_tables, label_names, no_text, unknown_label, read_key
 from .inputs import texts_cut
 from .calibration import centre_means
 from .answers import answers, kept_for
@@ -63,7 +63,7 @@ def _right(rows: pd.DataFrame, label: str, kept, task: dict, where: str) -> list
     names, rows = label_names(task["labels"], classes, where), by_stated_names(rows, label, words, classes, where)
     values, found = rows[label].tolist(), []
     for i in kept:
-        key = None if isinstance(values[i], (bytes, bool)) else label_key(values[i])
+        key = read_key(values[i])
         if key not in names:
             raise InputError(f"{where}: row {i + 1} {unknown_label(values[i], names)}, the classes of the prompt")
         found.append(names[key])
@@ -159,11 +159,16 @@ def _as_bytes(table: pd.DataFrame, kind: str) -> bytes:
     return text.encode()
 
 
-def check_out(path) -> Path:
+def check_out(
+    path,
+    table=None,  # the file that is read
+) -> Path:
     "A file that predictions can be written to, known before the work."
     p = Path(path)
     if p.suffix.lower() not in WRITERS:
         raise InputError(f"--out {path}: need a file name that ends in {', '.join(WRITERS)}")
+    if table is not None and p.exists() and Path(table).exists() and p.samefile(table):
+        raise InputError(f"--out {path}: that is the table itself, which would be overwritten; name another file")
     return check_writable(p)
 
 

@@ -16,7 +16,7 @@ from .files import write_atomic
 from .records import parsed
 from .lm import LM
 from .identity import known_by
-from .places import order_of
+from .places import order_of, check_place
 from .tasks import class_names
 from .input_formats import task_format
 from .scoring import label_logprobs
@@ -111,6 +111,12 @@ def check_task(
     classes = task.get("classes", labels)
     if not _is_texts(classes) or len(classes) != len(labels):
         raise InputError(f"{where}: classes is {classes!r}, for the label words {list(labels)!r}; need a name for each")
+    if twice := [c for c in classes if list(classes).count(c) > 1]:
+        raise InputError(f"{where}: two classes are called {twice[0]!r}; answers could not tell them apart")
+    check_place(task.get("prompt_at", "before"), task.get("chat", False), task.get("system"), where)
+    most = task.get("max_text_tokens", 128)
+    if type(most) is not int or most < 1:
+        raise InputError(f"{where}: max_text_tokens is {most!r}; need a whole number above 0")
 
 
 def _is_whole(p: dict) -> bool:

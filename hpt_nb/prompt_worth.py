@@ -207,12 +207,15 @@ def _score_row(s: dict) -> dict:
 def _head(found: dict) -> list:
     "The prompt, how it was chosen, and what it was scored on."
     v, best, on = found["vocabulary"], next(c for c in found["candidates"] if c["chosen"]), found["scored_on"]
-    kept = "the start was kept, better than every seed" if found["seed"] is None else f"seed {found['seed']}"
+    seeds = ", ".join(map(str, found["seeds"]))
+    chosen = f"seed {found['seed']} of {seeds} was chosen"
+    if found["seed"] is None:
+        chosen = f"the start was kept, for no other was better (seeds {seeds})"
     holdout = ", ".join(f"{_pct(a)} on {m}" for m, a in best["holdout"].items())
     lines = [
         f"prompt: {found['prompt']!r}",
         f"tuned by {found['method']} over {v['used']:,} of {v['common']:,} tokens that {', '.join(v['models'])} share; "
-        f"{kept} of {', '.join(map(str, found['seeds']))} was chosen: holdout {holdout}",
+        f"{chosen}: holdout {holdout}",
         f"accuracy in percent on {on['n']} of {on['of']} validation texts; "
         "gains in points with 95 % intervals over texts",
     ]

@@ -11,21 +11,23 @@ from collections.abc import Callable, Iterable
 from typing import Any
 import copy
 import json
+import math
 import numpy as np
 import pandas as pd
 from huggingface_hub import ModelCard
 from pathlib import Path
 from types import SimpleNamespace
-from .base import InputError
+from .base import InputError, listed
 from .files import write_atomic
 from .hub import OnHub
 from .records import parsed
 from .lm import LM
 from .places import order_of
 from .scoring import label_logprobs
+from .inputs import several_texts
 from .calibration import CONTENT_FREE, centre_means
 from .prompt_json import to_json
-from .answers import answers, as_lm, constants, kept_for, task_parts, with_constants
+from .answers import answers, as_lm, constants, kept_for, task_parts, with_constants, as_task
 from .cards import card_text
 
 # %% ../nbs/17a_prompts.ipynb #cb706f0d
@@ -64,6 +66,8 @@ def check_body(body, where: str) -> dict:  # its calibration
             f'{where}: not a prompt that hpt wrote (no "prompt" in it); '
             "need the JSON of hpt transferable, hpt export or Prompt.save"
         )
+    if not isinstance(body["prompt"], str):
+        raise InputError(f"{where}: its prompt is {body['prompt']!r}; need a text")
     if body.get("schema") != SCHEMA:
         raise InputError(
             f"{where}: a prompt of version {body.get('schema')!r}, and this hpt_nb reads version {SCHEMA}; "
@@ -88,6 +92,11 @@ def check_means(prompt, where: str):
             raise InputError(
                 f"{where}: {len(c['means'])} calibration constants for {name}, and the task has {classes} classes; "
                 "calibrate it again"
+            )
+        if not all(type(x) in (int, float) and math.isfinite(x) for x in c["means"]):
+            raise InputError(
+                f"{where}: the calibration constants for {name} are {c['means']!r}; need a finite number for each "
+                "class: calibrate it again"
             )
 
 # %% ../nbs/17a_prompts.ipynb #c0586e12
@@ -140,13 +149,14 @@ class Prompt(OnHub, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"]
     def of(
         cls,
         prompt: Any,  # text, or ids of the first model
-        task: Any,  # a `Task`
+        task: Any,  # a `Task`, or a task's name or file
         models: Any,  # loaded models or names, the one it was tuned on first
         calibrate: int = 200,  # holdout texts for the calibration constants; 0: none
         **origin: Any,  # how it came about, as JSON values
     ) -> "Prompt":
         "A prompt certified on models, with calibration constants on each."
-        lms = [as_lm(m) for m in ([models] if isinstance(models, (str, LM)) else models)]
+        task = as_task(task)
+        lms = [as_lm(m) for m in ([models] if isinstance(models, (str, LM)) else listed("models", models))]
         made = cls.from_body(json.loads(to_json(prompt, task, lms, **origin)))
         made.task = task_parts(task)
         for lm in lms if calibrate else ():
@@ -162,13 +172,12 @@ class Prompt(OnHub, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"]
                 f"the prompt was tuned {'with' if self.bos else 'without'} BOS before it, and {lm.name} is loaded the"
                 f" other way; load it with bos={self.bos}"
             )
-        texts = [texts] if isinstance(texts, str) else list(texts)
         return label_logprobs(lm, self.template, texts, self.text, on_pass=on_pass).double().numpy()
 
     def calibrate(self, model: LM | str, texts: Any, said: str = "") -> "Prompt":
         """The same prompt with constants for one more model, from unlabelled texts;
         those of a model that has some are replaced."""
-        lm, texts = as_lm(model, self.bos), list(texts)
+        lm, texts = as_lm(model, self.bos), several_texts(texts)
         if not texts:
             raise InputError("no texts to calibrate on; give unlabelled ones, of all classes about equally")
         logp = self.logprobs(lm, [*texts, *CONTENT_FREE])

@@ -27,6 +27,7 @@ from hpt_nb.inputs import (  # noqa: F401
     prompt_to_ids,
     read_text,
     remark_joins,
+    several_texts,
     text_ids,
     texts_cut,
 )
@@ -129,7 +130,7 @@ def label_logprobs(
 ) -> Tensor:  # (n, labels) float32
     """Log-probability of each label word after [prompt; text; template], or however the task puts them, normalised over
     the label words (Eq. 1)."""
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = several_texts(texts)
     if max_tokens is not None:
         whole("max_tokens", max_tokens)
     if not texts:

@@ -246,6 +246,8 @@ def _rules(a):
 
 def cmd_transferable(a):
     "hpt transferable"
+    import inspect
+
     seeds = seeds_of(a.seeds)
     from hpt_nb.planning import plan_transferable
     from hpt_nb.prompt_worth import summary
@@ -265,7 +267,8 @@ def cmd_transferable(a):
         against=a.against or (),
         start=a.start,
     )
-    settings = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, holdout_n=a.holdout) | settings_of(a.set)
+    given = settings_of(a.set, inspect.signature(transferable).parameters)
+    settings = dict(steps=a.steps, batch=a.batch, n_tokens=a.tokens, holdout_n=a.holdout) | given
     if a.dry_run:
         return say(plan_transferable(a.task, a.models, a.target or (), **what, **settings))
     got = transferable(

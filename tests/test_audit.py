@@ -11,9 +11,12 @@ import pytest
 from hpt_nb.auditing import audit
 from hpt_nb.cli import main
 from hpt_nb.models import load_lm
+from hpt_nb.labelling import compare_labels
+from hpt_nb.practice import transferable
 from hpt_nb.prompts import Prompt
 from hpt_nb.scoring import label_logprobs
-from hpt_nb.tasks import load_task
+from hpt_nb.store import InputError
+from hpt_nb.tasks import Task, load_task
 from forked import run as run_copy
 from tiny_run import make_place
 
@@ -40,8 +43,17 @@ def place(tmp_path_factory):
     task, lm = load_task("mine.toml"), load_lm("./one")
     Prompt.of(" the good film", task, lm).save("kept.json")
     body = json.loads(Path("kept.json").read_text())
-    body["task"]["classes"] = ["one", "two", "three"]
-    Path("classes.json").write_text(json.dumps(body))
+    edits = dict(
+        classes=dict(task=body["task"] | dict(classes=["one", "two", "three"])),
+        alike=dict(task=body["task"] | dict(classes=["one", "one"])),
+        place=dict(task=body["task"] | dict(prompt_at="above")),
+        length=dict(task=body["task"] | dict(max_text_tokens=-1)),
+        words=dict(calibration={"one": body["calibration"]["one"] | dict(means=["a", "b"])}),
+        nan=dict(calibration={"one": body["calibration"]["one"] | dict(means=[float("nan"), 0.0])}),
+        none=dict(prompt=None),
+    )
+    for name, edit in edits.items():
+        Path(f"{name}.json").write_text(json.dumps(body | edit))
     yield d
     os.chdir(old)
 
@@ -248,6 +260,26 @@ def test_eval_says_when_one_class_takes_nearly_all(place, capsys):
             "exclude each other",
         ),
         (["export", "new.json", "--to", "python", "--out", "x.py"], "a prompt of version 9"),
+        (
+            ["predict", "texts.csv", "--prompt-file", "kept.json", "--model", "./one", "--text", "body"]
+            + ["--out", "texts.csv"],
+            "--out texts.csv: that is the table itself",
+        ),
+        *(
+            (
+                ["predict", "texts.csv", "--prompt-file", f"{name}.json", "--model", "./one", "--text", "body"]
+                + ["--calibrated", "--out", "x.csv"],
+                f"{name}.json: {says}",
+            )
+            for name, says in dict(
+                alike="two classes are called 'one'",
+                place="prompt_at is 'above'; need before",
+                length="max_text_tokens is -1",
+                words="the calibration constants for one are ['a', 'b']",
+                nan="the calibration constants for one are [nan, 0.0]",
+                none="its prompt is None",
+            ).items()
+        ),
     ],
     ids=lambda v: v if isinstance(v, str) else None,
 )
@@ -268,3 +300,50 @@ def test_empty_texts_are_passed_over_on_request(place, capsys):
 def test_loaded_models_are_taken_as_they_are(place):
     task, lm = load_task("mine.toml"), load_lm("./one")
     assert audit(task, lm, " so")["scores"] == audit("mine.toml", ["./one"], [" so"])["scores"]
+
+
+def test_a_long_audit_is_seen_to_move(place):
+    "The bar moves many times a prompt, by no more texts than a short pass holds, and reaches its end."
+    texts = [f"a {'great' if k % 2 else 'bad'} film, number {k}" for k in range(600)]
+    table = pd.DataFrame(dict(text=texts, label=["bad", "great"] * 300))
+    task, moves = Task.from_pandas(table, words={"bad": " bad", "great": " great"}), []
+    found = audit(task, [load_lm("./one")], " so", on_score=moves.append)
+    a_prompt = found["n"] + found["unlabelled"]["n"] + len(found["content_free"])
+    assert sum(moves) == 2 * a_prompt
+    assert max(moves) <= a_prompt / 4
+
+
+ONE = "./one"
+
+
+@pytest.mark.parametrize(
+    "call, says",
+    [
+        (lambda task, kept: audit(task, ONE, 3), "prompts=3; need a prompt's text, a list of them"),
+        (lambda task, kept: audit(task, ONE, {"mine": None}), "prompt 'mine' is None; need a prompt's text"),
+        (lambda task, kept: audit(task, None), "models=None; need a list"),
+        (lambda task, kept: audit(None, ONE), "task is a NoneType; need a Task, a task's name or the path of its file"),
+        (lambda task, kept: audit(pd.DataFrame(), ONE), "Task.from_pandas makes a task of a table"),
+        (lambda task, kept: compare_labels(task, 3), "models=3; need a list"),
+        (lambda task, kept: compare_labels(task, ONE, [3]), "label words 3; need a list of words, or a text"),
+        (lambda task, kept: transferable(pd.DataFrame(), [ONE, "./two"], out="x.d"), "Task.from_pandas makes"),
+        (lambda task, kept: transferable(task, ONE, out="x.d"), "models='./one'; need a list"),
+        (lambda task, kept: transferable(task, [ONE, "./two"], out="x.d", rules="a"), "rules='a'; need a TokenRules"),
+        (lambda task, kept: kept.classify(ONE, pd.DataFrame(dict(text=["a", "b"]))), "texts are a DataFrame; need"),
+        (lambda task, kept: kept.classify(ONE, {"a", "b"}), "texts are a set; need a string, or a list"),
+        (lambda task, kept: kept.classify(ONE, None), "texts are a NoneType; need a string"),
+        (lambda task, kept: Prompt.of([1.5], task, ONE), "prompt [1.5]; need a text, or a list of ids"),
+        (lambda task, kept: Prompt.of(" a", task, None), "models=None; need a list"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_is_no_such_thing_is_one_line(place, call, says):
+    "Nothing of the wrong kind is a traceback, and nothing is taken for something else."
+    with pytest.raises(InputError) as e:
+        call(load_task("mine.toml"), Prompt.load("kept.json"))
+    assert says in str(e.value) and "\n" not in str(e.value) and not Path("x.d").exists()
+
+
+def test_one_text_to_calibrate_on_is_one_text(place):
+    "A text was taken letter by letter."
+    assert Prompt.load("kept.json").calibrate(ONE, "a good film").calibration["one"]["texts"] == 1

@@ -157,6 +157,26 @@ def test_from_a_prompt_of_ones_own(place, capsys):
     assert kept.classify("./one", ["a good film"], calibrated=True)["class"][0] in ("bad", "great")
 
 
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (["--start", "  "], "start ' ': no part of it is one token in each of one and two"),
+        (["--start", " the good film", "--set", "fresh_n=1000"], "ask for 1048 texts a round, and there are 32"),
+        (["--start", " the good film", "--set", "fresh_n=1000", "--dry-run"], "ask for 1048 texts a round"),
+        (["--deny", ".*"], "tokens is left by deny"),
+        (["--set", "start= so"], "--set start= so: that is no setting of a method"),
+        (["--set", "out=b"], "the command has an option of its own for it"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_a_search_that_cannot_begin_leaves_nothing(place, more, says, capsys):
+    "It is refused before the models' vocabularies are compared, which takes minutes, and no folder is made."
+    argv = ["transferable", "--task", "mine.toml", "--models", "./one", "./two", "--k", "8", "--quiet", "--out", "no"]
+    assert main([*argv, *more]) == 2
+    said = capsys.readouterr()
+    assert says in said.err and said.err.count("\n") == 1 and said.out == "" and not Path("no").exists()
+
+
 def test_loaded_models_in_transferable(place, caplog):
     "Loaded models as well as names, and lists of tokens; a finished call knows itself, whatever its lists."
     from hpt_nb.models import load_lm
@@ -196,6 +216,7 @@ def test_bad_data_is_one_line(place):
         (LABELS, dict(random_state=np.random.RandomState(0)), "random_state="),
         (LABELS, dict(calibrate="no"), "calibrate='no'"),
         (LABELS, dict(label_words=[" pos", " neg"]), "own names in another order"),
+        (None, {}, "labels are None; need a list"),
     ],
     ids=lambda v: str(v)[:40],
 )

@@ -258,6 +258,37 @@ def test_parquet_columns_of_other_kinds(tmp_path, column, says):
 # ---- labels ----
 
 
+def in_memory(labels, **how):
+    return Task.from_lists([f"text {i}" for i in range(len(labels))], labels, **how)
+
+
+def test_true_and_false_are_classes_where_they_are_named():
+    "A column of true and false is read by the names of the classes, never as 1 and 0."
+    for words in ({True: " great", False: " bad"}, None):
+        task = in_memory([True, False] * 15, words=words)
+        first = task.info["classes"].index("True")
+        assert {y for s in (task.train, task.validation) for t, y in zip(s.texts, s.labels) if int(t[5:]) % 2 == 0} == {
+            first
+        }
+    assert "true or false, neither" in refused(lambda: in_memory([True, False] * 15, words=[" bad", " great"]))
+
+
+@pytest.mark.parametrize(
+    "labels, how, says",
+    [
+        ([0, 1] * 15, dict(words={" bad", " great"}), "need a list of label words, one for each class, in order"),
+        (["a", "b"] * 15, dict(classes={"a", "b"}), "classes is {"),
+        (["a", "b"] * 15, dict(classes="ab"), "classes is 'ab'"),
+        ([["a"], ["b"]] * 15, {}, "has no label that is a word or a number"),
+        ([["a"], "b", "c"] * 10, {}, "(a list, neither a word nor a number)"),
+    ],
+    ids=lambda v: str(v)[:30],
+)
+def test_labels_without_an_order_or_a_name(labels, how, says):
+    "A set of label words would give each class a word by chance."
+    assert says in refused(lambda: in_memory(labels, **how))
+
+
 @pytest.mark.parametrize(
     "classes, column, want",
     [
