@@ -55,6 +55,7 @@ class EffectsStudy:
     seed: int = 0
     split: str = "validation"
     dtype: str = "bfloat16"  # of the scoring; J is of the float32 embeddings
+    words: bool = True  # are the words' frequencies kept? They are of a package that not everybody has
 
     def __post_init__(self):
         check_fields(self, seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000), h=dict(least=0))
@@ -71,7 +72,12 @@ class EffectsStudy:
 
 SMALL = EffectsStudy(parts=FEW, ks=(16,), h=1024, repeats=2)
 OFFLINE = EffectsStudy(  # what `make report` has time for
-    ("smollm2-135m", "gemma-3-270m"), (Part("movie_snippets", "shift", 240, 6),), ks=(64,), h=0, dtype="float32"
+    ("smollm2-135m", "gemma-3-270m"),
+    (Part("movie_snippets", "shift", 240, 6),),
+    ks=(64,),
+    h=0,
+    dtype="float32",
+    words=False,
 )
 
 
@@ -104,6 +110,7 @@ def _of_run(store: Store, lms: list, k: int):
 def study_tokens(store: Store, study: EffectsStudy, lms: list) -> dict:
     "The tokens: texts, ids in each model, Zipf frequencies, J of all models; from the store, or drawn and kept."
     config = dict(study="effects", **_names(lms), tokens=study.tokens, k=study.k, seed=study.seed)
+    config |= {} if study.words else dict(words=False)
     found = store.get("effect_tokens", config)
     if found is not None:
         return found
@@ -114,7 +121,7 @@ def study_tokens(store: Store, study: EffectsStudy, lms: list) -> dict:
         tokens=chosen.tokens,
         ids={lm.name: ids_in(chosen, lm).tolist() for lm in lms},
         common=len(vocab),
-        zipf=[word_zipf(t) for t in chosen.tokens],
+        zipf=[word_zipf(t) if study.words else None for t in chosen.tokens],
         J=[round(x, 6) for x in chosen.J.tolist()],
     )
     _keep(store, "effect_tokens", config, found, study, began, lms[0].device)
