@@ -1,4 +1,5 @@
-# make report   the main job on the embedded default: two small models, two tasks -> report/index.html
+# make report   the main job on the embedded default: two small models, two tasks, five seeds, single tokens
+#               -> report/index.html; at most 12 minutes on two cores
 # make test     everything that must hold; .ci/run calls it
 # make test-all the same, and what takes minutes more and rarely breaks (marker slow): every causal architecture, Ray, ...
 # make setup    .venv alone (the others call it); made again only when settings.ini, setup.py or constraints.txt change
@@ -30,6 +31,7 @@ $(VENV)/.ready: settings.ini setup.py constraints.txt
 report: setup
 	@$(BIN)/python -c 'import wordfreq' 2>/dev/null || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,readability]' || echo "The page will say nothing of real words."
 	$(BIN)/hpt run offline --out runs/offline
+	$(BIN)/hpt study effects --offline --out runs/offline
 	$(BIN)/hpt explore runs/offline --effects results/study-effects.pack --page index.html --out report/explorer.html
 	$(BIN)/hpt report runs/offline --out report
 	@echo "The report is at report/index.html"

@@ -15,7 +15,7 @@ from .registry import REGISTRY
 from .presets import Preset
 from .cells import CARRY_LOOKS, CARRY_TEXTS
 from .sizes import model_size
-from .plan import Part, Pass, Unit, moments_of, tuned_prompts, walk
+from .plan import Part, Pass, Unit, moments_of, stripped, tuned_prompts, walk
 
 # %% ../nbs/13o_cost.ipynb #ea58c8b3
 CLASSES = {"sst2": 2, "ag_news": 4}
@@ -93,6 +93,12 @@ def _prompts_of(preset: Preset, part: Part) -> tuple:
     return n, same, soft
 
 
+def _left_out_tokens(preset: Preset, part: Part, texts: _Texts) -> float:
+    "Tokens of the texts that are scored under prompts with each token left out."
+    n, tokens = preset.strip_texts(part.task) or texts.n, preset.tuning_for(part.task).n_tokens
+    return len(stripped(preset, part)) * (1 + tokens) * n * texts.scored
+
+
 def _score_piece(preset: Preset, part: Part, target: str, texts: _Texts, after: list) -> dict:
     "What the scores of a part's prompts on one model cost."
     source, (n, same, soft) = part.source, _prompts_of(preset, part)
@@ -101,6 +107,8 @@ def _score_piece(preset: Preset, part: Part, target: str, texts: _Texts, after: 
         soft = 0
     again = 0.5 * (n - same) if own else 0
     forward = (n + again + soft) * texts.all_scored(preset, part.task)
+    if own:
+        forward += _left_out_tokens(preset, part, texts)
     if not own:  # candidates for the target, judged on its holdout texts
         forward += soft * CARRY_LOOKS * min(CARRY_TEXTS, texts.held) * texts.train
     return dict(
@@ -148,6 +156,9 @@ def weight(preset: Preset, tasks: dict, unit: Unit) -> float:
         return _AS_TEXT if unit.kind == "vocab" else 0.0
     task = tasks[unit.task]
     tok = _tokens(task, task.train.texts)
+    if unit.kind == "strip":
+        tokens, n = preset.tuning_for(unit.task).n_tokens, preset.strip_texts(unit.task) or len(task.validation)
+        return 4 * len(unit.pieces) * (1 + tokens) * tok * n
     if unit.kind == "score":
         each = 4 if unit.target == unit.source else 5
         return each * len(unit.pieces) * tok * ((preset.n_for(unit.task) or len(task.validation)) + preset.holdout)

@@ -13,6 +13,7 @@ import pandas as pd
 from .base import InputError, visible
 from .folders import Store
 from .palette import BLUE, FAINT, LINES, SKY, WORDS, row_color, row_label, row_order
+from .glyphs import drawn_text
 from .intervals import undecided
 from .frames import fields_of
 
@@ -150,7 +151,7 @@ def _neighbor_lines(one: pd.DataFrame, ax, most: int):
     for r in one[one.place <= most].itertuples():
         x, side = (-0.03, "right") if r.model == left else (1.03, "left")
         color = row_color("Ours") if r.shared else WORDS
-        ax.text(x, r.place, token_shown(r.neighbor), ha=side, va="center", fontsize=9, color=color)
+        ax.text(x, r.place, drawn_text(token_shown(r.neighbor)), ha=side, va="center", fontsize=9, color=color)
         if r.model == left and r.neighbor in at[right]:
             ax.plot([0, 1], [r.place, at[right][r.neighbor]], lw=1.4, color=row_color("Ours"), alpha=0.7)
 
@@ -164,10 +165,8 @@ def plot_neighbors(
     ax, (left, right), first = axes_of(ax), one.models.iloc[0], one.iloc[0]
     _neighbor_lines(one, ax, most)
     shared = one[one.model == left].shared.sum()
-    ax.set_title(
-        f"{first.what}: {token_shown(first.token)}, J = {first.J:.2f}\n{shared} of {first.k} nearest are shared",
-        fontsize=10,
-    )
+    token, of = drawn_text(token_shown(first.token)), f"{shared} of {first.k} nearest are shared"
+    ax.set_title(f"{first.what}: {token}, J = {first.J:.2f}\n{of}", fontsize=10)
     for x, m, side in ((0, left, "right"), (1, right, "left")):
         ax.text(x, 0, m, ha=side, va="center", fontsize=8, style="italic")
     ax.set(xlim=(-0.9, 1.9), ylim=(most + 0.7, -0.7))

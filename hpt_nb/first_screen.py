@@ -45,7 +45,7 @@ def _one_said(r) -> str:
     side = "above" if round(r.points, 1) > 0 else "below" if round(r.points, 1) < 0 else "from"
     ends = "" if math.isnan(r.low) else f" (95 % interval {signed(r.low)} to {signed(r.high)})"
     change = f" ({r.variant})" if r.variant else ""
-    return f"{row_name(r.row)}{change} is {abs(r.points):.1f} points {side} {base}{ends}: {_sure(r)}."
+    return f"{row_name(r.row)}{change} is {abs(r.points):.1f} points of accuracy {side} {base}{ends}: {_sure(r)}."
 
 
 def _seen(lines: list) -> str:
@@ -62,7 +62,7 @@ def _several_said(lines: list) -> str:
     base = "Baseline" if lines[0].versus == "PEZ" else row_name(lines[0].versus)
     each = "; ".join(f"{row_name(r.row)}{f', {r.variant},' if r.variant else ''} {interval_said(r)}" for r in lines)
     sure = sum(r.low > 0 or r.high < 0 for r in lines)
-    return f"points above {base}, with 95 % intervals: {each}. The sign is sure in {sure} of {len(lines)}."
+    return f"points of accuracy above {base}, with 95 % intervals: {each}. The sign is sure in {sure} of {len(lines)}."
 
 
 def verdict_said(d: pd.DataFrame) -> str:
@@ -70,7 +70,9 @@ def verdict_said(d: pd.DataFrame) -> str:
     lines = _chosen(d)
     if not lines:
         return "No tuned prompt was compared with another on a common target."
-    where = "models that helped to make the prompts" if lines[0].part else "models that took no part"
+    where = (
+        "models that helped to make the prompts" if lines[0].part else "models that took no part in making the prompts"
+    )
     said = _one_said(lines[0]) if len(lines) == 1 else _several_said(lines)
     return f"On {where}: {said} {_seen(lines)}".strip()
 

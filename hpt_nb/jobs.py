@@ -23,6 +23,7 @@ from .vocabularies import scored_vocab
 from .plan import Unit
 from .tuned import tune_pass, untuned
 from .scores import Scoring, memo_key, read_prompt, score_prompt, score_vectors
+from .left_out import score_left_out
 
 # %% ../nbs/13q_jobs.ipynb #4bc71bd2
 def note_failed(store: Store, unit: Unit, reason, pieces=None):
@@ -218,6 +219,18 @@ class Job:
         prompts = {prompt_key(p): p for made in inputs for p in made or ()}
         todo = [p for p in unit.pieces if not failed(*p)]
         self.scorer.score(unit, self.tasks[unit.task], prompts, todo, at)
+        return []
+
+    def _strip(self, unit, inputs, at, failed) -> list:
+        prompts = {prompt_key(p): p for made in inputs for p in made or ()}
+        lm, task = self.models(unit.source, self.preset.scoring_dtype), self.tasks[unit.task]
+        n = self.preset.strip_texts(unit.task) or len(task.validation)
+        for i, (_, part) in enumerate(unit.pieces):
+            prompt = prompts.get(prompt_key(part))
+            if prompt is None:
+                raise InputError(f"its prompt was not made: {self._why(part) or f'{unit.source} could not be loaded'}")
+            score_left_out(self.store, task, n, prompt, lm)
+            at((i + 1) / len(unit.pieces))
         return []
 
     def _why(self, part) -> str | None:

@@ -9,12 +9,12 @@ __all__ = ['OPEN', 'OPEN_PARTS', 'shown', 'asset', 'render', 'fragment', 'paragr
 # %% ../nbs/15l_page.ipynb #c71e17aa
 import io
 import re
-import warnings
 from base64 import b64encode
 from functools import cache
 from html import escape
 import pandas as pd
 from .base import visible
+from .glyphs import point_out
 
 # %% ../nbs/15l_page.ipynb #e5c410cb
 def shown(value) -> str:
@@ -128,18 +128,6 @@ def table_html(
     return fragment("table", title=title, head=list(table.columns), rows=rows, over=above)
 
 # %% ../nbs/15l_page.ipynb #b0efd880
-def _lacks_glyphs(fig) -> bool:
-    "Does a text of the figure hold a character that its font does not draw?"
-    from matplotlib.font_manager import findfont, get_font
-    from matplotlib.text import Text
-
-    for text in fig.findobj(Text):
-        font = get_font(findfont(text.get_fontproperties())) if text.get_text() else None
-        if any(not font.get_char_index(ord(c)) for c in text.get_text() if c != "\n"):
-            return True
-    return False
-
-
 def _common(draws: list) -> dict:
     "The limits that hold what all panels show."
     from matplotlib.figure import Figure
@@ -172,11 +160,9 @@ def _svg(draw, height: float, width: float, limits: dict) -> str:
 
     out = io.BytesIO()
     plain = {"svg.hashsalt": "hpt_nb", "svg.fonttype": "path", "text.parse_math": False}  # a dollar sign is no formula
-    with warnings.catch_warnings(), matplotlib.rc_context(plain):
+    with matplotlib.rc_context(plain):
         fig = _drawn(draw, height, width, limits)
-        if _lacks_glyphs(fig):  # each of them would be drawn as the same box
-            matplotlib.rcParams["svg.fonttype"] = "none"
-            warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        point_out(fig)
         FigureCanvasSVG(fig).print_svg(out, metadata={"Date": None})  # savefig would draw each figure twice
     return b64encode(out.getvalue()).decode()
 

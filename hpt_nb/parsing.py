@@ -6,7 +6,7 @@
 __all__ = ['parse_preset', 'presets', 'load_preset']
 
 # %% ../nbs/13f_parsing.ipynb #e06f75d8
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
 from .methods import fact
@@ -23,6 +23,7 @@ from hpt_nb.entries import (
     different_steps,
     different_texts,
     only_known,
+    strips_table,
     tokens_table,
     truth,
     typed,
@@ -38,7 +39,7 @@ except ModuleNotFoundError:
 # %% ../nbs/13f_parsing.ipynb #0c42c11c
 _TEXTS = {"name", "about", "format", "tracker"}
 _LISTS = {"tasks", "rows", "seeds", "methods", "method", "source"}
-_TABLES = {"bos", "vocab", "tuning", "scoring", "task", "vary", "row", "manual", "tokens"}
+_TABLES = {"bos", "vocab", "tuning", "scoring", "task", "vary", "row", "manual", "tokens", "strips"}
 
 
 def _check_document(doc: dict, where: str):
@@ -296,6 +297,7 @@ def parse_preset(
         arms=arm_tables(doc.get("row", {}), rows, seeds, models, methods, where),
         **{k: doc[k] for k in ("format", "step0", "tracker") if k in doc},
     )
+    preset = replace(preset, strips=strips_table(doc.get("strips", {}), preset.tuned_rows, f"{where}: [strips]"))
     _check_preset(preset, where)
     return preset
 

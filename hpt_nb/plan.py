@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['passes', 'run_rows', 'starts_drawn', 'untuned_rows', 'Pass', 'Part', 'shares', 'walk', 'tuned_prompts', 'moments_of',
-           'scored_models', 'asked_scores', 'Unit', 'plan_units']
+           'stripped', 'scored_models', 'asked_scores', 'Unit', 'plan_units']
 
 # %% ../nbs/13k_plan.ipynb #66d036f2
 from dataclasses import dataclass, replace
@@ -133,6 +133,19 @@ def moments_of(preset: Preset, task: str, runs) -> list:
     return out
 
 
+def stripped(preset: Preset, part: Part) -> list:
+    """What tells those prompts of a part from others whose tokens are left out one by one: of each row that the preset
+    names, those of its first seed at the end of the tuning. Vectors have no tokens."""
+    out = []
+    for each in part.passes:
+        if fact(each.first[0], "vectors"):
+            continue
+        runs = [run for run in each.runs if run[3] == preset.strip_seed(part.task, run[1])]
+        last = preset.budgets_for(part.task, *each.first)[-1]
+        out += [p for p in tuned_prompts(preset, part.task, runs) if p["steps"] == last]
+    return out
+
+
 def scored_models(preset: Preset, task: str) -> list:
     "The models that a task's prompts are scored on."
     mine = preset.sources_for(task)
@@ -154,7 +167,8 @@ def asked_scores(source: Source, method=None) -> list:
 class Unit:
     "A part of a run that is done as a whole, by whichever process: plain data."
 
-    kind: str  # "draw": untuned prompts; "vocab": a scored vocabulary; "tune": a pass; "score": prompts on one model
+    # "draw": untuned prompts; "vocab": a scored vocabulary; "tune": a pass; "score": prompts on one model;
+    kind: str  # "strip": prompts on their own model, with each token left out
     source: str  # models and tasks as the preset names them
     target: str = ""  # the other model of a vocabulary; the model that scores
     task: str = ""
@@ -183,6 +197,8 @@ class Unit:
             return f"comparing {self.source} and {self.target}"
         if self.kind == "score":
             return f"scoring {self.task} prompts of {self.source} on {self.target}"
+        if self.kind == "strip":
+            return f"leaving out each token of {self.task} prompts of {self.source}"
         by = "" if fact(self.methods[0], "tuning") == "all" else f" by {', '.join(self.methods)}"
         return f"tuning {self.source} on {self.task}{by}"
 
@@ -260,6 +276,22 @@ class _Planner:
             pieces=tuple(("eval", c) for c in cells),
         )
 
+    def strip(self, part: Part, task_name: str, makers: list):
+        "The prompts of a part that are scored with each token left out, if there are any."
+        model = part.source.model
+        base = dict(task=task_name, source=self.models.name_of(model))
+        prompts = [base | p for p in self.named(stripped(self.preset, part))]
+        if prompts:
+            self.add(
+                ("strip", model, part.task, part.share),
+                kind="strip",
+                source=model,
+                target=model,
+                task=part.task,
+                after=tuple(makers),
+                pieces=tuple(("left_out", p) for p in prompts),
+            )
+
 
 def plan_units(
     preset: Preset,
@@ -277,4 +309,6 @@ def plan_units(
         for target in scored_models(preset, name):
             for part, makers, prompts in made:
                 plan.score(part, target, makers, prompts)
+        for part, makers, _ in made:
+            plan.strip(part, task.name, makers)
     return plan.units

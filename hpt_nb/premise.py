@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BANDS', 'EXACT', 'PAIR_COLORS', 'fifths', 'bands', 'agreement_table', 'contrast', 'answer', 'grouping', 'by_fifths',
-           'overall', 'within', 'by_variant', 'plot_fifths', 'PARTS', 'FEW', 'SMALL', 'Part', 'EffectsStudy', 'rows_of',
-           'study_tokens', 'study_agreement', 'score_tokens', 'run_effects', 'SPLITS', 'DRAWS', 'LEAST', 'Tokens',
-           'Measured', 'measured', 'read_tokens', 'read_effects', 'token_draws', 'means_of', 'covariance', 'ratio',
-           'correlation_of', 'own_variance', 'agreement_of']
+           'overall', 'within', 'by_variant', 'plot_fifths', 'PARTS', 'FEW', 'SMALL', 'OFFLINE', 'Part', 'EffectsStudy',
+           'rows_of', 'study_tokens', 'study_agreement', 'score_tokens', 'run_effects', 'SPLITS', 'DRAWS', 'LEAST',
+           'Tokens', 'Measured', 'measured', 'read_tokens', 'read_effects', 'token_draws', 'means_of', 'covariance',
+           'ratio', 'correlation_of', 'own_variance', 'agreement_of']
 
 # %% ../nbs/14e_premise.ipynb #94e51003
 from itertools import combinations
@@ -15,7 +15,7 @@ import numpy as np
 from .base import InputError
 from .strata import DRAWS, interval_of
 from .agreement import Tokens, agreement_of, token_draws
-from .effects_study import FEW, PARTS, SMALL, EffectsStudy, Part, rows_of, run_effects  # noqa: F401
+from .effects_study import FEW, OFFLINE, PARTS, SMALL, EffectsStudy, Part, rows_of, run_effects  # noqa: F401
 from .effects_study import score_tokens, study_agreement, study_tokens  # noqa: F401
 from .agreement import LEAST, SPLITS, Measured, correlation_of, covariance, means_of, measured  # noqa: F401
 from .agreement import own_variance, ratio, read_effects, read_tokens  # noqa: F401
@@ -25,6 +25,7 @@ _all_ = [
     "PARTS",
     "FEW",
     "SMALL",
+    "OFFLINE",
     "Part",
     "EffectsStudy",
     "rows_of",

@@ -43,6 +43,7 @@ from .reading_tables import readings_frame, stability_maps
 from .first_screen import calibrated_said, first_screen
 from .effects_section import effects_first, effects_section
 from .rivals import rivals_section
+from .strips import left_out_costs
 from .task_sections import overview_section, steps_section, task_section
 from .run_sections import levels_section, methods_section, reading_section, stability_section, study_section
 
@@ -195,12 +196,13 @@ def _results_sections(
     store: Store, df: pd.DataFrame, d: pd.DataFrame, tunes: pd.DataFrame, maps: dict, moments
 ) -> list:
     "(heading, html) of what came out. `d`: from `forest_frame`; `moments`: from `parted`."
+    costs = left_out_costs(store)
     found = [("Every comparison", overview_section(df, d))] if len(d) else []
     if rivals := rivals_section(store):
         found.append(("Beside no prompt and hand-written ones", rivals))
     for task, source, name, part in each_variant(df):
         title = f"{task}, tuned on {source}{f': {name}' if name else ''}"
-        found.append((title, task_section(part, tunes_of(tunes, part), task, source, maps)))
+        found.append((title, task_section(part, tunes_of(tunes, part), task, source, maps, costs)))
     if arms(df):
         changed = wrapped(table_html(arms_text(df), "Rows with changed settings"))
         found.append(("Rows with changed settings", paragraph(arms_said(df), _ARMS) + changed))

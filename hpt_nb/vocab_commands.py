@@ -184,11 +184,13 @@ def cmd_study(a):
     "hpt study"
     from dataclasses import replace
 
+    if a.offline and (a.small or a.study != "effects"):
+        raise InputError("--offline goes with hpt study effects, and without --small; leave one out")
     if a.study == "effects":
-        from hpt_nb.effects_study import SMALL, EffectsStudy as Study, run_effects as run
+        from hpt_nb.effects_study import OFFLINE, SMALL, EffectsStudy as Study, run_effects as run
     else:
         from hpt_nb.strata_study import SMALL, StrataStudy as Study, run_strata as run
-    study = SMALL if a.small else Study()
+    study = OFFLINE if a.offline else SMALL if a.small else Study()
     if a.dtype:
         study = replace(study, dtype=a.dtype)
     store = run(a.out, study, a.data, a.device, a.prepare, progress=not a.quiet)

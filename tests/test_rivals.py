@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from hpt_nb.arrays import decode_logp
 from hpt_nb.calibration import calibrated_accuracy
 from hpt_nb.cli import main
+from hpt_nb.rivals import rivals_text
 from hpt_nb.store import Store
 from tiny_run import PRESET, make_place
 
@@ -49,6 +51,16 @@ def test_they_are_taken_along_and_shown(place, capsys, plain_pages):
     assert main([*argv, *against]) == 0  # nothing is computed twice, and it is said again
     assert {p: p.stat().st_mtime_ns for p in Path("run/cells").iterdir()} == before
     assert "Manual 2" in capsys.readouterr().out
+
+
+def test_a_score_that_checks_another_is_no_seed_more(place, tmp_path):
+    "Scores in a second number format check those of the table; counted as seeds they would weigh twice."
+    shutil.copytree("run", tmp_path / "run")
+    store = Store(tmp_path / "run")
+    before = rivals_text(store)
+    for c in [c for c in store.cells("eval") if c["config"]["row"] == "Ours" and c["config"]["seed"] == 0]:
+        store.put("eval", c["config"] | {"dtype": "bfloat16"}, c["result"], c["meta"])
+    assert rivals_text(Store(tmp_path / "run")) == before
 
 
 def test_they_join_no_run_that_kept_nothing_to_calibrate_by(place, capsys):

@@ -13,11 +13,13 @@ import torch
 from hpt_nb import effects_study, premise, readability, strata, strata_study
 from hpt_nb.cli import main
 from hpt_nb.models import load_lm
+from hpt_nb.presets import VocabConfig
 from hpt_nb.premise import EffectsStudy, Part, read_effects, read_tokens, run_effects
 from hpt_nb.scoring import label_logprobs
 from hpt_nb.store import InputError, Store
 from hpt_nb.strata import STRATA, StrataStudy, read_strata, run_strata
 from hpt_nb.tasks import load_task
+from hpt_nb.vocabularies import stored_vocab
 from tiny import tiny_lm
 from tiny_run import make_place
 
@@ -220,6 +222,22 @@ def test_bad_input_is_refused_before_the_work(place, tmp_path, says, run):
     with pytest.raises(InputError, match=says):
         run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_small_study_beside_a_run_takes_its_vocabulary_and_needs_no_word_list(place, tmp_path, monkeypatch):
+    "As `make report` measures effects: the same tokens and numbers as alone, and nothing is compared twice."
+    few = dict(models=("./one", "./two"), parts=(Part("mine", "shift", 20, 8),), ks=(8,), k=8, h=0)
+    few = EffectsStudy(**few, dtype="float32", words=False)
+    monkeypatch.setitem(sys.modules, "wordfreq", None)
+    readability._frequency.cache_clear()
+    alone = run_effects(tmp_path / "alone", few, data=".", progress=False)
+    beside = Store(tmp_path / "beside")
+    stored_vocab(beside, [load_lm(f"./{n}", dtype="float32") for n in ("one", "two")], VocabConfig(k=8))
+    for name in ("stability", "stable_vocab"):
+        monkeypatch.setattr(effects_study, name, lambda *a, **kw: pytest.fail("compared again"))
+    run_effects(beside.path, few, data=".", progress=False)
+    for kind in ("effect_tokens", "effect_agreement", "effect"):
+        assert [c["result"] for c in beside.cells(kind)] == [c["result"] for c in alone.cells(kind)] != []
 
 
 def test_a_folder_without_the_study_is_refused(tmp_path):
