@@ -567,7 +567,7 @@ BESIDE = {  # what stands in a folder -> what is said of it, or how it is refuse
     "Mistral's own copy": (lambda d: shutil.copy(d / "model.safetensors", d / "consolidated.safetensors"), ""),
     "another class": (
         lambda d: restate(d, architectures=["Phi3ForCausalLM"]),
-        "names Phi3ForCausalLM, and its model_t",
+        "names Phi3ForCausalLM, but by its model_t",
     ),
     "a class of the user's": (lambda d: restate(d, architectures=["MyLM"]), ""),
     "a factor": (
