@@ -16,7 +16,7 @@ def encode_logp(
     logp_nc,  # (n, C) log-probabilities, at most 0
 ) -> str:
     "Log-probabilities as text: 16-bit floats, little-endian, row after row, in base64."
-    least = np.finfo(np.float16).min  # JSON and sums do better without an infinity
+    least = np.finfo(np.float16).min  # minus infinity would break later sums
     rounded = np.clip(np.asarray(logp_nc, np.float32), least, None).astype("<f2")
     return base64.b64encode(rounded.tobytes()).decode("ascii")
 
@@ -25,7 +25,7 @@ def decode_logp(
     text: str,  # of `encode_logp`
     n: int,  # texts
 ) -> np.ndarray:  # (n, C) float32
-    "The log-probabilities of n texts. `InputError` for what is no such text."
+    "The log-probabilities of n texts, decoded. `InputError` for text that `encode_logp` cannot have written."
     try:
         values = np.frombuffer(base64.b64decode(text, validate=True), "<f2")
     except (binascii.Error, ValueError, TypeError):
@@ -45,13 +45,13 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 def kept_labels(
     labels,  # n label numbers
     classes: int,  # label words of the task
-):  # str or list; either can be held against another place by place
-    "Label numbers as a result keeps them: a base-36 digit each, or a list where there are more classes than digits."
+):  # str or list; two of them can be compared place by place
+    "Label numbers as a result keeps them: one base-36 digit each, or a list if there are more than 36 classes."
     return "".join(_DIGITS[y] for y in labels) if classes <= len(_DIGITS) else [int(y) for y in labels]
 
 
 def label_numbers(
     kept,  # of `kept_labels`
 ) -> np.ndarray:  # (n,) int64
-    "The numbers again."
+    "The label numbers that `kept_labels` wrote."
     return np.array([int(d, 36) if isinstance(d, str) else d for d in kept], np.int64)

@@ -13,11 +13,11 @@ from .base import InputError
 from .lm import LM
 
 # %% ../nbs/05j_compiled.ipynb #c0a1d3e1
-PROGRAMS = 64  # shapes and uses of a layer that may each have one: with gradient or without, of one row or several, ...
+PROGRAMS = 64  # most programs for a layer: one for each shape and use (with or without gradient, one row or several)
 
 
 class _Share:
-    "One layer's part of a cache. It does not ask which layer calls, so the compiled layers are all alike."
+    "One layer's part of a cache. It does not use the layer's number, so all layers can share one program."
 
     def __init__(self, cache, i):
         layer = cache.layers[i] if i < len(cache.layers) else None
@@ -25,14 +25,14 @@ class _Share:
         self.keys, self.values = (layer.keys, layer.values) if self.found else (None, None)
 
     def update(self, keys, values, layer_idx=None, *args, **kw):
-        "What a model's attention calls: its keys and values (b, heads, t, width) with those before them."
+        "Add new keys and values (b, heads, t, width) and return them with the earlier ones; attention calls this."
         if self.keys is not None:
             keys, values = torch.cat([self.keys, keys], -2), torch.cat([self.values, values], -2)
         self.keys, self.values = keys, values
         return keys, values
 
     def give_back(self, cache, i):
-        "Put what the layer added where the cache's other users look for it."
+        "Put what the layer added back into the whole cache."
         if self.found:
             cache.layers[i].keys, cache.layers[i].values = self.keys, self.values
         else:
@@ -40,7 +40,7 @@ class _Share:
 
 # %% ../nbs/05j_compiled.ipynb #423f3d5f
 def _compiled_forward(layer, i: int, name: str, backend: str):
-    "A layer's forward, compiled, its share of the cache in the cache's place."
+    "A layer's forward function, compiled; it gets its share of the cache instead of the cache."
     fast = torch.compile(layer.forward, dynamic=True, fullgraph=True, backend=backend)
 
     def forward(*args, **kw):
@@ -64,7 +64,7 @@ def _compiled_forward(layer, i: int, name: str, backend: str):
 
 
 def _layers(model):
-    "The decoder's layers: the list of modules that is as long as the model is deep. None if there is no such list."
+    "The decoder's layers: the list of modules with as many entries as the model has layers. None if there is none."
     n = model.config.get_text_config().num_hidden_layers
     return next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n), None)
 
@@ -73,8 +73,8 @@ def compile_layers(
     lm: LM,
     backend: str = "inductor",  # of `torch.compile`
 ) -> LM:  # a copy that shares the weights; `uncompiled` is `lm`
-    """A copy of a model whose layers are compiled when they are first used. It rounds differently from `lm`.
-    `InputError` for a model that is spread over devices, or whose layers are not found."""
+    """A copy of a model whose layers are compiled when first used. It rounds differently from `lm`.
+    `InputError` for a model that is spread over several devices, or whose layers are not found."""
     if lm.uncompiled:
         return lm
     if len(set(getattr(lm.model, "hf_device_map", {}).values())) > 1:

@@ -15,11 +15,11 @@ from .objectives import OBJECTIVES
 INITS = ("labels", "names", "random")
 BOUNDS = dict(
     n_tokens=dict(most=10_000), batch=dict(most=10**6), clip=dict(above=0, infinite=True)
-)  # of settings that several methods have; no bound on the gradient is one too
+)  # bounds of settings that several methods have; the bound on the gradient may be infinite
 
 
 def check_start(cfg):
-    "`InputError` for a start or an objective that is not known."
+    "`InputError` for an unknown start or objective."
     if cfg.init not in INITS:
         raise InputError(
             f"init={cfg.init!r}; need {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}; "
@@ -32,7 +32,7 @@ def check_start(cfg):
 
 
 def check_known(cfg, known: dict):
-    "`InputError` where a setting is none of the values that `known` has for its name."
+    "`InputError` if a setting is not one of the values that `known` lists for its name."
     for name, values in known.items():
         if getattr(cfg, name) not in values:
             raise InputError(
@@ -41,11 +41,11 @@ def check_known(cfg, known: dict):
 
 # %% ../nbs/06a_configs.ipynb #06aa2f93
 def storable(value):
-    "A setting as JSON can hold it: no bound (infinity) is the word `inf`."
+    "A setting as JSON can hold it: infinity (no bound) becomes the word `inf`."
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 def facts(cfg) -> dict:
-    "What a configuration says of a result: its fields, but for those at the value that older results were made with."
+    "What identifies a result in a configuration: its fields, except those at the value of older results (`absent`)."
     absent = {f.name: f.metadata.get("absent", ...) for f in fields(cfg)}
     return {k: storable(v) for k, v in asdict(cfg).items() if absent[k] != v}

@@ -14,8 +14,8 @@ from .heads import LabelHead, headed, holders
 
 # %% ../nbs/05e_limits.ipynb #59c272bb
 def _stated(cfg) -> int | None:
-    """The most tokens that a model reads, as its configuration has it. Dynamic rotary frequencies are made to go beyond
-    what it was trained for."""
+    """The most tokens that a model reads, according to its configuration. Models with dynamic rotary frequencies are
+    made to read more than they were trained on."""
     stated, rope = getattr(cfg, "max_position_embeddings", None), getattr(cfg, "rope_parameters", None) or {}
     if stated and rope.get("rope_type") == "dynamic":
         return int(stated * max(1, rope.get("factor") or 1))
@@ -24,7 +24,7 @@ def _stated(cfg) -> int | None:
 # %% ../nbs/05e_limits.ipynb #a506df31
 @contextlib.contextmanager
 def _watched_tables():
-    "Inside, an id beyond its embedding's table is an IndexError; on a GPU it would end the process."
+    "While active, an id beyond an embedding's table raises IndexError; on a GPU it would end the process."
     real = torch.nn.functional.embedding
 
     def checked(input, weight, *args, **kw):
@@ -45,7 +45,7 @@ def _reads(lm: LM, n: int) -> bool:
     forget(lm.model)
     x_td = lm.embeddings[torch.arange(n, device=lm.embeddings.device) % lm.n_rows]
     own = lm.model.get_output_embeddings()
-    head = LabelHead(own, torch.tensor([0]))  # n logits of a large vocabulary may not fit
+    head = LabelHead(own, torch.tensor([0]))  # the logits of n tokens over a large vocabulary may not fit
     head.at = torch.tensor([0]), torch.tensor([n - 1])
     small = headed(lm.model, head) if holders(lm.model, own) else contextlib.nullcontext()
     try:
@@ -59,7 +59,7 @@ def _reads(lm: LM, n: int) -> bool:
 
 
 def most_tokens(lm: LM, longest: int) -> int | None:
-    "The most tokens that the model reads, as far as an input of `longest` tokens asks; None: enough."
+    "The most tokens that the model reads, if fewer than `longest`; None: `longest` tokens are no problem."
     stated = _stated(lm.model.config.get_text_config())
     if stated and longest > stated:
         return most_tokens(lm, stated) or stated

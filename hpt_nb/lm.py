@@ -23,7 +23,7 @@ from .tokens import TokenNames, name_tokens
 
 # %% ../nbs/01c_lm.ipynb #71eb0a01
 def _bos_ids(tokenizer, bos) -> list:
-    "Ids that the tokenizer puts before a text (`auto`), none (False), or its BOS token even if it does not (True)."
+    "Ids before a text: those the tokenizer puts there (`auto`), none (False), or its BOS token in any case (True)."
     if bos not in ("auto", True, False) or bos != "auto" and not isinstance(bos, bool):
         raise InputError(f"bos={bos!r}; need 'auto', True or False")
     if bos is False:
@@ -39,7 +39,7 @@ def _bos_ids(tokenizer, bos) -> list:
 
 # %% ../nbs/01c_lm.ipynb #5c0b1001
 def _rowless(lm, text: str, token: int) -> InputError:
-    "The error for a text that holds a token which the tokenizer knows and the model does not."
+    "The error for a text with a token that the tokenizer knows but the model does not."
     name = lm.tokenizer.convert_ids_to_tokens(token)
     at = max(0, text.find(str(name)) - 20)
     return InputError(
@@ -50,7 +50,7 @@ def _rowless(lm, text: str, token: int) -> InputError:
 
 
 def _check_whole(text: str):
-    "`InputError` for a text with half a character."
+    "`InputError` for a text that holds half a character (a lone surrogate)."
     try:
         text.encode()
     except UnicodeEncodeError as e:
@@ -60,7 +60,7 @@ def _check_whole(text: str):
         ) from None
 
 # %% ../nbs/01c_lm.ipynb #e2a2f93c
-ADDED = "<pad>"  # how an added row reads in a prompt's text
+ADDED = "<pad>"  # the text of an added row in a prompt
 
 
 class LM:
@@ -71,8 +71,8 @@ class LM:
         self.model, self.tokenizer, self.name = model.requires_grad_(False).eval(), tokenizer, name
         self.bos_ids, self._info, own = _bos_ids(tokenizer, bos), dict(info or {}), _bos_ids(tokenizer, "auto")
         if self.bos_ids != own:
-            self._info["bos"] = self.bos_ids  # another beginning than the tokenizer's own is part of what the model is
-        self.uncompiled = None  # of a compiled copy (`hpt_nb.scoring.compile_layers`): the LM that it was made from
+            self._info["bos"] = self.bos_ids  # differs from the tokenizer's own, so it is recorded with the model
+        self.uncompiled = None  # in a compiled copy (`hpt_nb.scoring.compile_layers`): the LM that it was made from
 
     def __repr__(self):
         return f"LM({self.name!r}, V={self.n_rows}, {str(self.dtype)[6:]}, {self.device})"
@@ -88,7 +88,7 @@ class LM:
 
     @property
     def device(self) -> torch.device:
-        "Where the input goes."
+        "The device for the model's input."
         return input_device(self._table)
 
     @property
@@ -97,8 +97,8 @@ class LM:
 
     @property
     def info(self) -> dict:
-        """Where the model came from: name, kind, sha256 or revision, or `memory`, a hash of the weights; licence where
-        known, dtype; `compiled` where it is; `bos`, the ids before a text, where they are not the tokenizer's own."""
+        """Where the model came from: name, kind, sha256 or revision, or `memory`, a hash of the weights; licence if
+        known, dtype; `compiled` if it is; `bos`, the ids before a text, if they differ from the tokenizer's own."""
         facts = dict(name=self.name, **self._info)
         if not identity(self._info):
             facts["memory"] = self._in_memory()
@@ -108,7 +108,7 @@ class LM:
         return facts
 
     def _in_memory(self) -> str | None:
-        "`memory_hash`, computed again only where a weight has been written to since."
+        "`memory_hash`, computed again only if a weight was changed since."
         model = (self.uncompiled or self).model
         key = len(self.tokenizer), tuple((id(p), None if p.is_inference() else p._version) for p in model.parameters())
         if self.__dict__.get("_memory", (None,))[0] != key:
@@ -117,7 +117,7 @@ class LM:
 
     @cached_property
     def kin(self) -> str | None:
-        "`kin_hash`: what copies of a model under other names share."
+        "`kin_hash`: the hash that copies of a model share, whatever their names."
         return kin_hash((self.uncompiled or self).model)
 
     @cached_property
@@ -131,7 +131,7 @@ class LM:
 
     @property
     def token_bytes(self) -> dict:
-        "{id: bytes} of the ordinary tokens: no specials, placeholders or padding rows. Ids may share their bytes."
+        "{id: bytes} of the ordinary tokens: no specials, placeholders or padding rows. Two ids may share their bytes."
         return self._names.text
 
     @property
@@ -145,9 +145,9 @@ class LM:
         return self._names.nameless
 
     def encode(self, text: str, control: bool = False) -> list:
-        """Ids of a text. Nothing is put before it. A special token's name in it is read as plain text where the
-        tokenizer can do that; with `control`, as the token.
-        `InputError` for half a character, and for a token for which the model has no row."""
+        """Ids of a text, with nothing put before it. A special token's name in the text is read as plain text if
+        the tokenizer can do that; with `control`, as the token.
+        `InputError` for half a character, and for a token without a row in the model."""
         _check_whole(text)
         read = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control, verbose=False)
         ids = list(read["input_ids"])
@@ -156,8 +156,8 @@ class LM:
         return ids
 
     def decode(self, ids: Iterable[int] | Tensor) -> str:
-        """Text of ids, letter for letter: specials keep their names, spaces are not tidied.
-        An added row (an id below 0) is `<pad>`."""
+        """Text of ids, letter for letter: specials keep their names, and spaces stay as they are.
+        An added row (an id below 0) becomes `<pad>`."""
         parts = groupby(map(int, ids), key=lambda i: i < 0)
         return "".join(ADDED * len(list(of)) if added else self._decode(of) for added, of in parts)
 
@@ -166,7 +166,7 @@ class LM:
 
     @property
     def takes_pad(self) -> bool:
-        "May a `<pad>` row be added? The tokenizer has none, and the table is a plain one."
+        "May a `<pad>` row be added? Yes if the tokenizer has no pad token and the embedding is a plain lookup."
         return self.tokenizer.pad_token is None and type(self.model.get_input_embeddings()) is nn.Embedding
 
     def vectors(self, ids: Sequence | Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class LM:
     def cast(self, dtype: str | torch.dtype) -> "LM":
         "A copy in another dtype, equal to loading the model in that dtype; not compiled."
         lm = copy.copy(self.uncompiled or self)
-        facts, _ = lm.info, lm.kin  # a copy is the same model: neither hash is taken anew
+        facts, _ = lm.info, lm.kin  # a copy is the same model: neither hash is computed again
         lm._info = {k: v for k, v in facts.items() if k not in ("name", "dtype", "compiled")}
         lm.model = cast_model(lm.model, as_dtype(dtype, self.device))
         lm.__dict__.pop("embeddings", None)
@@ -196,8 +196,8 @@ class LM:
         bos: str | bool = "auto",
         info: dict | None = None,
     ) -> "LM":
-        """An `LM` around a model that you hold already. It is frozen in place, and checked: `InputError` if it cannot
-        serve here (`check_causal`)."""
+        """An `LM` around a model that you have already loaded. It is frozen in place and checked: `InputError` if it
+        cannot be used here (`check_causal`)."""
         own_name = Path(getattr(model.config, "_name_or_path", "") or model.config.model_type).name
         lm = cls(model, tokenizer, name or own_name, bos, info or dict(kind="wrapped"))
         check_causal(lm)
@@ -208,7 +208,7 @@ def pad_row(
     lm: LM,
     seed: int,  # 0 or more
 ) -> Tensor:  # (d,) in the table's format
-    "The row that is added for `<pad>`. `InputError` where the tokenizer has one of its own, or the table is not plain."
+    "The row added for `<pad>`. `InputError` if the tokenizer has a pad token, or the embedding is no plain lookup."
     if not lm.takes_pad:
         raise InputError(
             f"{lm.name}: no <pad> row can be added; its tokenizer has {lm.tokenizer.pad_token!r}"
@@ -236,11 +236,11 @@ _CANNOT = (
 
 
 def _plain_ids(lm: LM) -> list:
-    "Three different tokens of plain text. `InputError` where the tokenizer has none, or more than the model has rows."
+    "Three different ids of plain text. `InputError` if the tokenizer has no tokens, or ids beyond the model's rows."
     own = set(lm.tokenizer.get_vocab().values()) - set(lm.tokenizer.added_tokens_decoder)
     if not own:
         raise InputError(f"{lm.name}: its tokenizer has no tokens; its files are missing or belong to another model")
-    top = max(own)  # a token added later may lack a row: nobody reads it
+    top = max(own)  # without tokens that were added later, which may lack a row
     if top >= lm.n_rows:
         raise InputError(
             f"{lm.name}: the tokenizer gives ids up to {top}, the model has {lm.n_rows} rows; "
@@ -256,7 +256,7 @@ def _plain_ids(lm: LM) -> list:
 
 
 def _both_logits(lm: LM, ids_bp: Tensor) -> tuple:
-    "Logits for ids, and for the rows of the same ids. `InputError` where the model takes one of them only."
+    "Logits for ids, and for the rows of the same ids. `InputError` if the model does not take both."
     try:
         by_id = lm.model(input_ids=ids_bp, use_cache=False).logits.float()
     except torch.cuda.OutOfMemoryError:
@@ -264,7 +264,7 @@ def _both_logits(lm: LM, ids_bp: Tensor) -> tuple:
     except _CANNOT as e:
         raise InputError(f"{lm.name}: does not read plain text ({reason_of(e)}); name a causal language model") from e
     rows = lm.model.get_input_embeddings()(ids_bp)
-    between = (rows + rows.flip(-2)) / 2  # vectors of no token, for models that look the token up
+    between = (rows + rows.flip(-2)) / 2  # not any token's vector: fails in a model that looks up the token of a vector
     try:
         by_row = lm.model(inputs_embeds=rows, use_cache=False).logits.float()
         lm.model(inputs_embeds=between, use_cache=False)
@@ -294,6 +294,6 @@ def check_causal(lm: LM):
         )
     if not near(by_id, by_row):
         raise InputError(
-            f"{lm.name}: reads token ids otherwise than their embeddings, so a prompt cannot be tuned on it; "
+            f"{lm.name}: reads token ids differently from their embeddings, so a prompt cannot be tuned on it; "
             "name another model"
         )

@@ -116,19 +116,19 @@ def check_k(k: int, m: int):
     if not isinstance(k, int) or isinstance(k, bool):
         whole("k", k)
     if not 1 <= k <= m:
-        raise InputError(f"k={k} neighbours asked of {m} anchors; need 1 <= k <= {m}")
+        raise InputError(f"k={k} neighbours requested from {m} anchors; need 1 <= k <= {m}")
 
 
 def check_embeddings(
-    embs,  # list of (c, d_i) float tensors, one a model
+    embs,  # list of (c, d_i) float tensors, one per model
     k: int,
-    h,  # anchors a sample, or None
+    h,  # anchors per sample, or None
     repeats: int,
     include_self: bool,
 ):
-    "Raise `InputError` for anything that has no stability; warn of zero rows."
+    "Raise `InputError` for input whose stability cannot be computed; warn of zero rows."
     if len(embs) < 2:
-        raise InputError(f"{len(embs)} embedding matrix given; stability compares two models or more")
+        raise InputError(f"{len(embs)} embedding matrix given; stability compares at least two models")
     for i, e in enumerate(embs):
         if e.ndim != 2 or not e.is_floating_point():
             raise InputError(
@@ -137,7 +137,7 @@ def check_embeddings(
             )
         if len(e) != len(embs[0]):
             raise InputError(
-                f"model {i} has {len(e)} rows and model 0 has {len(embs[0])}; need one row a common token in each"
+                f"model {i} has {len(e)} rows and model 0 has {len(embs[0])}; need one row per common token in each"
             )
     c = len(embs[0])
     if c == 0:
@@ -148,7 +148,7 @@ def check_embeddings(
         whole("h", h)  # None: all tokens
     m = min(c, h or c) - (not include_self)
     check_k(k, m)
-    whole("repeats", repeats, most=1000)  # the samples are drawn before the first is looked at
+    whole("repeats", repeats, most=1000)  # all samples are drawn before the first is used
     _check_values(embs)
 
 
@@ -172,8 +172,8 @@ def _check_values(embs):
 # %% ../nbs/04_neighbors.ipynb #a41e0bdc
 def samples(
     c: int,
-    h,  # anchors a sample; None, or c and more: all
-    repeats: int,  # samples (the paper's L); of all tokens there is one
+    h,  # anchors per sample; None, or c or more: all tokens
+    repeats: int,  # samples (the paper's L); with all tokens there is only one
     seed: int,
 ) -> list:  # of (h,) int64, ascending; [None] for all tokens
     "The anchors of each repetition."
@@ -184,8 +184,8 @@ def samples(
 
 # %% ../nbs/04_neighbors.ipynb #a623eb1f
 def neighbor_ids(
-    emb_cd: Tensor,  # (c, d) float, one row a common token
-    k: int = 64,  # neighbours a token
+    emb_cd: Tensor,  # (c, d) float, one row per common token
+    k: int = 64,  # neighbours per token
     anchors=None,  # (m,) int64 rows that may be neighbours, ascending; None: all
     include_self: bool = True,  # may a token be its own neighbour
     dtype=torch.float32,  # as for `stability`
@@ -206,13 +206,13 @@ def neighbor_ids(
 # %% ../nbs/04_neighbors.ipynb #69995714
 def stability(
     embs: list,  # N >= 2 tensors (c, d_i), float; row u of each is the same common token
-    k: int = 64,  # neighbours a token (the paper's K)
-    h: int | None = 8192,  # anchors a sample; None, or c and more: every token is an anchor, the exact score
+    k: int = 64,  # neighbours per token (the paper's K)
+    h: int | None = 8192,  # anchors per sample; None, or c or more: every token is an anchor, the exact score
     repeats: int = 5,  # samples (the paper's L)
     seed: int = 0,  # of the samples
-    include_self: bool = True,  # a token among the anchors is its own neighbour, as Eq. 4 has it
+    include_self: bool = True,  # is a token among the anchors its own neighbour, as in Eq. 4?
     dtype: Any = torch.float32,  # rank unit rows as rounded to this: float32 (reference), bfloat16, or "tf32"
-    max_bytes: int | None = None,  # that may be used above the embeddings; None: half a GB beside the fixed need
+    max_bytes: int | None = None,  # memory besides the embeddings; None: half a GB above what is needed in any case
     progress: Callable | None = None,  # called with the share done, 0 to 1
 ) -> Tensor:  # (c,) float32 in [0, 1]
     "J_u of Eqs. 3-7: the agreement of each token's nearest anchors, over pairs of models and over samples."
@@ -245,7 +245,7 @@ def stable_vocab(
     tokens: str = "any",  # as for `common_vocab`: "any" or "words"
     **kw: Any,  # dtype, max_bytes, progress of `stability`
 ) -> Vocab:  # c tokens with J, best first
-    "The models' common tokens, most stable first (Eqs. 2-7). `InputError` if there are too few of them for k."
+    "The models' common tokens, most stable first (Eqs. 2-7). `InputError` if there are fewer of them than k needs."
     common = common_vocab(lms, tokens)
     check_k(k, min(h or len(common), len(common)) - (not include_self))
     embs = [lm.embeddings[ids.to(lm.device)] for lm, ids in zip(lms, common.ids)]

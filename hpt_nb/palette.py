@@ -46,7 +46,7 @@ def row_order(row: str) -> tuple:
 
 
 def row_name(row: str) -> str:
-    "A row as a reader knows it; a row of one's own keeps its name."
+    "The name of a row that a reader sees; a user's own row keeps its name."
     return ROWS.get(row, row)
 
 
@@ -56,17 +56,17 @@ def row_label(row: str, counterpart: str) -> str:
 
 
 def row_color(row: str) -> str:
-    "A row's colour in every figure; black for a row of one's own."
+    "A row's colour in every figure; black for a user's own row."
     return ROW_COLORS.get(row, BLACK)
 
 # %% ../nbs/00z_palette.ipynb #22e1db6b
-UNTUNED = ("Empty", "Random")  # what a tuned prompt is held against
-MOMENT = "{} moment"  # the row of a tuned row's prompts as they stand at a step, chosen or not
-ALONE = ("Empty", "Start")  # rows of one prompt, whatever the seed (a start that is drawn has one for each)
+UNTUNED = ("Empty", "Random")  # what a tuned prompt is compared with
+MOMENT = "{} moment"  # a row's prompts as they are after a given step, whether or not the holdout chose them
+ALONE = ("Empty", "Start")  # rows with one prompt for all seeds (a randomly drawn start has one per seed)
 
 
 def is_fixed(row: str) -> bool:
-    "Is a row's prompt not tuned: none, random, the start, or written by hand?"
+    "Is a row's prompt untuned: none, random, the start, or written by hand?"
     return row in UNTUNED or row in ALONE or row.startswith("Manual ")
 
 # %% ../nbs/00z_palette.ipynb #5b8cac4d
@@ -88,7 +88,7 @@ def method_order(method: str) -> int:
 
 
 def method_color(method: str) -> str:
-    "A method's colour in every figure; black for a method of one's own."
+    "A method's colour in every figure; black for a user's own method."
     return METHOD_COLORS.get(method, BLACK)
 
 # %% ../nbs/00z_palette.ipynb #8af607ab

@@ -25,14 +25,14 @@ from .files import content, write_atomic
 
 # %% ../nbs/00c_records.ipynb #7d95b813
 def _once(pairs) -> dict:
-    "A dict, unless two keys have become one."
+    "A dict of the pairs. ValueError if two keys became the same text."
     if len(made := dict(pairs)) < len(pairs):
         raise ValueError(f"two keys are the same text ({', '.join(sorted(made))[:80]})")
     return made
 
 
 def parsed(text: str, where) -> object:
-    "What JSON from outside says. `InputError` for an object with a key twice, ValueError for what is no JSON."
+    "JSON text from outside, read. `InputError` if an object has a key twice, ValueError if it is not JSON."
 
     def distinct(pairs):
         made = dict(pairs)
@@ -45,7 +45,7 @@ def parsed(text: str, where) -> object:
 
 
 def as_stored(obj):
-    "`obj` as JSON gives it back: tuples are lists, keys are texts. ValueError for what JSON cannot hold, NaN included."
+    "`obj` as JSON reads it back: tuples become lists, keys strings. ValueError for what JSON cannot hold, such as NaN."
     try:
         text = json.dumps(obj, allow_nan=False, ensure_ascii=False)
         text.encode()  # half a character (a lone surrogate) has no UTF-8
@@ -116,14 +116,14 @@ def _cpu() -> str:
 
 
 def _simd() -> str | None:
-    """The vector instructions that torch, once imported, computes with here ('AVX2', 'AVX512', ...).
-    Two processors of one name may differ in them, and then their sums."""
+    """The vector instructions that torch computes with here ('AVX2', 'AVX512', ...); None before torch is imported.
+    Two processors with the same name may differ in them, and then sums may round differently."""
     torch = sys.modules.get("torch")
     return torch and torch.backends.cpu.get_cpu_capability()
 
 # %% ../nbs/00c_records.ipynb #6dced3f0
 def _told_commit() -> str | None:
-    "The commit that `HPT_COMMIT` names, for code without its repository."
+    "The commit that `HPT_COMMIT` names, for code that was copied without its repository."
     told = os.environ.get("HPT_COMMIT", "").strip().lower()
     if told and not re.fullmatch(r"[0-9a-f]{7,40}", told):
         raise InputError(
@@ -192,7 +192,7 @@ _REDO = "delete it and run again: only this piece is computed anew"
 
 
 def checked(path: Path, data: bytes) -> dict:
-    "The cell that a file holds. `InputError` names the file and what is wrong with it."
+    "The cell in a file's bytes, checked. `InputError` names the file and what is wrong with it."
     try:
         cell = json.loads(data)
     except (ValueError, RecursionError):

@@ -24,24 +24,24 @@ class TokenRules:
     deny: tuple = ()  # texts or patterns, none of which may match
     ascii: bool = False  # ASCII characters only
     words: bool = False  # a space and letters only
-    without: tuple = ()  # words, such as the label words, that must not appear, in capitals or not
+    without: tuple = ()  # words that must not appear, such as the label words; upper and lower case count as equal
 
     def config(self) -> dict:
-        "The rules that are in force, as JSON values."
+        "The rules that are set, as JSON values."
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v}
 
     def sparing(self, words) -> "TokenRules":
-        "The same rules, and none of these words, in capitals or not."
+        "The same rules, and none of these words, in upper or lower case."
         return replace(self, without=tuple(sorted({*self.without, *(w.strip().casefold() for w in words)})))
 
 
 def token_list(
     given,  # patterns, or paths of files with one token per line
 ) -> tuple:  # patterns
-    "Allow or deny lists as patterns. `InputError` for a file that is empty, and for what is no pattern."
+    "Allow or deny lists as patterns. `InputError` for an empty file, and for an invalid pattern."
     out = []
     for one in [given] if isinstance(given, (str, Path)) else given or ():
-        if os.path.isfile(one):  # a long pattern is no file name, and not an error
+        if os.path.isfile(one):  # False for a pattern too long to be a file name
             try:
                 lines = Path(one).read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError:
@@ -58,7 +58,7 @@ def token_list(
         except re.error as e:
             raise InputError(
                 f"pattern {one!r} is no regular expression ({e});"
-                " to mean the characters themselves, put a backslash before them, or use a file"
+                " to match special characters as they are, put a backslash before them, or use a file"
             ) from None
         out.append(one)
     return tuple(out)
@@ -69,7 +69,7 @@ def token_rules(allow=None, deny=None, ascii: bool = False, words: bool = False,
     return TokenRules(token_list(allow), token_list(deny), bool(ascii), bool(words)).sparing(without)
 
 # %% ../nbs/03a_selection.ipynb #d4df81d1
-NO_TEXT = "{unknown}"  # what a vocabulary calls a token that is a part of a character
+NO_TEXT = "{unknown}"  # how a vocabulary shows a token that is part of a character
 
 
 def _checker(patterns) -> callable:
@@ -79,7 +79,7 @@ def _checker(patterns) -> callable:
 
 
 def select(vocab: Vocab, rules: TokenRules) -> Vocab:  # the tokens that are left, in their order, with their scores
-    "A vocabulary by its rules; the same one where there are none. `InputError` if nothing is left."
+    "The tokens of a vocabulary that the rules allow; all of them if there are no rules. `InputError` if none is left."
     if not rules.config():
         return vocab
     allowed, denied, without = _checker(rules.allow), _checker(rules.deny), set(rules.without)

@@ -13,8 +13,8 @@ from .records import canonical
 
 # %% ../nbs/00g_status.ipynb #b3ddae01
 def finder(cells):
-    """find(kind, part) -> what stands third beside a (kind, configuration, third) whose configuration holds `part`,
-    or None; each shape of part is indexed once."""
+    """find(kind, part): the third item of the (kind, configuration, item) in `cells` whose configuration holds `part`,
+    or None. Each set of keys that a part may have is indexed once."""
     index = {}
 
     def find(kind: str, part: dict):
@@ -34,12 +34,12 @@ def _cost(cell: dict) -> float | None:
     if wall is None:
         return None
     if (res.get("pass_steps") or 0) > (cell["config"].get("steps") or 0):
-        return 0.0  # a budget that a longer pass went by
+        return 0.0  # a smaller budget, stored on the way by a longer run
     return wall / max(1, res.get("runs_in_pass") or 1)
 
 
 def _groups(kind: str, config: dict) -> list:
-    "What pieces of about equal cost have in common, the closest first."
+    "Keys that pieces of about equal cost share, the closest match first."
     task, steps, model = config.get("task"), config.get("steps"), config.get("target", config.get("source"))
     return [(kind, *map(str, key)) for key in ((task, model, steps), (task, model), (model,), ())]
 
@@ -77,7 +77,7 @@ def _at_work(store: Store, notes: list, fresh_s: float):
         (kind, part, i)
         for i, pieces in enumerate(store.workers(fresh_s))
         for kind, part, began in pieces
-        if began >= (failed_at(kind, part) or "")  # what failed since went with its worker
+        if began >= (failed_at(kind, part) or "")  # a failure noted since then ended that piece
     ]
     return finder(at)
 
@@ -98,7 +98,7 @@ def _expect(rows: list) -> list:
 
 # %% ../nbs/00g_status.ipynb #1374dcc6
 def _planned_rows(store: Store, done, why, busy) -> tuple:
-    "(rows of the pieces that a plan names, hashes of the cells that they are, hashes of the notes on them)"
+    "(rows of the pieces that a plan names, hashes of their cells, hashes of the notes of their failures)"
     rows, cells, notes = [], set(), set()
     for kind, part in store.planned():
         row, note = _row(kind, part, planned=True), why(kind, part)
@@ -119,11 +119,11 @@ def _planned_rows(store: Store, done, why, busy) -> tuple:
 
 def status(
     store: Store,
-    fresh_s: float = 180,  # a heartbeat older than this many seconds is of a worker that is gone
+    fresh_s: float = 180,  # a heartbeat older than this many seconds counts as stale: its worker is gone
 ):
-    """The state of every piece of the plans, and of every finished or failed one besides, as a DataFrame: kind,
-    piece (in words), state (done, running, failed, left, damaged), reason, worker (its number), wall_s (what a done
-    piece took), eta_s (what another will take), seconds; planned (True: a plan names it).
+    """The state of every planned, finished or failed piece, as a DataFrame: kind, piece (in words), state (done,
+    running, failed, left, damaged), reason, worker (its number), wall_s (seconds that a done piece took), eta_s
+    (seconds that another one is expected to take), planned (True: a plan names it).
     `InputError` for a folder that is missing or a foreign file in it."""
     import pandas as pd
 
@@ -158,7 +158,7 @@ def duration(seconds: float) -> str:
 
 
 def _counts(df) -> list:
-    "How many pieces of each kind are in each state, a line a kind."
+    "How many pieces of each kind are in each state, one line per kind."
     states, order = ["done", "running", "failed", "left", "damaged"], {"vocab": 0, "tune": 1, "eval": 2}
     lines = [f"{'':8}" + "".join(f"{s:>9}" for s in states)]
     for kind in sorted(set(df.kind), key=lambda k: (order.get(k, 3), k)):
@@ -167,22 +167,20 @@ def _counts(df) -> list:
 
 
 def _rest(df) -> str:
-    "What is left, how long it will take, and who is at it."
+    "What is left, how long it will take, and who works on it."
     todo, workers = df[df.state.isin(["running", "left"])], df.worker.nunique()
     if not len(todo):
         if not df.planned.any():
-            return (
-                "no plan in this folder (hpt tune, or an earlier version of hpt run): what may be missing is not known"
-            )
+            return "no plan in this folder (made by hpt tune or an old hpt run), so what is missing is not known"
         return "nothing is left but what failed" if (df.state == "failed").any() else "finished: nothing is left"
     unknown = todo.eta_s.isna().sum()
     if unknown == len(todo):
-        long = "for how long is not known before one of them is done"
+        long = "how long they take is not known until one of them is done"
     else:
         long = f"about {duration(todo.eta_s.sum() / max(1, workers))}"
     if 0 < unknown < len(todo):
         long += f" and {unknown:,} pieces of a kind not done before"
-    who = f"{workers} worker{'s' if workers > 1 else ''} at it" if workers else "nobody is working on it"
+    who = f"{workers} worker{'s' if workers > 1 else ''} running" if workers else "nobody is working on it"
     return f"left: {len(todo):,} pieces, {long}; {who}"
 
 
@@ -204,7 +202,7 @@ def status_text(
     df,  # from `status`
     most: int = 5,  # reasons of failure shown in full
 ) -> str:
-    "What is done, running, failed and left, a line a kind; how long the rest will take; and why pieces failed."
+    "What is done, running, failed and left, one line per kind; how long the rest will take; why pieces failed."
     if not len(df):
         return "no plan and no results in this folder; hpt run writes both"
     return "\n".join([*_counts(df), _rest(df), *_reasons(df, most)])

@@ -23,34 +23,34 @@ from .loop import run_pass
 # %% ../nbs/07_swaps.ipynb #c0827db1
 @dataclass(frozen=True)
 class SwapConfig:
-    "All that changes a swap search's result, beside model, judge, task, vocabulary and seed."
+    "All that changes a swap search's result, besides model, judge, task, vocabulary and seed."
 
     n_tokens: int = 10  # prompt length, tokens
     steps: int = 500
-    batch: int = 16  # texts a step, for the gradient and again for the judging
-    init: str = "labels"  # as in PEZ: "labels", "names" or "random"; each token goes to the nearest allowed one
+    batch: int = 16  # texts per step, for the gradient and again for judging candidates
+    init: str = "labels"  # as in PEZ: "labels", "names" or "random"; each token becomes the nearest allowed one
     eval_every: int = 10  # steps between holdout evaluations
     holdout_n: int = 5000  # holdout texts, stratified; all if there are fewer
-    topk: int = 256  # tokens a position, by the gradient
-    # swaps scored a step, drawn from those as GCG does; all if there are no more, as AutoPrompt and mixed training do
+    topk: int = 256  # tokens per position, chosen by the gradient
+    # swaps scored per step, drawn from those, as in GCG; all if there are no more, as in AutoPrompt and mixed training
     n_candidates: int = 512
     positions: str = "all"  # "one": a random position each step; "all"
     fresh: bool = False  # True: candidates are judged on new texts; False: on those that gave the gradient
     # "better": the best candidate if it beats the current prompt; "always": the best candidate
     accept: str = "always"
     drop_unstable: bool = False  # True: candidates that change when decoded and encoded again are dropped
-    # a text to start from: its ids stand until they are replaced; n_tokens and init then say nothing
+    # a text to start from: its ids stay until they are replaced; n_tokens and init are then ignored
     start: str = field(default="", metadata=dict(absent=""))
     # -log p of the label's token over the whole "vocabulary", as published; or over the label words, "labels"
     loss: str = field(default="vocabulary", metadata=dict(absent="labels"))
-    # "labels", or "centred": no gain from bias; with the loss over the label words
+    # "labels", or "centred": no gain from bias, which needs the loss over the label words
     objective: str = field(default="labels", metadata=dict(absent="labels"))
     # texts of a batch: "shuffle": a draw of its own; "order": the next piece of one shuffle;
     # "fixed": the same at every step
     draw: str = field(default="shuffle", metadata=dict(absent="order"))
-    # of prompts with equal holdout accuracy the "earlier" or the "later" is kept
+    # which of several prompts with equal holdout accuracy is kept: the "earlier" or the "later"
     ties: str = field(default="earlier", metadata=dict(absent="later"))
-    # True: only tokens of printable ASCII may be put in, no specials
+    # True: only tokens of printable ASCII may be put in, no special tokens
     ascii_only: bool = field(default=False, metadata=dict(absent=False))
 
     def __post_init__(self):
@@ -71,12 +71,12 @@ class SwapConfig:
         check_start(self)
         if self.objective == "centred" and self.loss == "vocabulary":
             raise InputError(
-                "objective='centred' with loss='vocabulary'; its loss is over the label words: set loss=labels too"
+                "objective='centred' with loss='vocabulary'; it needs a loss over the label words: set loss=labels too"
             )
 
     @property
     def minimised(self) -> str:
-        "What the engine is to minimise (`OBJECTIVES`)."
+        "The objective that the engine minimises, one of `OBJECTIVES`."
         return self.objective if self.loss == "labels" else "vocabulary"
 
 # %% ../nbs/07_swaps.ipynb #61686a41
@@ -122,10 +122,10 @@ def drawn_texts(
     labels,  # label numbers of the training texts
     cfg,  # `draw`, `objective`, `batch`
     seed: int,
-    number: int,  # of the batch, 0-based
+    number: int,  # number of the batch, 0-based
     batch: int = 0,  # texts; 0: the configuration's
 ) -> list:  # text numbers
-    "Texts of one batch: the next piece of one shuffle, a draw of its own, or the same for each step (`fixed`)."
+    "Texts of one batch: the next piece of one shuffle, a draw of its own, or the same at each step (`fixed`)."
     size, n = batch or cfg.batch, len(labels)
     if cfg.draw == "fixed":
         number = number % 2 if cfg.fresh else 0
@@ -140,7 +140,7 @@ def propose(
     prompt,  # p ids
     grad_pd: Tensor,  # (p, d) gradient of the loss at the prompt's embeddings
     cfg: SwapConfig,  # topk, n_candidates, positions
-    gen: torch.Generator,  # draws the position and, where there are more than `n_candidates`, the swaps
+    gen: torch.Generator,  # draws the position and, if there are more than `n_candidates`, the swaps
     norm_v=None,  # (V,) lengths of the space's rows, if they are known
 ) -> list:  # up to n_candidates prompts, tuples of p ids
     """Prompts one swap away, from the `topk` tokens of greatest first-order gain -E·g at each position.
@@ -177,7 +177,7 @@ def printable(lm: LM, space: SearchSpace) -> SearchSpace:
 
 
 def first_prompt(lm: LM, task, spec, space: SearchSpace, cfg: SwapConfig) -> list:
-    "Ids that a run starts from: a written start as it stands, else the nearest allowed tokens."
+    "Ids that a run starts from: a written start unchanged, otherwise the nearest allowed tokens."
     if cfg.start:
         return start_tokens(lm, task, cfg, space)
     return space.project(start_vectors(lm, task, replace(spec, space=space), cfg)).tolist()
@@ -187,7 +187,7 @@ SWAP_METHODS = dict(autoprompt=AUTOPROMPT, mixed=MIXED, gcg=GCG)
 
 
 class SwapPass(SharedPass):
-    "Runs side by side on one model and task, and one judge."
+    "Runs side by side on one model and task, with one judge."
 
     methods = tuple(SWAP_METHODS)
 
@@ -201,7 +201,7 @@ class SwapPass(SharedPass):
         self.start_ids = [list(p) for p in self.prompts]
 
     def open_sides(self) -> list:
-        "The model that proposes, and the judge where there is one."
+        "The model that proposes, and the judge if there is one."
         if self.judge_lm is None and any(s.method == "mixed" for s in self.specs):
             raise InputError("mixed training needs a second model that accepts; give judge=")
         self.source = Side(self.lm, self.task, self.cfg)
@@ -209,11 +209,11 @@ class SwapPass(SharedPass):
         return list(dict.fromkeys((self.source, self.judging)))
 
     def heard(self, prompt) -> tuple:
-        "The prompt as the judge reads it: its own ids, or another model's ids of its text."
+        "The prompt as the judge reads it: the same ids, or, for another model, that model's ids of the prompt's text."
         return prompt if self.judging is self.source else tuple(self.judging.lm.encode(self.lm.decode(prompt)))
 
     def rivals(self, r: int, grad_pd) -> list:
-        "Prompts among which run `r` chooses its next one, in the order in which ties are won."
+        "Prompts among which run `r` chooses its next one; the first of equally good ones wins."
         spec, cfg, now, space = self.specs[r], self.cfg, self.prompts[r], self.spaces[r]
         out = propose(space, now, grad_pd, cfg, step_draws(spec.seed, self.step), self.norms[id(space)])
         if cfg.drop_unstable:
@@ -228,7 +228,7 @@ class SwapPass(SharedPass):
         return [now, *out] if cfg.accept == "better" or not out else out
 
     def choose(self, rivals, picks) -> list:
-        "Of each run's rivals the one of least loss on the judge, ties to the first."
+        "For each run, the rival with the lowest loss on the judge; ties go to the first."
         keys = [[(r, self.heard(p)) for p in row] for r, row in enumerate(rivals)]
         todo = list(dict.fromkeys(k for row in keys for k in row))
         loss = dict(zip(todo, self.judging.losses([p for _, p in todo], [picks[r] for r, _ in todo])))
@@ -252,11 +252,11 @@ class SwapPass(SharedPass):
         return self.judging.accuracies([self.heard(p) for p in prompts])
 
     def ties(self, r: int) -> str:
-        "As the configuration has it."
+        "As the configuration says."
         return self.cfg.ties
 
     def identity(self) -> str:
-        "Hash of everything that the pass depends on, the judge included."
+        "Hash of everything that the pass depends on, including the judge."
         judge, told = None, ("name", "sha256", "revision", "memory", "dtype")
         if self.judging is not self.source:
             judge = {k: v for k, v in self.judging.lm.info.items() if k in told}
@@ -275,7 +275,7 @@ def tune_swaps(
     judge=None,  # another LM: it reads candidates as text, accepts and chooses; None: `lm` itself, on the ids
     **loop,  # progress, checkpoint, ... of `run_pass`
 ) -> list:  # Runs, in the order of `specs`
-    """Search prompts by single swaps for several runs in one pass; a run's result is the same alone and in company.
+    """Search prompts by single swaps for several runs in one pass; a run's result is the same alone and with others.
 
-    `InputError` for bad settings, and where no candidate survives as text."""
+    `InputError` for bad settings, and if no candidate survives as text."""
     return run_pass(SwapPass(lm, task, specs, cfg, judge), **loop) if specs else []

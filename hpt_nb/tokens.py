@@ -23,7 +23,7 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _undo(step: dict, tok: str | bytes) -> str | bytes:
-    "Take one decoder step on one token. Bytes are final."
+    "Apply one decoder step to one token. A token that is already bytes stays as it is."
     if isinstance(tok, bytes):
         return tok
     match step["type"]:
@@ -45,7 +45,7 @@ def _undo(step: dict, tok: str | bytes) -> str | bytes:
 
 
 def walk(steps: list, tok: str) -> bytes:
-    "Take all decoder steps on one token's spelling."
+    "Apply all decoder steps to one token's spelling."
     for s in steps:
         tok = _undo(s, tok)
     return tok if isinstance(tok, bytes) else tok.encode()
@@ -62,7 +62,7 @@ def parts_of(component) -> list[dict]:
 
 
 def _from_encoder(backend) -> list[dict]:
-    "Decoder steps of a tokenizer that has no decoder, from the parts that encode."
+    "Decoder steps of a tokenizer without a decoder, worked out from the parts that encode."
     pre, model = parts_of(backend.pre_tokenizer), backend.model
     for step in pre:
         if step["type"] in ("ByteLevel", "Metaspace"):
@@ -88,7 +88,7 @@ def _steps(backend) -> list[dict]:
 
 # %% ../nbs/01_tokens.ipynb #4d1cceba
 def _asked(tokenizer, tok: str | bytes) -> bytes:
-    "Bytes of one token of a tokenizer in plain Python: what it writes between two others."
+    "Bytes of one token of a tokenizer in plain Python: what it writes for the token between two letters."
     if isinstance(tok, bytes):
         return tok
     if m := _BYTE.fullmatch(tok):
@@ -122,7 +122,7 @@ _HTML = frozenset(_TAGS.split())
 
 def is_control(
     tok: str,  # the token as its tokenizer spells it
-    added: bool,  # was it added by hand, beside the learned vocabulary?
+    added: bool,  # was it added by hand to the learned vocabulary?
 ) -> bool:
     "Does a token's name show that it is a placeholder, or (if added by hand) a control token rather than text?"
     if _PLACEHOLDER.fullmatch(tok):
@@ -144,7 +144,7 @@ def name_tokens(
     tokenizer,  # a transformers tokenizer
     n_rows: int,  # V, rows of the embedding matrix
 ) -> TokenNames:
-    "Sort a model's rows into text, specials and nameless ones."
+    "Sort a model's rows into ordinary text, specials and nameless rows."
     vocab = {i: t for t, i in tokenizer.get_vocab().items() if i < n_rows}
     added = {i: t for i, t in tokenizer.added_tokens_decoder.items() if i < n_rows}
     special = {i for i in tokenizer.all_special_ids if i is not None} | {i for i, t in added.items() if t.special}
@@ -162,8 +162,8 @@ def name_tokens(
 # %% ../nbs/01_tokens.ipynb #54102504
 def token_text(
     b: bytes,  # a token's bytes
-) -> str | None:  # its text, or None where the bytes are not whole UTF-8 characters
-    "Text of a token's bytes."
+) -> str | None:  # its text; None if the bytes are not whole UTF-8 characters
+    "The text of a token's bytes."
     try:
         return b.decode()
     except UnicodeDecodeError:

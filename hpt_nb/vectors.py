@@ -36,7 +36,7 @@ def vector_prefix(
         )
     if not v.is_floating_point() or not v.isfinite().all():
         raise InputError(
-            f"vectors for {lm.name} are not all finite numbers; the tuning ran away: lower its learning rate"
+            f"vectors for {lm.name} are not all finite numbers; the tuning diverged: lower its learning rate"
         )
     if bos not in ("before", "after"):
         raise InputError(f"bos={bos!r}; need 'before' or 'after'")

@@ -132,7 +132,7 @@ ARGUMENTS = [
     (
         "words too few for k",
         ("stability", "./one", "./two", "--tokens", "words", "--k", "300", "--out", "n.parquet"),
-        "k=300 neighbours asked of",
+        "k=300 neighbours requested from",
     ),
     ("a seed in words", ("stability", "./one", "./two", "--seed", "x", "--out", "n.parquet"), "--seed"),
     ("seeds: none", (*TUNE, "--seeds", ""), "--seeds"),

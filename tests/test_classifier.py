@@ -103,7 +103,7 @@ def test_one_file_with_semicolons(place, capsys):
     Path("all.toml").write_text('suffix = ". It was"\nlabels = [" bad", " great"]\n[data]\nfile = "all.csv"\n')
     assert main(["eval", "./one", "--task", "all.toml", "--quiet"]) == 0
     said = capsys.readouterr()
-    assert "of 4 right" in said.out and "separated by semicolons" in said.err and "by seed 0" in said.err
+    assert "of 4 right" in said.out and "separated by semicolons" in said.err and "with seed 0" in said.err
     assert load_task("all.toml").validation == load_task("all.toml", seed=3).validation
 
 

@@ -579,7 +579,7 @@ def test_a_pack_stands_in_for_its_folder(place, unbroken, capsys, tmp_path, plai
         )
         refused(
             capsys,
-            "foreign is a file; a folder for results is needed, or what hpt pack made of one",
+            "foreign is a file; need a folder for results, or a file that hpt pack made from one",
             command,
             tmp_path / "foreign",
             *(("--out", "x") if command == "report" else ()),

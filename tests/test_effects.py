@@ -191,7 +191,7 @@ def test_without_a_vocabulary_the_common_tokens_are_measured(place, capsys, tmp_
 BAD = {
     "ends in .parquet": ["--out", "e.csv"],
     "need a whole number of at least 1": ["--tokens", "0"],
-    "tokens asked of a vocabulary of": ["--tokens", "100000"],
+    "tokens requested from a vocabulary of": ["--tokens", "100000"],
     "--texts 25; validation of mine has 24": ["--texts", "25"],
     "fewer than 2": ["--texts", "3"],
     "no such vocabulary file": ["--vocab", "none.parquet"],
@@ -231,7 +231,7 @@ def test_a_vocabulary_of_another_model_is_refused(place, capsys, tmp_path):
         tmp_path / "e.parquet",
         "--quiet",
     )
-    assert code == 2 and "make the vocabulary anew" in err and not (tmp_path / "e.parquet").exists()
+    assert code == 2 and "make the vocabulary again" in err and not (tmp_path / "e.parquet").exists()
 
 
 @pytest.mark.parametrize("fault", ["cut", "edited", "foreign"])

@@ -683,7 +683,7 @@ def test_every_name_has_its_rule_or_a_reason(pre):
         assert cuts(pre) == RULES[RULE_OF[pre]]
     else:
         with pytest.raises(
-            InputError, match="spelled in characters, which is not read here; take the model in safetensors"
+            InputError, match="spelled in characters, which cannot be read here; use the model in safetensors"
         ):
             cuts(pre)
 

@@ -138,7 +138,7 @@ def test_an_old_vocabulary_is_read_and_what_is_not_known_is_said(place, capsys):
     assert ids_of(old, one).tolist() == v.ids[0].tolist()
     assert "does not say which model run was" in capsys.readouterr().err
     wrong = Vocab(v.tokens, v.ids.flip(0), v.models)
-    with pytest.raises(InputError, match="make the vocabulary anew"):
+    with pytest.raises(InputError, match="make the vocabulary again"):
         ids_of(wrong, one)
 
 

@@ -347,7 +347,7 @@ def test_what_cannot_be_searched_is_one_line():
 def test_damaged_checkpoints_are_refused(tmp_path):
     lms = [tiny_lm("gpt2"), tiny_lm("gemma3", 1)]
     (tmp_path / "c.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(InputError, match="delete it to start this pass anew"):
+    with pytest.raises(InputError, match="delete it to start this pass again"):
         tune_joint(
             lms[0],
             toy_task(),

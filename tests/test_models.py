@@ -423,7 +423,7 @@ def test_models_that_do_not_predict_from_left_to_right(tmp_path):
         ("./none", "no such file or folder"),
         ("none.gguf", "no such file or folder"),
         ("/no/such/folder", "no such file or folder"),
-        ("a/b/c", "nor can it be a hub id"),
+        ("a/b/c", "it cannot be a hub id"),
     ],
 )
 def test_names_that_lead_nowhere(name, says):
@@ -567,7 +567,7 @@ BESIDE = {  # what stands in a folder -> what is said of it, or how it is refuse
     "Mistral's own copy": (lambda d: shutil.copy(d / "model.safetensors", d / "consolidated.safetensors"), ""),
     "another class": (
         lambda d: restate(d, architectures=["Phi3ForCausalLM"]),
-        "names Phi3ForCausalLM, and its model_t",
+        "names Phi3ForCausalLM, but by its model_t",
     ),
     "a class of the user's": (lambda d: restate(d, architectures=["MyLM"]), ""),
     "a factor": (
@@ -602,7 +602,7 @@ def test_what_a_folder_says_and_nobody_reads_is_said(folder, capsys, what):
     spoil, says = BESIDE[what]
     spoil(folder)
     if says is InputError:
-        fails("its configuration asks for .* of .* and its files have", load_lm, folder)
+        fails("its configuration needs .* of shape .* but its files have", load_lm, folder)
     elif says.startswith("unknown"):
         fails(says, load_lm, folder)
     else:

@@ -166,7 +166,7 @@ def test_a_bad_processor_is_found_out(monkeypatch):
     "A coarse product beyond its bound is an error, not a ranking."
     rows = nb.Rows(random_embs(1, 400, 2)[0])
     monkeypatch.setattr(nearest, "product", lambda a, b, real=nb.product: real(a, b) + 0.05)
-    with pytest.raises(RuntimeError, match="above its proven bound"):
+    with pytest.raises(RuntimeError, match="more than its proven bound"):
         nb.top_all(rows, 8, tile=64)
 
 
@@ -246,8 +246,8 @@ def with_value(x):
 @pytest.mark.parametrize(
     "embs,kw,says",
     [
-        (E2[:1], {}, "two models or more"),
-        ([], {}, "two models or more"),
+        (E2[:1], {}, "at least two models"),
+        ([], {}, "at least two models"),
         ([e[:0] for e in E2], {}, "no common token"),
         ([E2[0], E2[1][:-1]], {}, "49 rows"),
         ([E2[0], E2[1][:, 0]], {}, "shape"),
@@ -255,9 +255,9 @@ def with_value(x):
         (with_value(math.nan), {}, "model 1 hold NaN or infinity, the first of them row 7"),
         (with_value(-math.inf), {}, "row 7"),
         (E2, dict(k=0), "k=0"),
-        (E2, dict(k=51), "k=51 neighbours asked of 50 anchors"),
-        (E2, dict(k=50, include_self=False), "of 49 anchors"),
-        (E2, dict(k=6, h=5), "of 5 anchors"),
+        (E2, dict(k=51), "k=51 neighbours requested from 50 anchors"),
+        (E2, dict(k=50, include_self=False), "from 49 anchors"),
+        (E2, dict(k=6, h=5), "from 5 anchors"),
         (E2, dict(k=1, h=0), "h=0"),
         (E2, dict(k=1, h=-3), "h=-3"),
         (E2, dict(k=1, h=9, repeats=0), "repeats=0"),

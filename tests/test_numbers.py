@@ -180,7 +180,7 @@ def test_what_is_allowed_runs_or_is_refused_in_one_line(name, lms):
                 (run,) = method.run(lms[0], TASK, [RunSpec(space, name, 0)], cfg, progress=False, **more)
             except InputError as e:
                 assert one_line(e) and (
-                    "ran away" in str(e)
+                    "diverged" in str(e)
                     or "finite" in str(e)
                     or "survives" in str(e)
                     or "at least one text of each" in str(e)

@@ -27,7 +27,7 @@ vocab = common_vocab([lm, other])
 scored = Vocab(vocab.tokens, vocab.ids, vocab.models, torch.rand(len(vocab)))
 FAULTS = [(f"k {k!r}", lambda k=k: stability(EMB, k=k, h=None), "k=") for k in (0, 1.5, "8", True, float("nan"), None)]
 FAULTS += [(f"h {h!r}", lambda h=h: stability(EMB, k=4, h=h), "h=") for h in (0, -1, 1.5, "x")]
-FAULTS += [(f"s {s!r}", lambda s=s: scored.top(s), "asked of a vocabulary") for s in (0, 1.5, True, float("nan"))]
+FAULTS += [(f"s {s!r}", lambda s=s: scored.top(s), "requested from a vocabulary") for s in (0, 1.5, True, float("nan"))]
 FAULTS += [(f"seed {s!r}", lambda s=s: vocab.sample(3, s), "seed=") for s in (2**70, float("nan"), 1.5)]
 FAULTS += [
     (f"seeds {s!r}", lambda s=s: tune(lm, TASK, seeds=s, steps=1, progress=False), "need a list")

@@ -250,7 +250,7 @@ CELL = dict(at="cells", kind="toy", config={}, result={}, meta={})
 )
 def test_a_pack_that_we_did_not_write_is_refused(tmp_path, line):
     p = repacked(tmp_path / "p.hpt", [line if line == "\x01" else json.dumps(line)])
-    assert "not a results folder" in says(lambda: read_pack(p))
+    assert "not that of a results folder" in says(lambda: read_pack(p))
     says(lambda: unpack(p))
     assert [x.name for x in tmp_path.iterdir()] == ["p.hpt"]
 
@@ -259,7 +259,7 @@ def test_foreign_files_and_folders_are_refused(tmp_path):
     for name, data in dict(zip=b"PK\x03\x04", empty=b"", text=b"hpt").items():
         (tmp_path / name).write_bytes(data)
     for name in ("zip", "empty", "text"):
-        assert "is a file; a folder for results is needed, or what hpt pack made of one" in says(
+        assert "is a file; need a folder for results, or a file that hpt pack made from one" in says(
             lambda: Store(tmp_path / name)
         ) and not is_pack(tmp_path / name)
         says(lambda: read_pack(tmp_path / name)), says(lambda: unpack(tmp_path / name))
@@ -284,7 +284,7 @@ def test_nothing_is_written_into_a_pack(tmp_path):
         lambda: s.plan([]),
         lambda: s.working([]).__enter__(),
     ):
-        assert "is a pack, which is only read; unpack it to go on" in says(work)
+        assert "is a pack, which is read-only; unpack it to go on" in says(work)
     assert s.clean() == 0 and s.path.read_bytes() == before
 
 

@@ -389,7 +389,7 @@ def test_the_state_of_a_run_that_had_no_plan_is_that_of_its_cells(tmp_path):
     assert (
         set(df.kind) == {"vocab", "tune", "eval", "neighbors", "reading"}
         and not df.duplicated(["kind", "piece"]).any()
-        and "what may be missing is not known" in status_text(df)
+        and "what is missing is not known" in status_text(df)
     )
     assert not df.planned.any()
 
@@ -420,7 +420,7 @@ def test_heartbeats_are_fresh_while_the_worker_lives(tmp_path):
                 break
             time.sleep(0.01)
         assert status(s).state.tolist() == ["running"]  # ...until it is touched again
-        assert "1 worker at it" in status_text(status(s))
+        assert "1 worker running" in status_text(status(s))
     assert status(s).state.tolist() == ["left"] and s.paths("running") == []
     with pytest.raises(KeyError), s.working([("tune", PART)]):
         raise KeyError

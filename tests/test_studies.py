@@ -210,7 +210,7 @@ def test_top_and_bottom_are_the_ends_of_the_ranking(place):
         "fewer than 2": lambda out: run_effects(
             out, EffectsStudy(models=("./one", "./two"), parts=(Part("mine", "shift", 5, 3),)), data="."
         ),
-        "tokens asked of a vocabulary": lambda out: run_effects(
+        "tokens requested from a vocabulary": lambda out: run_effects(
             out, EffectsStudy(models=("./one", "./two"), parts=(Part("mine", "shift", 5000, 8),), k=8), data="."
         ),
         "do not overlap": lambda out: run_strata(

@@ -240,7 +240,7 @@ def test_parquet_gives_its_own_columns_alone(tmp_path):
 @pytest.mark.parametrize(
     "column, says",
     [
-        (dict(text=[b"good", b"bad"]), "row 1 has bytes for a text (b'good')"),
+        (dict(text=[b"good", b"bad"]), "row 1 has bytes instead of a text (b'good')"),
         (dict(text=[1, 2]), "row 1 has no text (1): a number"),
         (dict(text=["a", None]), "row 2 has no text"),
         (dict(label=[b"0", b"1"]), "unknown label b'0' (bytes, neither a word nor a number)"),
@@ -442,8 +442,8 @@ def test_texts_that_are_dropped_are_counted_with_a_reason(tmp_path, capsys):
     (tmp_path / "t.toml").write_text(HEAD + '[data]\ntrain = "train.csv"\nvalidation = "val.csv"\n')
     task, err = load_task(tmp_path / "t.toml"), capsys.readouterr().err
     assert (
-        "3 of 25 training texts are dropped: 2 stand there with two labels, such as 'it rains.' as ' bad' and "
-        "'it rains?' as ' great', and 1 also stand in another split, such as 'seen'"
+        "3 of 25 training texts are dropped: 2 appear with two labels, such as 'it rains.' as ' bad' and "
+        "'it rains?' as ' great', and 1 also appear in another split, such as 'seen'"
         in err
         and err.count("\n") == 1
     )
@@ -457,13 +457,13 @@ def test_texts_that_are_dropped_are_counted_with_a_reason(tmp_path, capsys):
         (
             "a?,0\na.,1\nb,0\nc,1\n",
             3,
-            "3 texts to hold out of the 2 that are left: of 4 training texts 2 stand there with two labels",
+            "3 texts to hold out of the 2 that are left: of 4 training texts 2 appear with two labels",
         ),
-        ("x,0\ny,1\nz,0\n", 1, "3 of 3 training texts are dropped: 3 also stand in another split, such as 'x'"),
+        ("x,0\ny,1\nz,0\n", 1, "3 of 3 training texts are dropped: 3 also appear in another split, such as 'x'"),
         (
             "a?,0\na.,1\nb,0\nc,0\nd,0\n",
             1,
-            "have the label ' bad' (2 of 5 training texts are dropped: 2 stand there with two labels",
+            "have the label ' bad' (2 of 5 training texts are dropped: 2 appear with two labels",
         ),
     ],
 )
@@ -535,8 +535,8 @@ def named(names, table=FRAME):
 @pytest.mark.parametrize(
     "table, says",
     [
-        (FRAME.text, "a Series for a table"),
-        (FRAME.to_dict("list"), "a dict for a table"),
+        (FRAME.text, "a Series instead of a table"),
+        (FRAME.to_dict("list"), "a dict instead of a table"),
         (FRAME.set_index("label"), "no column 'label' (columns: text)"),
         (pd.concat([FRAME, 1 - FRAME[["label"]]], axis=1), "2 columns are called 'label'"),
         (pd.concat([FRAME, FRAME[["text"]]], axis=1), "2 columns are called 'text'"),
@@ -553,7 +553,7 @@ def test_tables_in_memory_that_cannot_be_read(table, says):
 
 
 @pytest.mark.parametrize(
-    "texts, says", [("ab", "one text"), ([b"a", "b"], "text 1"), (["a", None], "text 2 is 'None'")]
+    "texts, says", [("ab", "a single text"), ([b"a", "b"], "text 1"), (["a", None], "text 2 is 'None'")]
 )
 def test_texts_are_strings(texts, says):
     assert says in refused(lambda: Split(texts, (0, 1)))
@@ -608,7 +608,7 @@ def test_what_is_dropped_of_one_file_is_said(tmp_path, capsys):
     (tmp_path / "t.toml").write_text(HEAD.replace('" great"]', '" great", " x"]') + '[data]\nfile = "all.csv"\n')
     load_task(tmp_path / "t.toml")
     err = capsys.readouterr().err
-    assert "2 of 22 texts are dropped: they stand there with two labels, such as 'Odd!' as ' bad'" in err
+    assert "2 of 22 texts are dropped: they appear with two labels, such as 'Odd!' as ' bad'" in err
     assert "no text has the label ' x'" in err
     same = HEAD + '[data]\nfile = "all.csv"\ntext = "label"\n'
     (tmp_path / "t.toml").write_text(same)
@@ -675,10 +675,10 @@ def test_signs_that_nobody_sees(suffix, labels, says):
 @pytest.mark.parametrize(
     "source, says",
     [
-        ("https://host/train.csv", "https://host/train.csv: an address; fetch the file"),
-        ("s3://bucket/train.parquet", "an address"),
-        ("train.csv.gz", "no such file, and one of this kind would not be read"),
-        ("train.json", "no such file, and one of this kind would not be read"),
+        ("https://host/train.csv", "https://host/train.csv: a web address; download the file"),
+        ("s3://bucket/train.parquet", "a web address"),
+        ("train.csv.gz", "no such file, and this kind of file cannot be read"),
+        ("train.json", "no such file, and this kind of file cannot be read"),
         ("data.xlsx", "no such file"),
         ("~/no-such-folder/train.csv", "no-such-folder/train.csv: no such file"),
         ("gone.csv", "gone.csv: no such file"),
