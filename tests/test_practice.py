@@ -92,7 +92,7 @@ def test_a_new_user_goes_all_the_way(place, capsys):
         and "runs/transferable-my_mails/prompt.json" in said.out
     )
     assert said.out.count("warning: ") == len(body["warnings"]) and any(
-        "9 holdout texts only" in w for w in body["warnings"]
+        "only 9 holdout texts" in w for w in body["warnings"]
     )
     assert [(s["model"], s["role"], s["mode"]) for s in body["scores"]] == [
         ("small", "source", "ids"),
