@@ -86,7 +86,7 @@ def test_a_vocabulary_is_of_a_model_not_of_a_name(place, capsys):
         lambda: anchor_rows(two, v),
         lambda: tune(two, load_task("mine.toml"), v, steps=2, progress=False),
     ):
-        with pytest.raises(InputError, match="another model that is also called run"):
+        with pytest.raises(InputError, match="another model that is called run too"):
             use()
     for argv in (
         ["tune", "two_/run", *TUNE, "--vocab", "v.parquet", "--out", "r"],
@@ -105,7 +105,7 @@ def test_a_vocabulary_is_of_a_model_not_of_a_name(place, capsys):
             "e.parquet",
         ],
     ):
-        refused(capsys, "another model that is also called run", *argv)
+        refused(capsys, "another model that is called run too", *argv)
     assert main(["tune", "one_/copy", *TUNE, "--vocab", "v.parquet", "--out", "r"]) == 0
     assert (
         main(
@@ -136,7 +136,7 @@ def test_an_old_vocabulary_is_read_and_what_is_not_known_is_said(place, capsys):
     old = Vocab.load("old.parquet")
     capsys.readouterr()
     assert ids_of(old, one).tolist() == v.ids[0].tolist()
-    assert "the prompt has no hash of its model run" in capsys.readouterr().err
+    assert "does not say which model run was" in capsys.readouterr().err
     wrong = Vocab(v.tokens, v.ids.flip(0), v.models)
     with pytest.raises(InputError, match="make the vocabulary anew"):
         ids_of(wrong, one)

@@ -220,7 +220,7 @@ def test_other_methods(place, method):
         (["--models", "small", "other", "--target", "./gone"], "./gone: no such file or folder"),
         (["--models", "small", "other", "--steps", "0"], "argument --steps: '0'"),
         (["--models", "small", "other", "--method", "soft"], "not a text that another can read"),
-        (["--models", "small", "other", "--seeds", "1,1"], "holds a seed twice"),
+        (["--models", "small", "other", "--seeds", "1,1"], "names a seed twice"),
         (["--models", "small", "other", "--set", "judge_n=3"], "no setting 'judge_n'"),
         (["--models", "small", "other", "--out", "mine.toml"], "mine.toml is a file"),
         (["--models", "small", "other", "--tokens", "600"], "tokens, and "),

@@ -452,7 +452,7 @@ def test_a_run_gone_on_with_on_another_processor_is_named(tmp_path, kind):
         store.put(kind, cell["config"] | CHANGES[kind], cell["result"], META)
     says = {
         "tune": r"the number format of tuning is (b?)float(32|16) \(\d+ results\) and (b?)float(32|16) \(\d+ "
-        r"results\); .* tuning dtype auto .* \[tuning\]",
+        r"results\); .* tuning dtype auto.* \[tuning\]",
         "eval": r"dtype is b?float(32|16) \(\d+ results\) and b?float",
     }[kind]
     with pytest.raises(InputError, match=says):
