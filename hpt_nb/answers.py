@@ -20,7 +20,7 @@ from .pool import Models
 from .prompt_json import check_task
 
 # %% ../nbs/17a_answers.ipynb #bb3d55e2
-_ASKED = ("name", "suffix", "labels")  # a task without these is none
+_ASKED = ("name", "suffix", "labels")  # every task must have these
 
 
 def task_parts(
@@ -28,7 +28,7 @@ def task_parts(
     where: str = "task",
 ) -> dict:  # JSON values
     """What a prompt keeps of its task: template, label words, class names, hash.
-    `InputError` for what lacks them, or has what is not known here."""
+    `InputError` if a part is missing, or if there is an unknown one."""
     if isinstance(task, Task):
         return {**task.config, "classes": class_names(task), "hash": task.hash}
     if not isinstance(task, dict):
@@ -70,9 +70,9 @@ def answers(
 # %% ../nbs/17a_answers.ipynb #c65a8e5a
 def as_lm(
     model,  # a loaded `LM`, or a name that `load_lm` takes
-    bos=None,  # True or False: as a prompt was tuned; None: as the tokenizer has it
-) -> LM:  # in float32 where it is loaded here
-    "A loaded model as it is, or one loaded by its name."
+    bos=None,  # True or False: as the prompt was tuned; None: as the tokenizer does it
+) -> LM:  # in float32 if it is loaded here
+    "A loaded model unchanged, or one loaded by its name."
     if isinstance(model, LM):
         return model
     return load_lm(str(model), dtype="float32", **({} if bos is None else dict(bos=bos)))
@@ -91,7 +91,7 @@ def as_task(task) -> Task:
 def named_models(
     models,  # names and loaded models
 ) -> tuple:  # (names, `Models` that gives each of them in a dtype)
-    "Models by name, whether they are loaded already or not. `InputError` for two of one name."
+    "Models by name, whether they are loaded already or not. `InputError` for two with the same name."
     models = [models] if isinstance(models, (str, Path, LM)) else listed("models", models)
     if not models:
         raise InputError("no model given; need at least one")
@@ -104,7 +104,7 @@ def named_models(
         lm = given.get(name)
         if lm is None:
             return load_lm(name, dtype=dtype, **how)
-        return lm if dtype == "float32" else lm.cast(dtype)  # as it was loaded, unless another format is asked for
+        return lm if dtype == "float32" else lm.cast(dtype)  # as it was loaded, unless another dtype is asked for
 
     return names, Models(keep=len(names) + 1, load=load if given else None)
 
@@ -112,7 +112,7 @@ def named_models(
 def constants(
     logp_mc,  # (m, C) label log-probabilities of unlabelled texts
     blank_kc=None,  # (k, C) those of `CONTENT_FREE`; None: not measured
-    said: str = "",  # which texts they are
+    said: str = "",  # a description of the texts
 ) -> dict:
     "Calibration constants of one prompt on one model, as JSON values."
     out = dict(means=centre_means(logp_mc).tolist(), texts=len(logp_mc), of=said)
@@ -125,10 +125,10 @@ def constants(
 
 # %% ../nbs/17a_answers.ipynb #38ef07fc
 def kept_for(
-    calibration: dict,  # model's name -> `constants`, with what the model is known by
+    calibration: dict,  # model's name -> `constants`, with what identifies the model
     lm: LM,
 ) -> dict | None:
-    "The constants kept for a model; None if there are none. `InputError` for those of another model of its name."
+    "The constants kept for a model; None if there are none. `InputError` if they are of another model of that name."
     known = known_by(lm)
     for kept in calibration.values():
         if same_model(kept, known):
@@ -143,7 +143,7 @@ def kept_for(
 
 
 def with_constants(calibration: dict, lm: LM, new: dict) -> dict:
-    "The same with constants of one more model; those that are kept for it, under whatever name, are replaced."
+    "The same with the constants of one more model; any kept for that model, under whatever name, are replaced."
     known = known_by(lm)
     others = {name: kept for name, kept in calibration.items() if name != lm.name and not same_model(kept, known)}
     return others | {lm.name: new | dict(sha256=lm.info.get("sha256")) | known}

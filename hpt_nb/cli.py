@@ -53,7 +53,7 @@ class Command(NamedTuple):
 
     about: str  # one line, for --help
     options: Callable  # adds its options to a parser
-    run: Callable  # does it, given what the parser made of the line
+    run: Callable  # does it, given the parsed options
 
 
 _all_ = [
@@ -75,7 +75,7 @@ _all_ = [
     "cmd_init",
     "cmd_transferable",
     "cmd_export",
-]  # offered here too
+]  # also exported here
 
 COMMANDS = {
     "vocab": Command("tokens that all models share (Eq. 2)", vocab_options, cmd_vocab),
@@ -85,42 +85,48 @@ COMMANDS = {
     "tune": Command("tune hard prompts on one model", tune_options, cmd_tune),
     "eval": Command("accuracy of a prompt on a task", eval_options, cmd_eval),
     "audit": Command(
-        "what any prompts are worth on any models, beside no prompt: raw, calibrated, with intervals",
+        "what any prompts are worth on any models, compared with no prompt: raw, calibrated, with intervals",
         audit_options,
         cmd_audit,
     ),
     "predict": Command("a class and probabilities for each text of a table", predict_options, cmd_predict),
     "labels": Command(
-        "sets of label words on the holdout, without a prompt: raw, calibrated, and how well they tell the classes"
-        " apart",
+        "compare sets of label words on the holdout, without a prompt: raw, calibrated, and how well they separate"
+        " the classes",
         labels_options,
         cmd_labels,
     ),
     "effects": Command(
-        "what single tokens do to each model's answers, alone as a prompt", effects_options, cmd_effects
+        "the effect of single tokens, each alone as a prompt, on each model's answers", effects_options, cmd_effects
     ),
     "study": Command(
-        "measurements of the findings that tune nothing: single tokens, random prompts", study_options, cmd_study
+        "the study's measurements without tuning: single tokens, random prompts", study_options, cmd_study
     ),
     "fingerprint": Command("which input format gives the paper's Empty count", fingerprint_options, cmd_fingerprint),
-    "run": Command("run an experiment, or go on with it", run_options, cmd_run),
+    "run": Command("run an experiment, or continue it", run_options, cmd_run),
     "status": Command(
-        "what of a run is done, running, failed and left, and how long it will take", status_options, cmd_status
+        "which parts of a run are done, running, failed or left, and how long the rest will take",
+        status_options,
+        cmd_status,
     ),
     "report": Command("web page of a results folder", report_options, cmd_report),
-    "pack": Command("a results folder as one compressed file, which is read in its place", pack_options, cmd_pack),
+    "pack": Command(
+        "pack a results folder into one compressed file, which can be read like the folder", pack_options, cmd_pack
+    ),
     "explore": Command(
-        "a page to look tokens up in: how stable, which neighbours, which prompts use them",
+        "a page for looking up tokens: how stable, which neighbours, which prompts use them",
         explore_options,
         cmd_explore,
     ),
     "init": Command(
-        "an experiment of your own to begin with: a preset, a task and a small table that run as they are",
+        "an example experiment to start from: a preset, a task and a small table that run unchanged",
         init_options,
         cmd_init,
     ),
     "transferable": Command(
-        "from a labelled file to a prompt, and what it is worth on each model", transferable_options, cmd_transferable
+        "make a prompt from a labelled file, and measure what it is worth on each model",
+        transferable_options,
+        cmd_transferable,
     ),
     "export": Command("write a tuned prompt for lm-eval, as JSON, as Python, or for PEFT", export_options, cmd_export),
 }
@@ -141,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
 # %% ../nbs/21_cli.ipynb #7c11e002
 @contextmanager
 def _escaping_streams():
-    "While the block runs, stdout and stderr write as escapes what their encoding lacks."
+    "Within the block, stdout and stderr write characters that their encoding lacks as escapes."
     ours = [(s, s.errors) for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]
     for s, _ in ours:
         s.reconfigure(errors="backslashreplace")
@@ -152,15 +158,15 @@ def _escaping_streams():
             s.reconfigure(errors=errors)
 
 # %% ../nbs/21_cli.ipynb #e58cb336
-KEEPING = ("run", "tune", "transferable", "study")  # commands that go on where they were stopped
+KEEPING = ("run", "tune", "transferable", "study")  # commands that continue from where they were stopped
 
 
 def _kept(argv, stop) -> str:
-    "What a stopped command leaves, in words."
+    "What a stopped command has left, in words."
     words = sys.argv[1:] if argv is None else argv
     if next(iter(words), "") in KEEPING and "--dry-run" not in words:
         pass_ = f" and {stop.kept}" if getattr(stop, "kept", "") else ""
-        return f"finished cells{pass_} are kept, run the same command to go on"
+        return f"finished cells{pass_} are kept; run the same command to continue"
     there = [p for p in WRITTEN if not p.resolve().is_relative_to(cache_dir().resolve())]
     if not there:
         return "nothing was written"
@@ -176,7 +182,7 @@ class _Terminated(KeyboardInterrupt):
 
 @contextmanager
 def _terminable():
-    "SIGTERM stops a command as Ctrl-C does."
+    "Within the block, SIGTERM stops a command in the same way as Ctrl-C."
 
     def stop(*_):
         raise _Terminated
@@ -195,7 +201,7 @@ def _main(argv) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     WRITTEN.clear()
     try:
-        with holding_remarks():  # a refusal is one line: what was remarked before it goes unsaid
+        with holding_remarks():  # an error is one line: earlier remarks are not shown
             a = parser().parse_args(argv)
             a.run(a)
         return 0
@@ -207,10 +213,10 @@ def _main(argv) -> int:
         return 128 + getattr(e, "signum", 2)
     except BrokenPipeError:
         return 0
-    except OSError as e:  # a name that no disk takes, a disk that went away
+    except OSError as e:  # such as a file name that is too long, or a missing disk
         where = f"{visible(str(e.filename)[:80])}: " if e.filename else ""
         why = e.strerror or type(e).__name__
-        print(f"hpt: {where}{why}; give another or a shorter name, or mend that place", file=sys.stderr)
+        print(f"hpt: {where}{why}; give another or a shorter name, or repair that place", file=sys.stderr)
         return 2
 
 

@@ -46,7 +46,7 @@ _all_ = [
     "to_json",
     "to_lm_eval",
     "to_python",
-]  # offered here too
+]  # also exported here
 
 # %% ../nbs/17_export.ipynb #22cba79f
 def _its_task(it: dict, task: str | None):
@@ -58,7 +58,9 @@ def _its_task(it: dict, task: str | None):
         raise InputError(
             f"the prompt's task file {name} is not here; give --task, or call from the folder where it was tuned"
         )
-    forms = (load_task(name, format=f) for f in (None, *FORMATS))  # the format may have been given beside the task
+    forms = (
+        load_task(name, format=f) for f in (None, *FORMATS)
+    )  # the format may have been given separately from the task
     found = next((t for t in forms if t.hash == it["task_hash"]), None) or load_task(name)
     if found.hash != it["task_hash"]:
         raise InputError(
@@ -69,7 +71,7 @@ def _its_task(it: dict, task: str | None):
 
 
 def _its_template(it: dict, task: str | None):
-    "The task less its texts: of a table in memory there is no file, and the prompt itself keeps all that is asked."
+    "The task without its texts: a table in memory has no file, and the prompt itself stores everything needed."
     kept = (it["body"] or {}).get("task")
     whole = isinstance(kept, dict) and {"name", "suffix", "labels", "max_text_tokens", "strip"} <= kept.keys()
     if task or it["task"] or not whole:
@@ -82,7 +84,7 @@ def _is_its_model(it: dict, lm: LM) -> bool | None:
     "Is a model the one that a prompt was tuned on? None: not known."
     if "begin" not in it["facts"]:
         return same_model(it["facts"], known_by(lm))
-    begin = it["facts"]["begin"]  # of a tuning folder: the beginning of a hash, of files or of what was in memory
+    begin = it["facts"]["begin"]  # in a tuning folder: the beginning of a hash, of files or of weights in memory
     if begin is None:
         return None
     return str(identity(lm.info)).startswith(begin) or str(memory_hash(lm.model, lm.tokenizer)).startswith(begin)
@@ -93,17 +95,17 @@ def _its_model(it: dict, model: str | None) -> LM:
     name = model or it["model"]
     if not name:
         raise InputError(
-            f"the prompt was tuned on {it['source']!r}, and does not say where that model is; give --model"
+            f"the prompt was tuned on {it['source']!r}, but does not say where that model is; give --model"
         )
     lm = load_lm(name, dtype="float32", **({} if it["bos"] is None else dict(bos=it["bos"])))
     same = _is_its_model(it, lm)
     if same is None:
-        remark(f"the prompt does not say which model {it['source']} was; {name} is taken for it by its name alone")
+        remark(f"the prompt has no hash of its model {it['source']}; {name} is used because it has the same name")
         same = lm.name == it["source"]
     if not same:
         raise InputError(
-            f"the prompt was tuned on {it['source']}, and {name} is another model; its ids mean something else there: "
-            "give that model with --model"
+            f"the prompt was tuned on {it['source']}, and {name} is another model, whose ids mean something else: "
+            "give the right model with --model"
         )
     return lm
 
@@ -119,7 +121,7 @@ def _called(name: str) -> str:
 
 # %% ../nbs/17_export.ipynb #92079795
 def _found(name: str) -> dict:
-    "What a model on this machine is known by, without loading it; {} for one of a hub."
+    "What identifies a model on this machine, without loading it; {} for a model of a hub."
     path = Path(name).expanduser()
     return find(name)[2] if name.lower() in SHIPPED or path.is_dir() or path.is_file() else {}
 
@@ -139,23 +141,22 @@ def _calibration(it: dict) -> dict:
 
 # %% ../nbs/17_export.ipynb #695254d4
 def _remark_text(it: dict, name: str | None):
-    """Say where a prompt's text is not the prompt that was tuned.
-    `InputError` for a namesake of the model that it was tuned on."""
+    """Remark if a prompt's text is not the prompt that was tuned.
+    `InputError` for another model with the name of the model that it was tuned on."""
     if it["survives"] is False:
         remark(
-            f"the prompt's text {it['text']!r} is read as other tokens than those that were tuned, on {it['source']} "
-            "itself; what is exported is the text, and its accuracy is that by text"
+            f"even {it['source']} reads the prompt's text {it['text']!r} as other tokens than those that were tuned; "
+            "the text is exported, and the accuracy that counts is the one by text"
         )
     same = _is_found(it, name) if name else None
     if name and same is False and _called(name) == it["source"]:
         raise InputError(
-            f"the prompt was tuned on another model that is called {it['source']} too; "
+            f"the prompt was tuned on another model that is also called {it['source']}; "
             f"rename the folder of {name}, or name that model with --model"
         )
     if name and not same and _called(name) != it["source"]:
         remark(
-            f"the prompt was tuned on {it['source']}, and is exported to run on {name}: "
-            "its accuracy there is another one"
+            f"the prompt was tuned on {it['source']}, and is exported to run on {name}: its accuracy there is different"
         )
 
 
@@ -190,7 +191,7 @@ def _write_peft(it: dict, out, task, model, split, limit) -> str:
 def _write_json(it: dict, out, task, model, split, limit) -> str:
     with_constants = ", and calibration constants"
     if it["body"]:
-        write_atomic(out, json.dumps(it["body"], ensure_ascii=False, indent=1) + "\n")  # as it is, with its scores
+        write_atomic(out, json.dumps(it["body"], ensure_ascii=False, indent=1) + "\n")  # unchanged, with its scores
         with_constants = with_constants if _calibration(it) else ""
     else:
         its_task, lm = _its_task(it, task), _its_model(it, model)
@@ -208,8 +209,8 @@ def _write_python(it: dict, out, task, model, split, limit) -> str:
     room = re.sub(r"\W|^(?=\d)", "_", stem)  # a name that Python imports
     use = f'from {room} import classify; classify(["a text"]{where})'
     if not stem.isidentifier():
-        use = f"rename {Path(out).name} to {room}.py, for Python to import it; {use}"
-    without = "; the prompt came without calibration constants: mean_logp makes them from unlabelled texts"
+        use = f"rename {Path(out).name} to {room}.py, so that Python can import it; {use}"
+    without = "; the prompt has no calibration constants: mean_logp computes them from unlabelled texts"
     return use if kept else use + without
 
 
@@ -229,7 +230,7 @@ def _write_lm_eval(it: dict, out, task, model, split, limit) -> str:
 FORMS = {
     "lm-eval": "a task for lm-eval: a folder",
     "json": "plain JSON with a certificate: a .json file",
-    "python": "Python that needs transformers alone: a .py file",
+    "python": "Python that needs only transformers: a .py file",
     "peft": "a PEFT prompt-tuning adapter: a folder",
 }
 _WRITERS = {"lm-eval": _write_lm_eval, "json": _write_json, "python": _write_python, "peft": _write_peft}
@@ -244,10 +245,10 @@ def export_prompt(
     model: str = None,  # hub id, folder, .gguf file or packaged model; None: as the prompt's file says
     seed: int = None,  # as for `read_prompt`
     split: str = "validation",
-    limit: int = None,  # of lm-eval's texts: which, and a stratified subset of them
+    limit: int = None,  # for lm-eval: which texts, and how many of them (a stratified subset)
 ) -> str:  # how to use it: some lines of text
-    """Write a tuned prompt in a form that others read.
-    `InputError` for an unknown form, another task or model, or what cannot be written."""
+    """Write a tuned prompt in a form that other programs read.
+    `InputError` for an unknown form, a wrong task or model, or something that cannot be written."""
     if to not in FORMS:
         raise InputError(f"--to {to!r}; known: {', '.join(FORMS)}")
     suffix = _SUFFIXES.get(to)
@@ -256,10 +257,10 @@ def export_prompt(
     check_writable(out, folder=suffix is None)
     it = read_prompt(what, seed)
     if it["vectors"] and to != "peft":
-        raise InputError(f"{what}: a soft prompt, which is no text; write it --to peft")
+        raise InputError(f"{what}: a soft prompt has no text; export it --to peft")
     if to in ("lm-eval", "peft") and _calibration(it):
         remark(
-            f"the form {to} does not carry the prompt's calibration constants: answers there are raw; "
+            f"the form {to} does not carry the prompt's calibration constants: its answers are raw; "
             "--to python and json carry them"
         )
     return _WRITERS[to](it, out, task, model, split, limit)

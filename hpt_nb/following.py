@@ -18,8 +18,8 @@ from .registry import method_config, check_start
 
 # %% ../nbs/20_following.ipynb #97ca6262
 def _second(method, name: str, given: dict) -> dict:
-    """The models that a method takes beside the first, as its own function wants them.
-    `InputError` for one that it does not take, or lacks."""
+    """The further models that a method uses, in the form that its function needs.
+    `InputError` for a model that it does not take, or that is missing."""
     unknown = next((k for k, v in given.items() if v is not None and k != method.extra), None)
     if unknown:
         raise InputError(f"method {name} takes no {unknown}; leave it out")
@@ -37,7 +37,9 @@ def tune(
     steps: int | None = None,  # None: as the method was published (pez: 5000)
     seeds: Iterable[int] = (0,),  # one run each, side by side
     progress: bool = True,  # a bar on stderr
-    checkpoint: str | Path | None = None,  # the pass is kept there, taken up from there, and removed when it is done
+    checkpoint: str
+    | Path
+    | None = None,  # file for the state of the pass; a later call resumes from it; removed at the end
     also: Any = None,  # another `LM` or a list of them, for joint, joint-choice and joint-swaps
     judge: LM | None = None,  # the model that accepts, for mixed
     policy: LM | None = None,  # the model that writes, for rlprompt; None: `lm` itself
@@ -45,7 +47,7 @@ def tune(
     **settings: Any,  # the other fields of the method's configuration
 ) -> list[Run]:  # one for each seed
     """Tune a prompt for each seed, by any method.
-    `InputError` for an unknown method or setting, and for what the method cannot do."""
+    `InputError` for an unknown method or setting, and for anything that the method cannot do."""
     check_start(settings)
     how, cfg = method_config(method, steps=steps, **settings)
     more = _second(how, method, dict(also=also, judge=judge, policy=policy))

@@ -24,25 +24,25 @@ def _start_of(preset: Preset, method: str) -> str:
 
 
 def _reads(preset: Preset, model: str, dtype: str) -> str:
-    "How a model is read and tuned, in a line."
+    "How a model reads its input and is tuned and scored, in a line."
     bos = {True: "BOS", False: "no BOS", None: "BOS as its tokenizer has it"}[preset.bos.get(model)]
     tuned = f"tuned in {dtype}, " if any(model == s.model for s in preset.sources) else ""
     return f"  {model}: {bos}, {tuned}scored in {preset.scoring_dtype}"
 
 
 def _rules_said(preset: Preset) -> str:
-    "Which tokens no tuned row may use."
+    "Which tokens the tuned rows may use."
     rules = preset.rules.config() | ({"no_label_words": True} if preset.no_label_words else {})
     return f"; of its tokens only: {', '.join(f'{k} = {v}' for k, v in rules.items())}" if rules else ""
 
 
 def _as_asked(preset: Preset, dtype: str) -> list:
-    "What of a run is a choice, in lines."
+    "The choices of a run, in lines."
     v, auto = preset.vocab, " (auto, on this machine)" if preset.tuning_dtype == "auto" else ""
     anchors = "every common token an anchor" if v.h == "exact" else f"{v.repeats} samples of {v.h:,} anchors"
     lines = [
         "",
-        f"inputs: format {preset.format or 'as each task says (ours, where it says nothing)'}",
+        f"inputs: format {preset.format or 'as each task says (ours, if it does not say)'}",
         "starts: " + ", ".join(f"{m} {_start_of(preset, m)}" for m in preset.methods),
         f"vocabulary: {v.tokens} (K = {v.k}, {anchors}, s = {v.s:,}){_rules_said(preset)}",
         f"dtype: tuned in {dtype}{auto}, scored in {preset.scoring_dtype}",
@@ -51,18 +51,18 @@ def _as_asked(preset: Preset, dtype: str) -> list:
     for task, texts in preset.manual.items():
         lines.append(f"written by hand, for {task}: {', '.join(map(repr, texts))}")
     if preset.holdout:
-        lines.append(f"calibrated: on {preset.holdout:,} holdout texts a task, without their labels")
+        lines.append(f"calibrated: on {preset.holdout:,} holdout texts per task, without their labels")
     if preset.step0:
         lines.append(
             f"step 0: Empty of {len(preset.models)} models on {', '.join(preset.tasks)}, in {len(FORMATS)} formats, "
             "with BOS and without, in float32 and bfloat16, against the paper's counts; "
-            "where this format does not give one, the run stops (--anyway goes on)"
+            "if this format does not give them, the run stops (--anyway continues)"
         )
     return lines + [""]
 
 # %% ../nbs/13p_forecast.ipynb #188bedbd
 def _hours(seconds: float) -> str:
-    "So many seconds, minutes, hours or days."
+    "A time in seconds, minutes, hours or days."
     for most, unit, name, digits in ((120, 1, "s", 0), (7200, 60, "min", 0), (172800, 3600, "h", 1)):
         if seconds < most:
             return f"{seconds / unit:.{digits}f} {name}"
@@ -89,7 +89,7 @@ def _piece_lines(rows) -> list:
 
 
 def _work_lines(preset: Preset, rows, rate: dict, dtype: str, source: str) -> list:
-    "Operations, models, rates (and where they are from) and memory, in lines."
+    "Operations, models, rates (and where these come from) and memory, in lines."
     counterparts = [c for s in preset.sources for c in s.counterparts]
     names = dict.fromkeys([*rows.source, *rows.target, *counterparts])
     work = rows.groupby("kind").operations.sum() / 1e15
@@ -106,7 +106,7 @@ def _work_lines(preset: Preset, rows, rate: dict, dtype: str, source: str) -> li
 
 
 def _pairs(preset: Preset) -> set:
-    "What is compared before the rows that need it are tuned: two models and how, each once."
+    "The vocabularies to compare before tuning: (two models, settings), each once."
     rows = [r for r in preset.tuned_rows if preset.shares_words(r)]
     found = set()
     for s in preset.sources:
@@ -117,7 +117,7 @@ def _pairs(preset: Preset) -> set:
 
 
 def _device_lines(rows, devices, pairs: int, each: float) -> list:
-    "How long it takes on so many equal devices, in lines; `each`: seconds to compare a pair of vocabularies."
+    "How long the run takes on 1, 8, ... equal devices, in lines; `each`: seconds to compare a pair of vocabularies."
     cost, after, lines = list(rows.seconds), list(rows.after), []
     if pairs:
         lines.append(f"comparing {pairs} pair{'s' if pairs > 1 else ''} of vocabularies: about {_hours(pairs * each)}")
@@ -127,7 +127,7 @@ def _device_lines(rows, devices, pairs: int, each: float) -> list:
         if d > 1 and end <= chain * 1.01:
             limit = (
                 f"; limited by one chain: a pass and its scores take {_hours(chain)}, "
-                "and no more devices shorten it (fewer seeds a pass do: --split)"
+                "and more devices do not shorten it (fewer seeds per pass do: --split)"
             )
         elif d > 1:
             limit = f"; busy {sum(cost) / end / d:.0%} of the time"
@@ -137,7 +137,7 @@ def _device_lines(rows, devices, pairs: int, each: float) -> list:
 
 # %% ../nbs/13p_forecast.ipynb #a2a4a4af
 def _known_tasks(preset: Preset, data) -> dict:
-    "name in the preset -> Task; None where its usual size is known and it would have to be fetched."
+    "name in the preset -> Task; None if it would have to be downloaded and its usual size is known."
     tasks = {}
     for name in preset.tasks:
         own = data is not None and (Path(data) / f"{name}.toml").is_file()
@@ -146,7 +146,7 @@ def _known_tasks(preset: Preset, data) -> dict:
 
 
 def _rates(preset: Preset, dtype: str, device: str) -> tuple:
-    "(tuning, scoring) operations a second that this machine reaches now."
+    "(tuning, scoring) operations per second that this machine reaches now."
     tuning = product_rate(dtype, device) * SHARE["tune"]
     return tuning, product_rate(preset.scoring_dtype, device) * SHARE["score"]
 
@@ -156,10 +156,10 @@ def dry_run(
     data=None,
     device: str = "auto",
     devices=(1, 8, 64),  # equal devices to plan for
-    rates=None,  # (tuning, scoring) operations a second that another machine reaches; None: measured here
+    rates=None,  # (tuning, scoring) operations per second of another machine; None: measured here
     split: int = 0,  # seeds in one pass, at most; 0: all
 ) -> str:  # some lines of text
-    "What a run would do, fetch, take and cost; nothing is loaded but the tasks that are at hand."
+    "What a run would do, download and cost; only tasks that are already on this machine are loaded."
     import pandas as pd
 
     if device == "auto":

@@ -38,32 +38,32 @@ SPLITS = ["train", "holdout", "validation"]
 TOKENS_OPTION = dict(
     default="any",
     choices=["any", "words"],
-    help="any: every text that is one token in each model; words: a space and a word, as Wu et al. have it (any)",
+    help="any: every text that is one token in each model; words: a space and a word, as in Wu et al. (any)",
 )
 FORMAT_OPTION = dict(
     choices=["ours", "released"],
-    help="how inputs are written; released: as PEZ's released pipeline does, the label read at a space "
-    "(as the task says; ours, where it says nothing)",
+    help="how inputs are written; released: as in PEZ's released pipeline, where the label follows a space "
+    "(as the task says; ours, if it does not say)",
 )
 TRACKER = dict(
     metavar="WORD",
     default="",
-    help="follow the tuning: log, tensorboard:FOLDER, trackio:PROJECT or wandb:PROJECT; changes no result",
+    help="watch the tuning with: log, tensorboard:FOLDER, trackio:PROJECT or wandb:PROJECT; changes no result",
 )
 BOS_OPTION = dict(
     default="auto",
     choices=["auto", "yes", "no"],
-    help="does BOS go before the prompt? auto: as the tokenizer has it (OPT's does; PEZ as released leaves it out)",
+    help="does BOS go before the prompt? auto: as the tokenizer does (OPT's puts it; PEZ as released leaves it out)",
 )
 
 # %% ../nbs/20g_option_groups.ipynb #29fdca88
 def flag(c, name: str, about: str):
-    "An option that is there or not."
+    "An option without a value."
     c.add_argument(name, action="store_true", help=about)
 
 
 def count(c, name: str, about: str, metavar: str | None = "N", **how):
-    "An option that is a whole number of at least 1."
+    "An option whose value is a whole number of at least 1."
     c.add_argument(name, type=positive(), metavar=metavar, help=about, **how)
 
 # %% ../nbs/20g_option_groups.ipynb #d8e93b2d
@@ -73,7 +73,7 @@ def selecting(c, labels: bool = True):
         "--allow",
         action="append",
         metavar="FILE_OR_PATTERN",
-        help="only these tokens: a file with one per line, or a regular expression of a whole token; again for more",
+        help="only these tokens: a file with one per line, or a regular expression for a whole token; may be repeated",
     )
     c.add_argument("--deny", action="append", metavar="FILE_OR_PATTERN", help="none of these tokens")
     flag(c, "--ascii", "only tokens of ASCII characters")
@@ -83,14 +83,14 @@ def selecting(c, labels: bool = True):
 
 
 def placed(c):
-    "How and where: the options of every command that puts inputs together."
+    "Options for the form of the input, and for the prompt's place in it."
     c.add_argument("--format", **FORMAT_OPTION)
     c.add_argument(
         "--prompt-at",
         metavar="PLACE",
-        help="where the prompt stands: before, between, after, or a pattern such as '{text} {prompt}' "
+        help="where the prompt goes: before, between, after, or a pattern such as '{text} {prompt}' "
         "(as the task says; before)",
     )
-    flag(c, "--chat", "put each model's own chat template around it")
-    c.add_argument("--system", metavar="TEXT", help="with --chat: what the system is told")
+    flag(c, "--chat", "put each model's own chat template around the input")
+    c.add_argument("--system", metavar="TEXT", help="with --chat: the system text")
     flag(c, "--control", "read control tokens' names in template, pattern, system text and prompt as the tokens")

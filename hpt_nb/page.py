@@ -18,13 +18,13 @@ from .glyphs import point_out
 
 # %% ../nbs/15l_page.ipynb #e5c410cb
 def shown(value) -> str:
-    "A value as safe HTML text: unseen characters as escapes, markup escaped."
+    "A value as safe HTML text: invisible characters written out, markup escaped."
     return escape(visible(str(value)))
 
 
 @cache
 def _environment():
-    "The templates. The engine loads here, not on import."
+    "The templates. Jinja is imported here, not when this module is imported."
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -37,21 +37,21 @@ def _environment():
 
 
 def _html(value):
-    "Text that is HTML already, in lists too."
+    "Mark text, or the texts in a list, as HTML."
     from markupsafe import Markup
 
     return [_html(v) for v in value] if isinstance(value, list | tuple) else Markup(value)
 
 
 def asset(name: str) -> str:
-    "A template file as it stands: CSS or JavaScript."
+    "A template file, unchanged: CSS or JavaScript."
     environment = _environment()
     return environment.loader.get_source(environment, name)[0]
 
 
 def render(
     name: str,  # a template file
-    html=(),  # names of the values that are HTML already; all others are escaped where they are shown
+    html=(),  # names of the values that are already HTML; all others are escaped
     **values,
 ) -> str:
     "A filled template."
@@ -70,17 +70,17 @@ def fragment(
 
 # %% ../nbs/15l_page.ipynb #1506280d
 def paragraph(*sentences: str, strong: bool = False) -> str:
-    "Sentences in a paragraph of their own; `strong`: in bold."
+    "Sentences as a paragraph; `strong`: in bold."
     return fragment("paragraph", text=" ".join(sentences), strong=strong)
 
 
 def note(text: str) -> str:
-    "A remark in a box; '' without a text."
+    "A remark in a box; '' if there is no text."
     return fragment("note", text=text) if text else ""
 
 
 def remarks(texts: list) -> str:
-    "Several remarks in one box, a line each; '' without any."
+    "Several remarks in one box, a line each; '' if there are none."
     return fragment("remarks", texts=texts) if texts else ""
 
 
@@ -100,7 +100,7 @@ def wrapped(html: str) -> str:
 
 
 def folded(title: str, *parts: str) -> str:
-    "What is one touch away: its heading is seen, and the rest once it is asked for."
+    "A folded part: only its title is visible until the reader opens it."
     return fragment("folded", ("parts",), title=title, parts=parts)
 
 # %% ../nbs/15l_page.ipynb #18e6e532
@@ -115,12 +115,12 @@ def _look(table, bold, i: int, j: int) -> str:
 
 
 def table_html(
-    table: pd.DataFrame,  # shown as it stands
-    title: str,  # its name, for those who hear the page
+    table: pd.DataFrame,  # shown unchanged
+    title: str,  # its name, for screen readers
     bold: pd.DataFrame = None,  # same shape; True is bold
-    over=(),  # (text, columns) of each cell of a line above the head; none without
+    over=(),  # (text, columns) of each cell of an extra header line above the head; empty: no such line
 ) -> str:
-    "A table in a box of its own that scrolls sideways. Everything in it is escaped."
+    "A table in its own box that scrolls sideways. Everything in it is escaped."
     rows = []
     for i, values in enumerate(table.itertuples(index=False, name=None)):
         rows.append([(v, _look(table, bold, i, j)) for j, v in enumerate(values)])
@@ -129,7 +129,7 @@ def table_html(
 
 # %% ../nbs/15l_page.ipynb #b0efd880
 def _common(draws: list) -> dict:
-    "The limits that hold what all panels show."
+    "Axis limits that include the contents of all panels."
     from matplotlib.figure import Figure
 
     axs = Figure().subplots(1, len(draws), squeeze=False, sharex=True, sharey=True)[0]
@@ -139,7 +139,7 @@ def _common(draws: list) -> dict:
 
 
 def _drawn(draw, height: float, width: float, limits: dict):
-    "One panel, with its legend below: one entry for each row, whatever its seeds."
+    "One panel, with its legend below: one entry for each row, however many seeds it has."
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(width, height), layout="constrained")
@@ -154,7 +154,7 @@ def _drawn(draw, height: float, width: float, limits: dict):
 
 
 def _svg(draw, height: float, width: float, limits: dict) -> str:
-    "The picture in base64. No date in it: the same store gives the same bytes."
+    "The picture in base64, without a date, so that the same store gives the same bytes."
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -174,20 +174,20 @@ def figure_html(
     share=False,  # same axes in every panel
     width: float | None = None,  # inches of each panel; None: 4.6, and 5.4 for a single one
 ) -> str:
-    "Panels as pictures inside the page (SVG): side by side where there is room, below each other on a phone."
+    "Panels as pictures (SVG) inside the page: side by side if there is room, below each other on a phone."
     width, limits = width or (5.4 if len(draws) == 1 else 4.6), _common(draws) if share and len(draws) > 1 else {}
     alts = [alt, *(f"Panel {i} of the same figure" for i in range(2, len(draws) + 1))]
     panels = [(text, _svg(draw, height, width, limits)) for text, draw in zip(alts, draws)]
     return fragment("figure", panels=panels, widest=f"{6.8 * width:g}")
 
 # %% ../nbs/15l_page.ipynb #d0d1a684
-OPEN = 6  # sections of a page that are seen at once; the others are folded
-OPEN_PARTS = {"<table": 12, '<div class="panels"': 8}  # and of these, no more, the first screen's figure among them
+OPEN = 6  # sections that are open at first; the others are folded
+OPEN_PARTS = {"<table": 12, '<div class="panels"': 8}  # most open tables and figures, with the first screen's figure
 _MARKS = re.compile("|".join(["<details", "</details", *OPEN_PARTS]))
 
 
 def open_parts(html: str) -> dict:
-    "How many tables and figures of a piece of HTML are seen without unfolding anything."
+    "How many tables and figures of a piece of HTML are visible without unfolding anything."
     depth, counts = 0, dict.fromkeys(OPEN_PARTS, 0)
     for mark in _MARKS.findall(html):
         if mark in counts:
@@ -198,7 +198,7 @@ def open_parts(html: str) -> dict:
 
 
 def _seen(lead: str, sections: list) -> list:
-    "For each section: is it seen at once?"
+    "For each section: is it open at first?"
     total, seen = open_parts(lead), []
     for i, (_, html) in enumerate(sections):
         more = {k: total[k] + n for k, n in open_parts(html).items()}
@@ -208,8 +208,9 @@ def _seen(lead: str, sections: list) -> list:
 
 
 def page_html(title: str, lead: str, sections: list, explorer: str | None = None) -> str:
-    """The whole page; `sections` holds (heading, html). The contents stand before the first; those after `OPEN`, or
-    with more than `OPEN_PARTS` allow, are folded. `explorer`: address of the page on which tokens are looked up."""
+    """The whole page; `sections` holds (heading, html). The table of contents comes before the first; sections
+    beyond `OPEN`, or beyond what `OPEN_PARTS` allows, are folded. `explorer`: address of the page for looking up
+    tokens."""
     seen = _seen(lead, sections)
     ready = [(h, html if is_seen else folded("Show", html)) for (h, html), is_seen in zip(sections, seen)]
     parts = [dict(heading=h, html=_html(html)) for h, html in ready]

@@ -19,7 +19,7 @@ from .pool import Models
 # %% ../nbs/13k_plan.ipynb #b8b883a7
 def passes(preset: Preset, source: Source, task: str) -> list:
     """(pairs, counterpart or None) of each pass of a source on a task: the (method, row) pairs of its runs, and the
-    counterpart where it takes part in the tuning. Runs of a pass cost the same, so each has an equal share of it."""
+    counterpart if it takes part in tuning. All runs of a pass cost the same, so each has an equal share of its cost."""
     out = {}
     for m in preset.methods_for(task):
         how = REGISTRY[m]
@@ -33,8 +33,8 @@ def passes(preset: Preset, source: Source, task: str) -> list:
 
 
 def run_rows(preset: Preset, pairs, counterparts, second=None) -> list:
-    """(method, row, counterpart, seed) of every run of one pass, in a fixed order; with `second`, a counterpart that
-    takes part, all of them are with it."""
+    """(method, row, counterpart, seed) of every run of one pass, in a fixed order. `second`: the counterpart that takes
+    part in tuning, the same for all runs."""
     out = []
     for row in sorted({row for _, row in pairs}, key=preset.tuned_rows.index):
         mine = [m for m in preset.methods if (m, row) in pairs]
@@ -46,7 +46,7 @@ def run_rows(preset: Preset, pairs, counterparts, second=None) -> list:
 
 # %% ../nbs/13k_plan.ipynb #c0cd2407
 def starts_drawn(preset: Preset, task: str) -> bool:
-    "Is another start drawn for each seed?"
+    "Is a different start drawn for each seed?"
     cfg = preset.tuning_for(task)
     return cfg.init == "random" and not getattr(cfg, "start", "")
 
@@ -67,25 +67,25 @@ class Pass:
     "Runs that are tuned side by side."
 
     pairs: tuple  # (method, row)
-    second: str | None  # a counterpart that takes part
+    second: str | None  # a counterpart that takes part in tuning
     runs: tuple  # (method, row, counterpart or None, seed) of each
 
     @property
     def first(self) -> tuple:
-        "(method, row) by which the configuration of the pass is asked for."
+        "(method, row) that the configuration of the pass is looked up with."
         return self.pairs[0]
 
 
 @dataclass(frozen=True)
 class Part:
-    "What the grid holds of one source on one task, for a share of the seeds. Models as the preset names them."
+    "The part of the grid for one source, one task and a share of the seeds. Models as the preset names them."
 
     source: Source
     task: str
     share: int
     seeds: tuple
     untuned: tuple  # (row, seed or None)
-    passes: tuple  # Pass; none without a run
+    passes: tuple  # Pass, each with at least one run
 
 
 def shares(seeds: tuple, split: int) -> list:
@@ -97,9 +97,9 @@ def shares(seeds: tuple, split: int) -> list:
 def walk(
     preset: Preset,
     task: str,  # as the preset names it
-    split: int = 0,  # seeds in one pass, at most; 0: all
+    split: int = 0,  # most seeds in one pass; 0: all
 ) -> list:  # Parts
-    "What a grid holds of a task, source by source."
+    "The parts of a grid for one task, source by source."
     seeds = list(enumerate(shares(preset.seeds_for(task), split)))
     return [_part(preset, source, task, k, some) for source in preset.sources_for(task) for k, some in seeds]
 
@@ -116,7 +116,7 @@ def _part(preset: Preset, source: Source, task: str, share: int, seeds: tuple) -
 
 # %% ../nbs/13k_plan.ipynb #c40e7a12
 def tuned_prompts(preset: Preset, task: str, runs) -> list:
-    "What tells the tuned prompts of runs from others, one for each run and budget."
+    "What identifies the tuned prompts of some runs, one for each run and budget."
     out = []
     for m, row, cp, seed in runs:
         base = dict(row=row, counterpart=cp, seed=seed, method=m)
@@ -125,7 +125,7 @@ def tuned_prompts(preset: Preset, task: str, runs) -> list:
 
 
 def moments_of(preset: Preset, task: str, runs) -> list:
-    "The same of their prompts of the moment."
+    "The same for the prompts that these runs had at the preset's moments."
     out = []
     for m, row, cp, seed in runs:
         base = dict(row=MOMENT.format(row), counterpart=cp, seed=seed, method=m)
@@ -153,8 +153,8 @@ def scored_models(preset: Preset, task: str) -> list:
 
 
 def asked_scores(source: Source, method=None) -> list:
-    """(model, role, mode) of every score that a prompt of this source needs; a soft one's vectors too, where it was
-    tuned and where anchors lead to."""
+    """(model, role, mode) of every score that a prompt of this source needs. For a soft prompt, also its vectors: on
+    the model that it was tuned on, and on the models that anchors can carry it to."""
     out = [(source.model, "original", "ids"), (source.model, "original", "text")]
     out += [(t, "transfer", "text") for t in source.targets]
     if fact(method, "vectors"):
@@ -176,7 +176,7 @@ class Unit:
     vocab: object = None  # of a vocabulary: its VocabConfig
     second: str | None = None  # a counterpart that takes part in the pass
     seeds: tuple = ()  # of the runs in a pass
-    after: tuple = ()  # numbers of the units that must be done before
+    after: tuple = ()  # numbers of the units that must be done first
     pieces: tuple = ()  # (kind, part of its configuration) of each cell that it makes, as in `Store.plan`
     runs: tuple = ()  # (method, row, counterpart or None, seed) of a pass's runs
 
@@ -204,13 +204,13 @@ class Unit:
 
 # %% ../nbs/13k_plan.ipynb #106b221e
 class _Planner:
-    "Units in order, each once, with the names that models have in results."
+    "Collects the units in order, each once, with the names that models have in results."
 
     def __init__(self, preset: Preset, models: Models):
         self.preset, self.models, self.units, self.known = preset, models, [], {}
 
     def add(self, key, **unit) -> int:
-        "The number of the unit of this key."
+        "The number of the unit with this key; the unit is added if it is new."
         if key not in self.known:
             self.known[key] = len(self.units)
             self.units.append(Unit(**unit))
@@ -222,11 +222,11 @@ class _Planner:
         return self.add(key, kind="vocab", source=a, target=b, vocab=v, pieces=(("vocab", config),))
 
     def named(self, prompts: list) -> list:
-        "The same prompts, counterparts by their names in results."
+        "The same prompts, with counterparts named as in results."
         return [p | dict(counterpart=p["counterpart"] and self.models.name_of(p["counterpart"])) for p in prompts]
 
     def makers(self, part: Part, task_name: str) -> tuple:
-        "(numbers of the units that make a part's prompts, what the prompts are)"
+        "(numbers of the units that make a part's prompts, what identifies the prompts)"
         model, listed = part.source.model, part.task
         base, none = (
             dict(task=task_name, source=self.models.name_of(model)),
@@ -297,13 +297,13 @@ def plan_units(
     preset: Preset,
     tasks: dict,  # name in the preset -> Task
     models: Models,
-    split: int = 0,  # seeds in one pass, at most; 0: all
-) -> list:  # Units, none before one that it comes after
+    split: int = 0,  # most seeds in one pass; 0: all
+) -> list:  # Units, each after those that it waits for
     "Everything that a run will do. `InputError` for a model that cannot be found."
     plan = _Planner(preset, models)
     for source in preset.sources:
         for m in source.models:
-            models.name_of(m)  # a wrong name is known before anything is done
+            models.name_of(m)  # a wrong name is found before anything is done
     for name, task in tasks.items():
         made = [(part, *plan.makers(part, task.name)) for part in walk(preset, name, split)]
         for target in scored_models(preset, name):

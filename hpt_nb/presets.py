@@ -20,12 +20,12 @@ from .registry import REGISTRY, method_config
 # %% ../nbs/13d_presets.ipynb #2b6a9ebc
 @dataclass(frozen=True)
 class Source:
-    "A model to tune on, the second models of its vocabularies, and where its prompts are tried."
+    "A model to tune on, the second models of its vocabularies, and the models that its prompts are scored on."
 
     model: str
     counterparts: tuple = ()
     targets: tuple = ()
-    tasks: tuple = ()  # those of the preset's tasks that it is tuned on; none: all
+    tasks: tuple = ()  # the tasks of the preset that it is tuned on; empty: all
 
     @property
     def models(self) -> tuple:
@@ -47,7 +47,7 @@ class VocabConfig:
     def __post_init__(self):
         if self.tokens not in TOKENS:
             raise InputError(f"tokens = {self.tokens!r}; need one of {', '.join(TOKENS)}")
-        # samples are drawn before the first is looked at, so their number has a bound
+        # all samples are drawn at once, so their number is bounded
         check_fields(self, s=dict(least=0), seed=dict(least=SEEDS[0], most=SEEDS[1]), repeats=dict(most=1000))
         if self.h == "exact":
             return
@@ -59,20 +59,20 @@ class VocabConfig:
 # %% ../nbs/13d_presets.ipynb #a17c0de1
 @dataclass(frozen=True)
 class Arm:
-    "A row as a preset has it: like one of `ROWS`, but for what is given here."
+    "A row that a preset defines: like one of `ROWS`, except for what is given here."
 
     like: str  # a row of `ROWS`
     vocab: dict = field(default_factory=dict)  # fields of [vocab] that differ; s = 0: every token
     add_labels: bool = False  # the first tokens of the label words join the vocabulary
-    without_labels: bool = False  # the tokens of the label words are taken out before it is cut to s
+    without_labels: bool = False  # the tokens of the label words are removed before it is cut to s
     tuning: dict = field(default_factory=dict)  # settings of the method that differ
-    seeds: tuple = ()  # some of the preset's; none: all
-    sources: tuple = ()  # models; none: all
-    methods: tuple = ()  # none: all
+    seeds: tuple = ()  # some of the preset's; empty: all
+    sources: tuple = ()  # models; empty: all
+    methods: tuple = ()  # empty: all
 
     @property
     def config(self) -> dict:
-        "What a tuned cell says of its arm, beside the settings that it holds itself."
+        "What a tuned cell records about its arm, besides the settings that the cell records anyway."
         flags = {k: True for k in ("add_labels", "without_labels") if getattr(self, k)}
         return dict(like=self.like, **self.vocab, **flags)
 
@@ -97,9 +97,9 @@ class Preset:
     methods: tuple = ("pez",)  # each row is tuned by each
     vocab: VocabConfig = VocabConfig()
     tuning: PezConfig = PezConfig()
-    budgets: tuple = ()  # fewer steps at which results are kept too; the same runs on their way
+    budgets: tuple = ()  # earlier steps at which results are kept too, from the same runs
     tuning_dtype: str = "auto"  # "auto": bfloat16 where the processor has it
-    compile: bool = False  # tune on compiled layers, where a run has steps enough to pay for it
+    compile: bool = False  # tune with compiled layers, where a run has enough steps to make it worthwhile
     n: int = 0  # validation texts scored, stratified; 0: all
     scoring_dtype: str = "float32"
     by_task: dict = field(
@@ -108,19 +108,19 @@ class Preset:
     about: str = ""
     folder: str = "."  # task files are named relative to the preset
     settings: dict = field(default_factory=dict)  # method -> its own settings
-    bos: dict = field(default_factory=dict)  # model -> does it read BOS first? Others: as their tokenizer has it
+    bos: dict = field(default_factory=dict)  # model -> does it read BOS first? Other models: as their tokenizer does
     vary: dict = field(default_factory=dict)  # field of [vocab] -> other values, one at a time (`variations`)
-    arms: dict = field(default_factory=dict)  # row -> Arm: rows of its own, and bounds of the others
+    arms: dict = field(default_factory=dict)  # row -> Arm: rows that the preset defines, and limits of the others
     manual: dict = field(default_factory=dict)  # task -> hand-written prompts
-    moments: tuple = ()  # steps at which PEZ's prompt of the moment is scored too; 0: the start
-    given: tuple = ()  # keys of [tuning] that stand in the document
+    moments: tuple = ()  # steps at which PEZ's current prompt is scored too; 0: the start
+    given: tuple = ()  # keys of [tuning] that the document sets
     format: str = ""  # how inputs are written, one of `FORMATS`; "": as each task says
-    step0: bool = False  # is Empty held against the paper's counts before anything is tuned?
-    tracker: str = ""  # who follows the tuning passes (`check_tracker`); it changes no result
-    rules: TokenRules = TokenRules()  # tokens that no tuned row may use, of its vocabulary
-    no_label_words: bool = False  # nor the label words of a task
-    holdout: int = 0  # holdout texts whose label log-probabilities are kept beside the scored texts'; 0: neither
-    strips: Strips = Strips()  # whose tokens are left out one by one
+    step0: bool = False  # is Empty compared with the paper's counts before anything is tuned?
+    tracker: str = ""  # the tracker of the tuning passes (`check_tracker`); it changes no result
+    rules: TokenRules = TokenRules()  # which tokens of its vocabulary a tuned row may use
+    no_label_words: bool = False  # True: no tuned row may use the label words of its task
+    holdout: int = 0  # holdout texts whose label log-probabilities are kept too; 0: none
+    strips: Strips = Strips()  # which prompts are scored with each token left out
 
     def arm(self, row: str) -> Arm:
         return self.arms.get(row) or Arm(row)
@@ -132,7 +132,7 @@ class Preset:
 
     @property
     def tuned_rows(self) -> tuple:
-        "Rows that are tuned: the named ones, and then those of its own."
+        "Rows that are tuned: the named ones, then those that the preset defines."
         return tuple(r for r in self.rows if ROWS[r]) + tuple(r for r in self.arms if r not in ROWS)
 
     def row_kind(self, row: str) -> str:
@@ -140,7 +140,7 @@ class Preset:
         return ROWS[self.arm(row).like]
 
     def shares_words(self, row: str) -> bool:
-        "Does a tuned row search what a source and its counterpart have in common?"
+        "Does a tuned row search the tokens that a source and its counterpart have in common?"
         return self.row_kind(row) in ("common", "stable")
 
     def vocab_for(self, row: str) -> VocabConfig:
@@ -163,7 +163,7 @@ class Preset:
         return min((n for n in (self.strips.n, self.n_for(task)) if n), default=0)
 
     def on_source(self, row: str, source: str) -> bool:
-        "Is a row there on this source?"
+        "Is this row run on this source?"
         return source in (self.arm(row).sources or (source,))
 
     def takes(self, row: str, method: str, source: str) -> bool:
@@ -191,7 +191,7 @@ class Preset:
         return replace(self.tuning, **self.own(task, "tuning", {}))
 
     def compiles(self, task: str, method: str, row: str = "") -> bool:
-        "Are this method's runs tuned on compiled layers: asked for, and steps enough to pay for the compiling?"
+        "Are this method's runs tuned with compiled layers: asked for, and enough steps to make it worthwhile?"
         return self.compile and self.config_for(method, task, row).steps >= COMPILE_STEPS
 
     def n_for(self, task: str) -> int:
@@ -204,14 +204,14 @@ class Preset:
         return tuple(self.own(task, "methods", self.methods))
 
     def starts_of(self, method: str, task: str) -> dict:
-        "What a way of PEZ says of its start where the preset says nothing."
+        "The start that a variant of PEZ uses where the preset names none."
         named = {*self.given, *self.own(task, "tuning", {})}
         return {k: v for k, v in fact(method, "settings").items() if k not in named}
 
     def config_for(self, method: str, task: str, row: str = ""):
-        """A method's configuration on a task: [tuning] for PEZ; another's is as published, with [tuning]'s prompt
-        length, texts a step and holdout texts (all of it for joint tuning), and then what [method.NAME] says;
-        in a row of the preset's own, with what that row says."""
+        """A method's configuration on a task. For PEZ: [tuning]. For another method: as published, with the prompt
+        length, texts per step and holdout texts of [tuning] (for joint tuning, all of [tuning]), then changed by
+        [method.NAME]. In a row that the preset defines, that row's settings come last."""
         tuning, own = self.tuning_for(task), self.arm(row).tuning if row else {}
         if fact(method, "tuning") == "all":
             return replace(tuning, **(self.starts_of(method, task) | own))
@@ -229,14 +229,14 @@ class Preset:
         return tuple(sorted({*(b for b in asked if b < steps), steps}))
 
     def moments_for(self, task: str, method: str, row: str) -> tuple:
-        "Steps at which a row's prompt of the moment is scored."
+        "Steps at which a row's current prompt is scored."
         steps = self.config_for(method, task, row).steps
         return tuple(b for b in self.moments if b <= steps) if fact(method, "tuning") == "all" else ()
 
 # %% ../nbs/13d_presets.ipynb #1488dc9d
 def variations(preset: Preset) -> dict:
-    """Sub-folder's name -> Preset: as given, with each value under [vary] in its turn, and with each table under
-    `together`. Without [vary] the preset alone, under the name ''."""
+    """Sub-folder's name -> Preset: the preset as given, one for each value under [vary], and one for each table under
+    `together`. Without [vary]: only the preset, under the name ''."""
     if not preset.vary:
         return {"": preset}
     plain, out = replace(preset, vary={}), {}

@@ -26,7 +26,7 @@ from .carried import bos_of
 
 # %% ../nbs/16z_prompt_json.ipynb #4f551df9
 def _written(task) -> dict:
-    "Of a format other than ours: how its inputs are written, for a reader who knows the JSON alone."
+    "For a format other than ours: how its inputs are written, for a reader who has only the JSON."
     if "format" not in task.config:
         return {}
     form = task_format(task)
@@ -44,10 +44,10 @@ def to_json(
     task,  # `hpt_nb.tasks.Task`
     lms,  # models to certify it on; the one it was tuned on comes first
     path=None,  # where to write it; None: nowhere
-    **facts,  # what else to say, as JSON values: scores={...}, method="pez", seed=0
+    **facts,  # further JSON values to store: scores={...}, method="pez", seed=0
 ) -> str:  # JSON
-    """A prompt with its task and one certificate a model, as plain JSON; `bos` stands there where the first model was
-    read with or without BOS against its tokenizer's way. `InputError` for a fact that JSON cannot hold."""
+    """A prompt with its task and one certificate per model, as plain JSON; `bos` is included if the first model used
+    BOS differently from its tokenizer. `InputError` for a fact that JSON cannot hold."""
     if not lms:
         raise InputError("no model given; a prompt is certified on at least one")
     text = certify(lms[0], prompt)["text"]
@@ -83,7 +83,7 @@ def kept_constants(
     task,
     prompt: str,  # the prompt's text
     texts=None,  # unlabelled texts; None: the task's holdout, at most `CALIBRATE_ON`
-) -> dict:  # {"means": (C,), "texts", "of", "sha256": of the model, and what else it is known by}
+) -> dict:  # {"means": (C,), "texts", "of", "sha256": of the model, and what else identifies it}
     "The calibration constants of a prompt on one model."
     held = task.subset("holdout", min(CALIBRATE_ON, len(task.holdout))).texts if texts is None else list(texts)
     means = centre_means(label_logprobs(lm, task, held, prompt)).tolist()
@@ -102,7 +102,7 @@ def check_task(
     task: dict,  # what a prompt keeps of its task
     where,
 ):
-    "`InputError` for a template, label words or class names that answers could not be given by."
+    "`InputError` for a template, label words or class names with which no answers could be given."
     labels = task.get("labels", ("", ""))
     if not _is_texts(labels) or len(labels) < 2:
         raise InputError(f"{where}: labels is {labels!r}; need a list of two or more label words")
@@ -130,7 +130,7 @@ def _whole_prompt(body, where) -> dict:
     "The parts of a JSON prompt that an export needs. `InputError` names what is missing."
     if isinstance(body, dict) and body.get("schema", 1) != 1:
         raise InputError(
-            f"{where}: a prompt of version {body['schema']!r}, and this hpt_nb reads version 1; "
+            f"{where}: a prompt of version {body['schema']!r}, but this hpt_nb reads version 1; "
             "use the version that wrote it, or write it again"
         )
     try:
@@ -162,7 +162,7 @@ def _whole_prompt(body, where) -> dict:
 
 # %% ../nbs/16z_prompt_json.ipynb #649e03bf
 def _runs(store, where, seed) -> list:
-    "The runs of a tuning folder, or those of one seed. `InputError` unless they are of one kind and one model."
+    "The runs of a tuning folder, or those of one seed. `InputError` if they are not of one kind and one model."
     cells = [c for c in store.cells("tune") if seed is None or c["config"]["seed"] == seed]
     if not cells:
         of_seed = "" if seed is None else f" of seed {seed}"
@@ -175,12 +175,12 @@ def _runs(store, where, seed) -> list:
     if len(kinds) == 1 and len(ids) > 1:
         raise InputError(
             f"{where}: prompts of {len(ids)} models that are all called {cells[0]['config']['source']} "
-            f"(their hashes: {', '.join(ids)}); give --seed of a run of one, or tune them into folders of their own"
+            f"(their hashes: {', '.join(ids)}); give --seed for a run of one, or tune each into its own folder"
         )
     if len(kinds) > 1:
         some = "; ".join(kinds[:3]) + ("; ..." if len(kinds) > 3 else "")
         raise InputError(
-            f"{where}: prompts of several kinds ({some}); an export takes one: write it from a folder of hpt tune"
+            f"{where}: prompts of several kinds ({some}); an export takes one: use a folder of hpt tune with one kind"
         )
     return cells
 
@@ -189,8 +189,8 @@ _SOURCE_ID = re.compile(r"([0-9a-f]{12}|unknown)[0-9a-f]*(?:-bos([\d.]*))?")  # 
 
 
 def _best_run(store, where, seed) -> dict:
-    """The run of a tuning folder with the highest holdout accuracy, or of one seed; what its source's id says of the
-    model: its hash, and BOS where it was set by hand."""
+    """The run of a tuning folder with the highest holdout accuracy, or that of one seed; and what its source's id says
+    about the model: its hash, and BOS if it was set by hand."""
     best = max(_runs(store, where, seed), key=lambda c: c["result"]["best_holdout"])
     cfg, res = best["config"], best["result"]
     known = _SOURCE_ID.fullmatch(cfg.get("source_id") or "unknown")
@@ -216,10 +216,10 @@ def read_prompt(
     path,  # a JSON file, or a folder of hpt transferable or hpt tune, or its pack
     seed: int = None,  # which run of a tuning folder; None: the best on its holdout
 ) -> dict:
-    """A tuned prompt, read back: `text`, `ids`, `vectors` of a soft prompt, `bos` where it was set by hand, `survives`
-    (do the ids come back from the text? None: not known), its model's name (`source`), `sha256` and `facts`, what it is
-    known by, `model` and `task` as they were given, `task_hash`, and `body`, the whole JSON if it was one.
-    `InputError` for what is none."""
+    """A tuned prompt, read back: `text`, `ids`, `vectors` of a soft prompt, `bos` if it was set by hand, `survives`
+    (does the text give the same ids? None: not known), its model's name (`source`), `sha256` and `facts`, which
+    identify the model, `model` and `task` as they were given, `task_hash`, and `body`, the whole JSON if it was one.
+    `InputError` if it is not a prompt."""
     p = Path(path)
     store = Store(p) if p.is_dir() or is_pack(p) else None
     if store and store.beside("prompt.json") is None:

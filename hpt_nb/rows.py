@@ -31,10 +31,10 @@ def row_vocab(
     common: Vocab,  # of source and counterpart, with J where row is "Ours"; None where the row needs none
     s: int,  # tokens; 0: all of them
     seed: int,  # of the run: random subsets differ by seed
-    add=(),  # ids of the source that the vocabulary holds besides
+    add=(),  # ids of the source to add to the vocabulary
     without=(),  # ids of the source that are taken out before it is cut to `s`
 ) -> Vocab:
-    "The vocabulary that a row's run may search (paper, section 5). `InputError` where it lacks a token to add."
+    "The vocabulary that a row's run may search (paper, section 5). `InputError` if a token to add is not in `common`."
     kind, name = ROWS[row], whole.models[0]
     if kind is None:
         raise ValueError(f"row {row!r} is not tuned")
@@ -58,7 +58,7 @@ def _of(vocab: Vocab, name: str, ids) -> list:
 
 
 def _with(cut: Vocab, base: Vocab, name: str, add) -> Vocab:
-    "`cut`, and after its tokens those of `add` that it lacks, out of `base`."
+    "`cut` followed by those tokens of `add` that it does not have, taken from `base`."
     missing = set(add) - set(cut.ids_for(name).tolist())
     more = _of(base, name, missing)
     if len(more) < len(missing):

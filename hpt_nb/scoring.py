@@ -128,8 +128,8 @@ def label_logprobs(
     max_tokens: int | None = None,  # tokens in one pass; None: from the free memory
     on_pass: Callable | None = None,  # called with the number of texts done after each pass (a progress bar's update)
 ) -> Tensor:  # (n, labels) float32
-    """Log-probability of each label word after [prompt; text; template], or in the order that the task sets, normalised over
-    the label words (Eq. 1)."""
+    """Log-probability of each label word after [prompt; text; template], or in the order that the task sets,
+    normalised over the label words (Eq. 1)."""
     texts = several_texts(texts)
     if max_tokens is not None:
         whole("max_tokens", max_tokens)

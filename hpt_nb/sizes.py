@@ -12,7 +12,7 @@ from .base import InputError
 from .gguf_files import gguf_header
 
 # %% ../nbs/13h_sizes.ipynb #b1e739c7
-SIZES = {  # weights that every token passes through, and all of them; of models that no file at hand could tell
+SIZES = {  # (weights that every token passes through, all weights), for models that may have no file here
     "gpt2-large": (708_390_400, 774_030_080),
     "gpt2-xl": (1_475_561_600, 1_557_611_200),
     "opt-1.3b": (1_208_602_624, 1_315_758_080),
@@ -42,21 +42,21 @@ def _gguf_size(path) -> tuple:
     "`count_weights` of a .gguf file, from its header."
     from gguf import GGUFReader
 
-    gguf_header(path)  # one line for a file that is none
+    gguf_header(path)  # a one-line error if it is not a .gguf file
     sizes = {t.name: int(t.n_elements) for t in GGUFReader(path).tensors if t.name not in _NO_WEIGHTS}
     return sum(n for name, n in sizes.items() if name not in _TABLES), sum(sizes.values())
 
 
 def model_size(name: str) -> tuple:
-    """(weights a token passes through, all weights) of a model by its name; `InputError` if neither the table,
-    a .gguf file's header nor a configuration at hand knows it."""
+    """(weights a token passes through, all weights) of a model by its name; `InputError` if the size is not
+    in the table, a .gguf file's header or a configuration that can be read."""
     if known := SIZES.get(Path(name).name.lower()):
         return known
     if Path(name).suffix.lower() == ".gguf" and Path(name).is_file():
         return _gguf_size(name)
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    # transformers raises many kinds of errors where a configuration cannot be had
+    # transformers raises many kinds of errors if a configuration cannot be read
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as e:

@@ -27,8 +27,8 @@ from .plan import run_rows, starts_drawn
 
 # %% ../nbs/13l_tuned.ipynb #393eb8b3
 def tuning_dtypes(preset, device) -> list:
-    """Formats that a preset lets its prompts be tuned in: its own, or for auto the fast one of this device and then
-    what it would have been elsewhere."""
+    """Number formats in which a preset's prompts may be tuned: the one that it names; for auto, first the fast one of
+    this device, then the one that another device would use."""
     if preset.tuning_dtype != "auto":
         return [preset.tuning_dtype]
     return list(dict.fromkeys([str(fast_dtype(device)).removeprefix("torch."), "bfloat16", "float32"]))
@@ -47,9 +47,9 @@ def moment_prompts(
     source: LM,
     config: dict,  # of a tune cell
     result: dict,  # its result, with the prompts on the way in its curve
-    steps,  # numbers of steps
-) -> list:  # prompts of the row's moments
-    "The prompts that stood at these steps, whether they were chosen or not; at 0 the start."
+    steps,  # the preset's moments
+) -> list:  # the prompts at these steps
+    "The prompts that the run had at these steps, whether they were chosen or not; at 0 the start."
     curve = dict(zip(result["curve"]["step"], result["curve"].get("ids", ()))) | {0: result.get("start_ids")}
     gone = [b for b in steps if not curve.get(b)]
     if gone:
@@ -100,12 +100,12 @@ class _Tuning:
         return all(self.store.has("tune", c) for b in self.budgets for c in configs[b])
 
     def checkpoint(self, folder) -> Path | None:
-        "The pass's own file in a folder of checkpoints."
+        "The pass's file in a folder of checkpoints."
         name = config_hash(dict(runs=self.configs[self.cfg.steps]))
         return Path(folder) / f"pass-{name}.safetensors" if folder else None
 
     def prompts(self) -> list:
-        "What the store holds of the pass: its prompts, one for each run and budget, and those of the moment."
+        "The pass's prompts in the store: one for each run and budget, and those at the preset's moments."
         out = [_prompt(self.source.name, c, self.store.get("tune", c)) for b in self.budgets for c in self.configs[b]]
         for c in self.configs[self.cfg.steps] if self.preset.moments else ():
             steps = self.preset.moments_for(self.key, c["method"], c["row"])
@@ -124,7 +124,7 @@ def _spaces(lm, vocabs) -> list:
 
 @contextmanager
 def _followed(of: _Tuning):
-    "The preset's tracker for one pass, closed at the end; None where it names none."
+    "The preset's tracker for one pass, closed at the end; None if it names none."
     names = ["-".join(str(part) for part in run if part is not None) for run in of.runs]
     methods = "+".join(dict.fromkeys(m for m, *_ in of.runs))
     title = f"{of.preset.name}-{of.task.name}-{of.source.name}-{methods}"
@@ -137,7 +137,7 @@ def _followed(of: _Tuning):
 
 
 def _tune(of: _Tuning, checkpoint: Path | None, on_step):
-    "Tune a pass, and keep what is finished of it: at each budget, and at the end."
+    "Tune a pass, and store what is finished: at each budget, and at the end."
     method, ready = REGISTRY[of.method], compile_layers if of.compiled else lambda lm: lm
     lm = ready(of.models(of.source_name, of.dtype))
     more = {method.extra: ready(of.models(of.second, of.dtype))} if of.second else {}
@@ -161,10 +161,10 @@ def _tune(of: _Tuning, checkpoint: Path | None, on_step):
 
 # %% ../nbs/13l_tuned.ipynb #a17c0de6
 def tune_pass(store, preset, models, source_name, task, pairs, second=None, on_step=None, checkpoint_dir=None) -> list:
-    "Tune one pass of a source and task (`passes`); its prompts, one for each run and budget, and those of the moment."
+    "Tune one pass of a source and task (`passes`). Returns one prompt per run and budget, and those at the moments."
     of = _Tuning(store, preset, models, source_name, task, pairs, second)
     checkpoint = of.checkpoint(checkpoint_dir)
-    if not of.is_whole(of.configs):  # a pass that another machine has finished is not tuned again
+    if not of.is_whole(of.configs):  # it is not, if another machine has finished the pass
         _tune(of, checkpoint, on_step)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)  # not before the runs are kept
@@ -172,8 +172,8 @@ def tune_pass(store, preset, models, source_name, task, pairs, second=None, on_s
 
 # %% ../nbs/13l_tuned.ipynb #7cd8b10e
 def start_prompts(preset, source: LM, task, listed: str) -> list:
-    """(seed or None, ids) of the untuned starts on the whole vocabulary: one for all seeds, or one each where they
-    are drawn."""
+    """(seed or None, ids) of the untuned starts on the whole vocabulary: one for all seeds, or one per seed if they are
+    drawn at random."""
     cfg, space, drawn = preset.tuning_for(listed), SearchSpace(source), starts_drawn(preset, listed)
     seeds = preset.seeds if drawn else (preset.seeds[0],)
     starts = [space.project(start_vectors(source, task, RunSpec(space, "pez", seed), cfg)).tolist() for seed in seeds]
@@ -187,8 +187,8 @@ def random_ids(source: LM, n: int, seed: int) -> list:
 
 
 def untuned(preset, source: LM, task, listed: str = "") -> list:
-    """Prompts of the rows Empty, Random and Start, and the hand-written ones; Random's are as long as the task's tuned
-    ones."""
+    """Prompts of the rows Empty, Random and Start, and the hand-written ones. Random prompts are as long as the task's
+    tuned prompts."""
     listed = listed or task_key(preset, task)
     found = [("Empty", None, [])] if "Empty" in preset.rows else []
     if "Random" in preset.rows:

@@ -29,8 +29,8 @@ from .pool import Models
 
 # %% ../nbs/13j_vocabularies.ipynb #c32f4ff7
 def example_words(vocab: Vocab) -> dict:
-    """{"stable": row, "unstable": row} of a vocabulary sorted by J: its first and its last token of a space and four
-    or more small letters; {} where it has fewer than two."""
+    """{"stable": row, "unstable": row} of a vocabulary sorted by J: its first and its last token that is a space and at
+    least four lower-case letters; {} if there are fewer than two such tokens."""
     rows = [i for i, t in enumerate(vocab.tokens) if re.fullmatch(r" [a-z]{4,}", t)]
     return dict(stable=rows[0], unstable=rows[-1]) if len(rows) > 1 else {}
 
@@ -73,10 +73,10 @@ def stored_vocab(
     store: Store,
     lms: list,  # N >= 2 models
     v: VocabConfig = VocabConfig(),  # noqa: B008 - frozen
-    shared: Store | None = None,  # of `shared_vocabs`: where it is looked for first, and left for the next folder
+    shared: Store | None = None,  # of `shared_vocabs`: looked in first, and given a copy for the next folder
     progress=None,  # called with the share done, 0 to 1
 ) -> Vocab:
-    "Common vocabulary of several models with its stability; from the store where it has been computed."
+    "Common vocabulary of several models with its stability; read from the store if it was computed before."
     lms, config = _of_models(lms, v)
     if shared and not store.has("vocab", config):
         if not shared.has("vocab", config):
@@ -87,7 +87,7 @@ def stored_vocab(
 
 
 def _of_models(lms: list, v: VocabConfig) -> tuple:
-    "(models in the order of their vocabulary, the configuration of its cell): one serves every direction."
+    "(models in the vocabulary's order, the configuration of its cell); the same for every order of `lms`."
     lms = sorted(lms, key=lambda lm: lm.name)
     return lms, vocab_config(v, [lm.name for lm in lms]) | dict(ids=[lm_id(lm) for lm in lms])
 
@@ -95,15 +95,15 @@ def _of_models(lms: list, v: VocabConfig) -> tuple:
 def is_scored(
     lms: list,
     v: VocabConfig,
-    *stores,  # where it may be; None among them is no place
+    *stores,  # where it may be; None is skipped
 ) -> bool:
-    "Is the vocabulary of these models there, so that nothing has to be compared?"
+    "Is the scored vocabulary of these models stored already?"
     config = _of_models(lms, v)[1]
     return any(store is not None and store.has("vocab", config) for store in stores)
 
 
 def _copy_vocab(shared: Store, store: Store, config: dict):
-    "Take over a scored vocabulary as it is, its cell last; the cell says where and when it was computed."
+    "Copy a scored vocabulary unchanged, its cell last; the cell says where and when it was computed."
     name = shared.get("vocab", config)["file"]
     store.file(name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(shared.file(name), store.file(name))
@@ -114,8 +114,8 @@ def _copy_vocab(shared: Store, store: Store, config: dict):
 
 
 def shared_vocabs() -> Store | None:
-    """The vocabularies of this machine, whichever folder they were made for, by the code that scores them.
-    None where the cache cannot be written."""
+    """This machine's cache of scored vocabularies, for all results folders; its path holds a hash of the scoring code.
+    None if the cache cannot be written."""
     code = {room.__name__: inspect.getsource(room) for room in (neighbors, vocab_room)}
     try:
         return Store(check_writable(cache_dir() / "vocabularies" / config_hash(code), folder=True))
@@ -124,7 +124,7 @@ def shared_vocabs() -> Store | None:
 
 
 def _compute_vocab(store: Store, config: dict, lms: list, v: VocabConfig, progress=None) -> dict:
-    "Score and keep a vocabulary, its examples first: once its own cell is there, nobody comes back for them."
+    "Score and store a vocabulary, its examples first: once its own cell is there, nothing would make them later."
     began, h = time.perf_counter(), None if v.h == "exact" else v.h
     how = dict(k=v.k, h=h, repeats=v.repeats, seed=v.seed, include_self=v.include_self, tokens=v.tokens)
     vocab = stable_vocab(lms, **how, progress=progress)
@@ -145,7 +145,7 @@ _SHARED = dict(any="tokens", words="words")
 
 
 def _check_size(lms: list, v: VocabConfig):
-    "`InputError` where more tokens are asked of a vocabulary than the models share."
+    "`InputError` if more tokens are asked for than the models share."
     if v.s > (n := len(common_vocab(lms, v.tokens))):
         names = " and ".join(lm.name for lm in lms)
         raise InputError(f"s = {v.s}, and {names} share {n:,} {_SHARED[v.tokens]}; need a smaller s")
@@ -160,8 +160,8 @@ def scored_vocab(
     v: VocabConfig = None,  # None: the preset's
     progress=None,  # called with the share done, 0 to 1
 ) -> Vocab:
-    """`stored_vocab` of a source and a counterpart of a preset. `InputError`, before anything is scored, where more
-    tokens are asked of it than there are."""
+    """`stored_vocab` of a source and a counterpart of a preset. `InputError`, before anything is scored, if more
+    tokens are asked for than there are."""
     lms, v = [models(source), models(counterpart)], v or preset.vocab
     if not is_scored(lms, v, store):
         _check_size(lms, v)
@@ -169,7 +169,7 @@ def scored_vocab(
 
 # %% ../nbs/13j_vocabularies.ipynb #d6232ceb
 def _check_left(preset: Preset, models: Models, source: Source, task):
-    "`InputError` where the rules of [tokens] leave a row fewer tokens than it shall search."
+    "`InputError` if the rules of [tokens] leave a row fewer tokens than it is asked to search."
     lm, rules = models(source.model), preset.rules_for(task)
     rows = [r for r in preset.tuned_rows if rules.config() and preset.on_source(r, source.model)]
     for row in rows:
@@ -190,8 +190,8 @@ def check_words(
     source: Source,
     tasks=(),  # loaded: their label words may be left out
 ):
-    """`InputError` where the words that a source shares with a counterpart are too few for s or k of a row, or the
-    rules of [tokens] leave too few. Rows without a common vocabulary ask for no shared words."""
+    """`InputError` if a source and a counterpart share too few words for s or k of a row, or if the rules of [tokens]
+    leave too few. Rows without a common vocabulary need no shared words."""
     for task in tasks:
         _check_left(preset, models, source, task)
     asking = [preset.vocab_for(r) for r in preset.tuned_rows if preset.shares_words(r)]
@@ -233,7 +233,7 @@ def pass_vocabs(
         pair = (cp, str(vocab_config(v, []))) if preset.shares_words(row) else None
         if pair and pair not in scored:
             every = scored_vocab(store, preset, models, source_name, names[cp], v)
-            scored[pair] = select(every, rules)  # after the scores: a token's neighbours are what they are
+            scored[pair] = select(every, rules)  # after scoring: the rules do not change a token's neighbours
         drawn = seed if kind in ("random", "common") and v.s else None
         key = kind, pair, v.s, arm.add_labels, arm.without_labels, drawn
         if key not in made:

@@ -190,14 +190,14 @@ def test_eval_says_when_one_class_takes_nearly_all(place, capsys):
             said = capsys.readouterr().out
             guess = label_logprobs(load_lm(model), task, task.validation.texts, prompt or None).argmax(1).tolist()
             top = max(guess.count(c) for c in (0, 1)) / len(guess)
-            assert ("was named for" in said) == (top >= 0.9), (model, prompt, top)
+            assert ("was predicted for" in said) == (top >= 0.9), (model, prompt, top)
 
 
 @pytest.mark.parametrize(
     "argv, says",
     [
         (["audit", *TASK, "--models", "./one", "--prompt-file", "empty.txt"], "no prompt in it"),
-        (["audit", *TASK, "--models", "./one", "--prompt-file", "twice.txt"], "' x' stands there twice"),
+        (["audit", *TASK, "--models", "./one", "--prompt-file", "twice.txt"], "' x' is given twice"),
         (
             ["audit", *TASK, "--models", "./one", "--prompt", " the bad film", "--prompt-file", "prompts.txt"],
             "is given twice",

@@ -179,7 +179,7 @@ def test_a_run_whose_texts_are_others_is_refused(place, capsys, idle):
     )
     refused(
         capsys,
-        "the texts, labels or template of mine are others in the results",
+        "the texts, labels or template of mine are different in the results",
         "run",
         preset("other.toml", ("mine.toml", "other/mine.toml")),
         "--quiet",

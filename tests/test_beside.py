@@ -84,7 +84,7 @@ def test_the_page_opens_with_it(run, df, tmp_path):
     assert said.startswith(f"Of the paper's {int(printed().bold.sum())} bold cells") and "2 were run here" in said
     first = re.search(r"<header.*?</header>", html, re.S)[0]
     assert said in re.sub("<.*?>|&#x27;|&#39;", lambda m: "'" if m[0][0] == "&" else "", first)
-    assert "12 of the 40 accuracies that the paper prints of sst2 from gpt2-large were run here" in html.replace(
+    assert "12 of the 40 accuracies that the paper prints for sst2 from gpt2-large were run here" in html.replace(
         "&#x27;", "'"
     )
     assert "Scored on 40 texts here, on 872 in the paper." in html and "Welch" in html

@@ -230,6 +230,6 @@ def test_texts_with_two_labels_are_said(lms, capsys, monkeypatch):
     monkeypatch.setattr(base, "_SAID", {})
     made = HardPromptClassifier(lms, **SMALL | dict(steps=0))
     made.fit([*TEXTS, "Odd!", "odd"], [*LABELS, "neg", "pos"])
-    assert "2 of 26 texts are dropped: they stand there with two labels, such as 'Odd!'" in capsys.readouterr().err
+    assert "2 of 26 texts are dropped: they are given with two labels, such as 'Odd!'" in capsys.readouterr().err
     with pytest.raises(InputError, match="no text is left to tune on"):
         made.fit(TEXTS + TEXTS, LABELS + LABELS[::-1])

@@ -521,7 +521,7 @@ def test_tune_that_is_told_to_stop_goes_on_where_it_was(place, name, tmp_path):
     assert first.returncode == 128 + sent
     assert (
         first.stderr.strip().splitlines()[-1]
-        == "hpt: stopped; finished cells and the pass up to step 4 of 6 are kept, run the same command to go on"
+        == "hpt: stopped; finished cells and the pass up to step 4 of 6 are kept; run the same command to continue"
     )
     assert not Store(tmp_path / "out").cells("tune") and len(list((tmp_path / "out").rglob("*.safetensors"))) == 1
     assert main(tune) == main([*tune[:-1], str(tmp_path / "whole")]) == 0
@@ -643,7 +643,7 @@ def test_compiled_layers_are_said_in_the_results(place, monkeypatch, capsys, pla
         "--quiet",
     )
     code, out, err = hpt(capsys, *few, "--out", "few")
-    assert code == 0 and "2 steps are too few to pay for compiling (from 200 on they are enough)" in out
+    assert code == 0 and "2 steps are too few to make compiling worthwhile (it takes at least 200)" in out
     monkeypatch.setattr("hpt_nb.pez.COMPILE_STEPS", 2)
     code, out, err = hpt(capsys, *few, "--out", "enough")
     assert (
@@ -664,7 +664,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(place, unbroken, s
     first.send_signal(sig)
     assert first.wait() == code, first.stderr
     if sig == signal.SIGINT:
-        assert "run the same command to go on" in first.stderr and "Traceback" not in first.stderr
+        assert "run the same command to continue" in first.stderr and "Traceback" not in first.stderr
     done = {p.name: p.stat().st_mtime_ns for p in (out / "cells").glob("*.json")}
     assert 0 < len(done) < len(list((place / "whole" / "cells").iterdir()))
     assert main(["run", "preset.toml", "--out", str(out), "--quiet"]) == 0

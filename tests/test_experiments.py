@@ -298,7 +298,7 @@ def test_a_prompt_that_cannot_be_scored_fails_alone(ran, tmp_path, monkeypatch):
         (
             '[row.Ours-exact]\nlike = "Ours"',
             '[row.Ours-exact]\nlike = "Hours"',
-            "like = 'Hours'; need the row that it resembles",
+            "like = 'Hours'; need the row that it is like",
         ),
         ('h = "exact"\nseeds', 'h = "all"\nseeds', "[row.Ours-exact]: h = 'all'"),
         ('seeds = [0]\n[row."Common', 'seeds = [7]\n[row."Common', "seeds names 7"),

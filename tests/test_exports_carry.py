@@ -328,7 +328,7 @@ def test_a_text_that_is_not_the_tuned_prompt_is_said(saved, tmp_path, monkeypatc
         ids, task, [lm], tmp_path / "p.json", given=dict(task=str(tmp_path / "t.toml"), models=[str(saved["gpt2"])])
     )
     export_prompt(tmp_path / "p.json", "python", tmp_path / "c.py")
-    assert "is read as other tokens than those that were tuned, on gpt2 itself" in capsys.readouterr().err
+    assert "even gpt2 reads the prompt's text" in capsys.readouterr().err
     export_prompt(tmp_path / "p.json", "python", tmp_path / "d.py", model=str(saved["llama"]))
     assert "tuned on gpt2, and is exported to run on" in capsys.readouterr().err
     for form in ("json", "peft"):  # ids mean something else there

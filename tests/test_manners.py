@@ -226,7 +226,7 @@ def test_an_example_runs_as_it_is(place, capsys):
     assert code == 0 and "my-first: finished before" in err and "left |" not in err and "loss" not in err
     assert hpt(capsys, "status", "own")[1].strip().endswith("finished: nothing is left")
     code, _, err = hpt(capsys, "init", "mine")
-    assert code == 2 and "preset.toml is there already" in err
+    assert code == 2 and "preset.toml exists already" in err
     assert main(["init", "few", "--models", "a"]) == 2 and not Path("few").exists()
 
 

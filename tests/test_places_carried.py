@@ -54,7 +54,7 @@ def test_exports_give_the_same_answers(case, tmp_path):
 
 def test_a_peft_adapter_stands_first_or_not_at_all():
     check_carried(task_of(), "peft")
-    with pytest.raises(InputError, match="a PEFT adapter stands before everything"):
+    with pytest.raises(InputError, match="a PEFT adapter comes before everything"):
         check_carried(task_of(prompt_at="after"), "peft")
     with pytest.raises(InputError, match="peft does not carry the task's chat = True"):
         check_carried(task_of(chat=True), "peft")

@@ -92,7 +92,7 @@ def test_a_new_user_goes_all_the_way(place, capsys):
         and "runs/transferable-my_mails/prompt.json" in said.out
     )
     assert said.out.count("warning: ") == len(body["warnings"]) and any(
-        "9 holdout texts only" in w for w in body["warnings"]
+        "only 9 holdout texts" in w for w in body["warnings"]
     )
     assert [(s["model"], s["role"], s["mode"]) for s in body["scores"]] == [
         ("small", "source", "ids"),
@@ -220,7 +220,7 @@ def test_other_methods(place, method):
         (["--models", "small", "other", "--target", "./gone"], "./gone: no such file or folder"),
         (["--models", "small", "other", "--steps", "0"], "argument --steps: '0'"),
         (["--models", "small", "other", "--method", "soft"], "not a text that another can read"),
-        (["--models", "small", "other", "--seeds", "1,1"], "holds a seed twice"),
+        (["--models", "small", "other", "--seeds", "1,1"], "names a seed twice"),
         (["--models", "small", "other", "--set", "judge_n=3"], "no setting 'judge_n'"),
         (["--models", "small", "other", "--out", "mine.toml"], "mine.toml is a file"),
         (["--models", "small", "other", "--tokens", "600"], "tokens, and "),

@@ -376,7 +376,7 @@ def test_page_of_a_full_run_has_every_part(tmp_path):
         ">Transfer<",
         "What is lost on the way",
         "Prompts that do not survive as text",
-        "What the prompts read like",
+        "How readable the prompts are",
         "Figure 1, drawn from data",
         "Table 6: tuning",
         "Table 7: the stable vocabulary",
@@ -452,7 +452,7 @@ def test_a_run_gone_on_with_on_another_processor_is_named(tmp_path, kind):
         store.put(kind, cell["config"] | CHANGES[kind], cell["result"], META)
     says = {
         "tune": r"the number format of tuning is (b?)float(32|16) \(\d+ results\) and (b?)float(32|16) \(\d+ "
-        r"results\); .* tuning dtype is auto .* \[tuning\]",
+        r"results\); .* tuning dtype auto.* \[tuning\]",
         "eval": r"dtype is b?float(32|16) \(\d+ results\) and b?float",
     }[kind]
     with pytest.raises(InputError, match=says):

@@ -36,7 +36,7 @@ def test_they_are_taken_along_and_shown(place, capsys, plain_pages):
     said = capsys.readouterr().out
     assert main(["report", "run", "--out", "page"]) == 0
     page = Path("page/index.html").read_text(encoding="utf-8")
-    assert "Beside no prompt and hand-written ones" in page
+    assert "Compared with no prompt and hand-written ones" in page
     for text in WRITTEN:
         assert repr(text) in said and text in page
     assert re.search(r"mine from one, on two: Ours.*(without tuning|not shown to be worse|better than no prompt)", said)

@@ -72,7 +72,7 @@ def test_a_tracker_that_fails_stops_nothing_and_says_so_once(pass_, alone, capsy
     err = capsys.readouterr().err
     assert (
         err.count("\n") == 1
-        and "the tracker is left out from here (ConnectionError: no route" in err
+        and "the tracker is switched off (ConnectionError: no route" in err
         and err.strip().isprintable()
     )
 

@@ -96,7 +96,7 @@ def test_a_command_says_what_it_uses(place, capsys):
     assert main([*tune, "--steps", "2"]) == 0
     err = capsys.readouterr().err
     assert (
-        "prompts are chosen on 8 holdout texts, all that there are, not on 5000" in err
+        "prompts are chosen on all 8 holdout texts, since there are no 5000" in err
         and "judged once, after the last of 2 steps, not every 100" in err
         and "8 of 8 holdout texts are longer than 3 tokens and cut" in err
     )
