@@ -62,8 +62,7 @@ def _several_said(lines: list) -> str:
     base = "Baseline" if lines[0].versus == "PEZ" else row_name(lines[0].versus)
     each = "; ".join(f"{row_name(r.row)}{f', {r.variant},' if r.variant else ''} {interval_said(r)}" for r in lines)
     sure = sum(r.low > 0 or r.high < 0 for r in lines)
-    return f"points of accuracy above {base}, with 95 % intervals: {each}. The sign is sure in {sure} of {len(lines)}."
-    return f"points above {base}, with 95 % intervals: {each}. The sign is sure for {sure} of {len(lines)}."
+    return f"points of accuracy above {base}, with 95 % intervals: {each}. The sign is sure for {sure} of {len(lines)}."
 
 
 def verdict_said(d: pd.DataFrame) -> str:
