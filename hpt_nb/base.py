@@ -139,8 +139,8 @@ def whole(
 
 
 def listed(name: str, values) -> list:
-    "Several values as a list. `InputError` for a single value, and for text."
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+    "Several values as a list. `InputError` for a single value, for text, and for a set, which has no order."
+    if isinstance(values, (str, bytes, set, frozenset, dict)) or not hasattr(values, "__iter__"):
         raise InputError(f"{name}={values!r}; need a list")
     return list(values)
 

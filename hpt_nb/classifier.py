@@ -41,7 +41,10 @@ except ImportError:
 
         def score(self, X, y, sample_weight=None) -> float:
             "Share of texts with the right label."
-            return float(np.average(np.asarray(self.predict(X)) == np.asarray(y), weights=sample_weight))
+            found, right = np.asarray(self.predict(X)), np.asarray(y)
+            if found.shape != right.shape or not found.size:
+                raise InputError(f"{len(found)} texts and labels of shape {right.shape}; need one label for each text")
+            return float(np.average(found == right, weights=sample_weight))
 
     class BaseEstimator:
         "Used if scikit-learn is not installed: parameters are the constructor's arguments."
@@ -182,7 +185,7 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
                     f"give one for each of {', '.join(map(str, self.classes_))}"
                 )
             return [known[str(c)] for c in self.classes_]
-        if isinstance(given, str) or len(given) != len(self.classes_):
+        if not isinstance(given, (list, tuple, np.ndarray)) or len(given) != len(self.classes_):
             raise InputError(
                 f"label_words is {given!r}; need one word for each of the {len(self.classes_)} classes: "
                 f"{', '.join(map(str, self.classes_))}"
@@ -247,9 +250,12 @@ class HardPromptClassifier(ClassifierMixin, BaseEstimator):
 
     def _checked(self, X, y) -> tuple:  # (texts, labels)
         "Sets `classes_`. `InputError` for texts and labels that do not match."
-        texts, labels = as_texts(X), np.asarray(y).tolist()
-        if not isinstance(labels, list) or not texts:
-            raise InputError(f"labels are {y!r}; need a list" if texts else "no texts to fit on; need labelled ones")
+        texts, given = as_texts(X), np.asarray(y)
+        if not texts:
+            raise InputError("no texts to fit on; need labelled ones")
+        if given.ndim != 1:
+            raise InputError(f"labels of shape {given.shape}; need one for each text, in a list or a column alone")
+        labels = given.tolist()
         if len(texts) != len(labels):
             raise InputError(f"{len(texts)} texts but {len(labels)} labels; need one label for each text")
         if missing := [i for i, y in enumerate(labels) if y is None or y != y]:

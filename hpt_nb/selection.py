@@ -51,7 +51,9 @@ def token_list(
                 raise InputError(f"{one}: no token in it; need one per line")
             out += map(re.escape, words)
             continue
-        if isinstance(one, Path) or re.search(r"[/\\].*\.\w{1,5}$", one):
+        if not str(one).strip():
+            raise InputError(f"pattern {one!r} is empty; need a pattern, or the name of a file of tokens")
+        if isinstance(one, Path) or re.search(r"[/\\].*\.\w{1,5}$|\w\.(txt|csv|tsv|jsonl?)$", one):
             raise InputError(f"{one}: no such file; need a list of tokens, one per line, or a pattern")
         try:
             re.compile(one)

@@ -243,7 +243,12 @@ def read_file(path: Path) -> pd.DataFrame:
 
 # %% ../nbs/02_table_files.ipynb #2f72b79d
 def dataset_table(part) -> pd.DataFrame:
-    "A `datasets.Dataset` as a table that keeps the names of its classes."
+    "A `datasets.Dataset` as a table that keeps the names of its classes. `InputError` for another object."
+    if not hasattr(part, "to_pandas"):
+        raise InputError(
+            f"a {type(part).__name__} for a data set; need a datasets.Dataset or DatasetDict (Task.from_pandas takes a "
+            "DataFrame)"
+        )
     rows, features = part.to_pandas(), getattr(part, "features", None) or {}
     rows.attrs["names"] = {c: list(f.names) for c, f in features.items() if getattr(f, "names", None)}
     return rows

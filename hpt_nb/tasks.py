@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 import pandas as pd
-from .base import InputError, remark, whole
+from .base import InputError, remark, whole, listed
 from .records import config_hash
 from .places import check_place
 from .table_files import SEPARATORS, composed_columns, dataset_tables, read_file, read_source  # noqa: F401
@@ -148,9 +148,10 @@ class Task:
         """A task from two lists; the labels may be words or numbers. `how` as in `task_of_tables`, where label words
         are called `words`."""
         labels = labels.tolist() if hasattr(labels, "tolist") else labels  # of arrays and tensors
+        texts, labels = listed("texts", texts), listed("labels", labels)
         if len(texts) != len(labels):
             raise InputError(f"{len(texts)} texts but {len(labels)} labels; need one label for each text")
-        return task_of_tables(pd.DataFrame(dict(text=list(texts), label=list(labels)), dtype=object), **how)
+        return task_of_tables(pd.DataFrame(dict(text=texts, label=labels), dtype=object), **how)
 
     @cached_property
     def config(self) -> dict:

@@ -216,7 +216,9 @@ def test_bad_data_is_one_line(place):
         (LABELS, dict(random_state=np.random.RandomState(0)), "random_state="),
         (LABELS, dict(calibrate="no"), "calibrate='no'"),
         (LABELS, dict(label_words=[" pos", " neg"]), "own names in another order"),
-        (None, {}, "labels are None; need a list"),
+        (LABELS, dict(label_words={" pos", " neg"}), "need one word for each of the 2 classes"),
+        (None, {}, "labels of shape (); need one for each text"),
+        ([[y] for y in LABELS], {}, "labels of shape (24, 1); need one for each text"),
     ],
     ids=lambda v: str(v)[:40],
 )
@@ -224,6 +226,14 @@ def test_what_cannot_be_fitted_is_one_line(lms, labels, settings, says):
     with pytest.raises(InputError, match=re.escape(says)) as e:
         HardPromptClassifier(lms, **SMALL | dict(steps=0) | settings).fit(TEXTS, labels)
     assert "\n" not in str(e.value)
+
+
+def test_a_score_needs_a_label_for_each_text(lms):
+    "One label was held against every text."
+    made = HardPromptClassifier(lms, **SMALL | dict(steps=0)).fit(TEXTS, LABELS)
+    for texts, labels in ((TEXTS[:2], LABELS[:1]), ([], [])):
+        with pytest.raises(ValueError):  # of scikit-learn where it is installed; an InputError is one
+            made.score(texts, labels)
 
 
 def test_texts_with_two_labels_are_said(lms, capsys, monkeypatch):

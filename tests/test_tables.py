@@ -262,6 +262,21 @@ def in_memory(labels, **how):
     return Task.from_lists([f"text {i}" for i in range(len(labels))], labels, **how)
 
 
+@pytest.mark.parametrize(
+    "made, says",
+    [
+        (lambda: Task.from_lists({"a", "b"}, ["x", "y"]), "need a list"),
+        (lambda: Task.from_lists("ab", ["x", "y"]), "texts='ab'; need a list"),
+        (lambda: Task.from_lists(["a", "b"], None), "labels=None; need a list"),
+        (lambda: Task.from_dataset(None), "a NoneType for a data set; need a datasets.Dataset"),
+        (lambda: Task.from_dataset(pd.DataFrame()), "(Task.from_pandas takes a DataFrame)"),
+    ],
+)
+def test_what_holds_no_texts_in_order_is_no_task(made, says):
+    "Texts of a set would meet the labels by chance."
+    assert says in refused(made)
+
+
 def test_true_and_false_are_classes_where_they_are_named():
     "A column of true and false is read by the names of the classes, never as 1 and 0."
     for words in ({True: " great", False: " bad"}, None):
