@@ -16,7 +16,7 @@ def gap_rewards(
     right: float = 200.0,
     wrong: float = 180.0,
 ) -> Tensor:  # (n,) float32
-    """Gap between the right label's probability and the best other, times `right` where it is above zero, else `wrong`.
+    """Gap between the right label's probability and the best other's, times `right` if above zero, else `wrong`.
 
     (Deng et al. 2022, the piecewise reward.)"""
     probs, own = logits_nl.float().softmax(-1), labels_n[:, None].to(logits_nl.device)
@@ -27,18 +27,18 @@ def gap_rewards(
 def z_scores(
     rewards_bn: Tensor,  # (b, n): b prompts on n texts
     per: str = "input",  # "input": over the prompts for each text, then the mean; "prompt": of the mean over the texts
-    eps: float = 1e-4,  # added to the deviation: equal rewards score 0
+    eps: float = 1e-4,  # added to the deviation, so that equal rewards score 0
 ) -> Tensor:  # (b,)
-    "How much better each prompt is than the others of its step, in standard deviations (population)."
+    "How much better each prompt is than the others of its step, in (population) standard deviations."
     if per == "prompt":
         rewards_bn = rewards_bn.mean(1, keepdim=True)
     return ((rewards_bn - rewards_bn.mean(0)) / (rewards_bn.std(0, correction=0) + eps)).mean(1)
 
 # %% ../nbs/08_rewards.ipynb #849d4342
 def _inconsistency(q_btv, values_btv, chosen_bt, reward_b) -> Tensor:
-    """(2, b) squared violation of path consistency over one step and over many, summed over the positions.
+    """(2, b) squared violation of path consistency, over one step and over many, summed over the positions.
 
-    A from `q_btv`, V from `values_btv`."""
+    A comes from `q_btv`, V from `values_btv`."""
     a_bt = q_btv.log_softmax(-1).gather(-1, chosen_bt[..., None])[..., 0]
     v_bt, r_b1 = values_btv.logsumexp(-1), reward_b[:, None]
     one = a_bt - (torch.cat([v_bt[:, 1:], r_b1], 1) - v_bt)
@@ -50,12 +50,12 @@ def soft_q_loss(
     q_btv: Tensor,  # (b, t, v) Q-values of the policy on b prompts of t tokens, v actions
     target_btv: Tensor,  # (b, t, v) of the target network; no gradient goes there
     chosen_bt: Tensor,  # (b, t) int64, the action taken at each position
-    reward_b: Tensor,  # (b,) of each finished prompt
-    reverse: float = 0.0,  # share of the same loss with the networks' roles exchanged: teaches the policy its values
+    reward_b: Tensor,  # (b,) reward of each finished prompt
+    reverse: float = 0.0,  # share of the same loss with the networks' roles exchanged, which trains the values
 ) -> Tensor:  # scalar
-    """Path consistency over one step and over all the steps that remain, half each (Guo et al. 2021).
+    """Path-consistency loss, half over one step and half over all remaining steps (Guo et al. 2021).
 
-    With `reverse` 0 the loss that RLPrompt's release minimises."""
+    With `reverse` = 0 this is the loss that RLPrompt's released code minimises."""
     target_btv = target_btv.detach()
     loss = (1 - reverse) * _inconsistency(q_btv, target_btv, chosen_bt, reward_b).mean()
     return loss + reverse * _inconsistency(target_btv, q_btv, chosen_bt, reward_b).mean() if reverse else loss

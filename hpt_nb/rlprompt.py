@@ -43,29 +43,29 @@ _all_ = [
 # %% ../nbs/08b_rlprompt.ipynb #bac7e228
 @dataclass(frozen=True)
 class RLConfig:
-    """All that changes an RLPrompt run's result, beside models, task, vocabulary and seed.
+    """All that changes an RLPrompt run's result, besides models, task, vocabulary and seed.
 
-    Defaults: Deng et al. 2022 and their release."""
+    Defaults: Deng et al. 2022 and their released code."""
 
     n_tokens: int = 5  # prompt length, tokens
     steps: int = 12000
-    prompts: int = 16  # prompts sampled a step
-    shots: int = 16  # training texts a class, drawn by the run's seed; all of them in every step
-    top_k: int = 256  # a token is sampled from so many of highest Q
+    prompts: int = 16  # prompts sampled per step
+    shots: int = 16  # training texts per class, drawn with the run's seed; every step uses all of them
+    top_k: int = 256  # a token is sampled from this many of highest Q
     lr: float = 5e-5  # Adam
     clip: float = 5.0  # bound on a run's gradient norm
-    polyak: float = 1e-3  # share of the policy that its target network takes over each step
-    reverse: float = 0.0  # share of the reversed loss (`soft_q_loss`); the release has none
+    polyak: float = 1e-3  # share by which the target network moves towards the policy in each step
+    reverse: float = 0.0  # share of the reversed loss (`soft_q_loss`); the released code has none
     hidden: int = 2048  # width of the MLP
-    right: float = 200.0  # factor of the gap where the label is right
-    wrong: float = 180.0  # and where it is not
-    # "input": over the prompts for each text, then the mean (the paper);
-    # "prompt": of the mean over the texts (the release)
+    right: float = 200.0  # factor of the gap if the label is right
+    wrong: float = 180.0  # factor of the gap if it is wrong
+    # z-score: "input": over the prompts for each text, then the mean (the paper);
+    # "prompt": of the mean over the texts (the released code)
     zscore: str = "input"
     scale: float = 5.0  # factor of the z-scored reward
     eval_every: int = 10  # steps between holdout evaluations of the greedy prompt
     holdout_n: int = 5000  # holdout texts, stratified; all if there are fewer
-    # what is rewarded and judged: the prompt's "text", tokenised anew, or its "ids"
+    # what is rewarded and judged: the prompt's "text", tokenised again, or its "ids"
     scored_as: str = field(default="text", metadata=dict(absent="ids"))
 
     def __post_init__(self):
@@ -80,7 +80,7 @@ class RLConfig:
 def few_shot(
     labels,  # n label numbers of the training texts
     classes: int,
-    shots: int,  # texts a class; all of a class that has fewer
+    shots: int,  # texts per class; all texts of a class that has fewer
     seed: int,
 ) -> list:  # text numbers, ascending
     "The few training texts of a run. `InputError` for a class without any."
@@ -88,12 +88,12 @@ def few_shot(
     picked = [[i for i in order if labels[i] == c][:shots] for c in range(classes)]
     empty = [c for c, of in enumerate(picked) if not of]
     if empty:
-        raise InputError(f"no training text has label {empty[0]}; rewards need at least one a class")
+        raise InputError(f"no training text has label {empty[0]}; rewards need at least one text per class")
     return sorted(i for of in picked for i in of)
 
 # %% ../nbs/08b_rlprompt.ipynb #8149dd87
 class Learner:
-    "What one run owns."
+    "One run's networks, optimiser and texts."
 
     def __init__(self, frozen: FrozenPolicy, seed: int, cfg: RLConfig, texts: list, labels: list):
         self.frozen, self.seed, self.texts, self.labels = frozen, seed, texts, torch.tensor(labels)
@@ -107,13 +107,13 @@ class Learner:
         return self.frozen.source_ids[chosen_bt.to(self.frozen.source_ids.device)]
 
     def state(self) -> dict:
-        "All tensors of a run, by name; those of Adam are there after its first step."
+        "All tensors of a run, by name; Adam's exist only after its first step."
         moments = {f"{i}.{k}": v for i, s in enumerate(self.adam.state_dict()["state"].values()) for k, v in s.items()}
         parts = dict(mlp=self.mlp.state_dict(), target=self.target.state_dict(), adam=moments)
         return {f"{part}.{k}": v for part, of in parts.items() for k, v in of.items()}
 
     def set_state(self, state: dict):
-        "Put the tensors of `state` back."
+        "Restore the tensors that `state` returned."
 
         def part(name):
             return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
@@ -126,7 +126,7 @@ class Learner:
         self.adam.load_state_dict(dict(self.adam.state_dict(), state=each))
 
     def notes(self) -> dict:
-        "What it has found since the last evaluation, and all that it has seen."
+        "Results since the last evaluation, and all prompts seen so far."
         return dict(losses=self.losses, rewards=self.rewards, seen=[[list(k), v] for k, v in self.seen.items()])
 
     def take_notes(self, notes: dict):
@@ -139,7 +139,7 @@ class RLPass(Pass):
     "RLPrompt runs on one model and task."
 
     methods = ("rlprompt",)
-    light = False  # policies, their targets and Adam's moments
+    light = False  # a checkpoint holds policies, target networks and Adam's moments
 
     def __init__(self, lm: LM, task, specs, cfg: RLConfig, policy: LM | None = None):
         super().__init__(lm, task, specs, cfg)
@@ -157,17 +157,17 @@ class RLPass(Pass):
         self.curves = [dict(step=[], loss=[], reward=[], holdout=[]) for _ in self.specs]
 
     def open_sides(self) -> list:
-        "The source; each run reads a few training texts of its own."
+        "The source alone; each run reads a few training texts of its own."
         return [Side(self.lm, self.task, self.cfg, train=False)]
 
     def check_memory(self):
-        "`InputError` where the policies are larger than the memory that is free."
+        "`InputError` if the policies need more than the free memory."
         hidden, n, free = self.cfg.hidden, len(self.specs), free_bytes(self.lm.device)
         # weights, target network, gradient and Adam's two moments
         need = 20 * n * 2 * hidden * self.policy.embeddings.shape[1]
         if need > free:
             raise InputError(
-                f"hidden={hidden}: {n} policies take {need / 2**30:.1f} GiB, and {free / 2**30:.1f} are free; "
+                f"hidden={hidden}: {n} policies take {need / 2**30:.1f} GiB, but {free / 2**30:.1f} are free; "
                 "set hidden to less, or tune fewer seeds at once"
             )
 
@@ -179,13 +179,13 @@ class RLPass(Pass):
         return Learner(frozen, spec.seed, self.cfg, texts, [train.labels[i] for i in shots])
 
     def write(self, run: Learner, n: int, top_k=None, gen=None) -> tuple:
-        "`write_prompts`, with the policy's tokens counted."
+        "Like `write_prompts`, but counts the tokens that the policy reads."
         t = self.cfg.n_tokens
         self.scorer.tokens += n * t * (t + 1) // 2
         return write_prompts(run.frozen, run.mlp, n, t, top_k, gen)
 
     def read(self, ids_bp: Tensor) -> list:
-        "What the model reads of each prompt: the ids of its text, or its own."
+        "The ids that the model reads for each prompt: those of its text, or its own."
         prompts = [tuple(row) for row in ids_bp.tolist()]
         if self.cfg.scored_as == "ids":
             return prompts
@@ -236,7 +236,7 @@ class RLPass(Pass):
         self.step += 1
 
     def judge(self):
-        "Holdout accuracy of every run's greedy prompt; the best is kept, ties to the later."
+        "Holdout accuracy of every run's greedy prompt; the best is kept, and ties go to the later."
         for r, run in enumerate(self.learners):
             ids = run.ids(self.write(run, 1)[0])
             key = self.read(ids)[0]
@@ -248,12 +248,12 @@ class RLPass(Pass):
             run.losses, run.rewards = [], []
 
     def identity(self) -> str:
-        "Hash of everything that the pass depends on, the policy included."
+        "Hash of everything that the pass depends on, including the policy."
         models, runs = [lm_facts(m) for m in (self.lm, self.policy)], spec_facts(self.specs)
         return config_hash(dict(models=models, task=self.task.hash, cfg=facts(self.cfg), runs=runs))
 
     def notes(self) -> dict:
-        "What was found so far."
+        "The results so far."
         return dict(curves=self.curves, best=self.best, runs=[run.notes() for run in self.learners])
 
     def take_notes(self, rest: dict):
@@ -280,7 +280,7 @@ def tune_rlprompt(
     policy: LM | None = None,  # a small causal language model to write with, frozen; None: the source itself
     **loop,  # progress, checkpoint, ... of `run_pass`
 ) -> list:  # Runs, in the order of `specs`; curves hold the mean raw "reward" too, tokens are counted with the policy's
-    """Tune prompts by RLPrompt (Deng et al. 2022); a run's result is the same alone and in company.
+    """Tune prompts by RLPrompt (Deng et al. 2022); a run's result is the same alone and with others.
 
     `InputError` for a policy that can write none of the allowed tokens, or a class without texts."""
     return run_pass(RLPass(lm, task, specs, cfg, policy), **loop) if specs else []

@@ -468,7 +468,7 @@ def test_swaps_on_several_models_and_starts_of_ones_own(place, capsys, tmp_path)
     refused(capsys, "method joint-swaps needs --also MODEL", *tune, "--method", "joint-swaps", "--out", "x")
     refused(
         capsys,
-        "texts a round, and there are",
+        "texts per round, but there are",
         *tune,
         "--method",
         "joint-swaps",

@@ -201,7 +201,7 @@ def by_peft(path, task, model):
         said,
         re.S,
     ).group(1, 2, 3, 4)
-    bos = int((re.search(r"(\d+) of them BOS's", said) or [0, 0])[1])
+    bos = int((re.search(r"(\d+) of them for BOS", said) or [0, 0])[1])
     assert "dtype=torch.float32" in said and "padded on the right" in said and all(repr(w) in said for w in task.labels)
     tok, net = (
         AutoTokenizer.from_pretrained(model),

@@ -314,7 +314,7 @@ def test_what_cannot_be_searched_is_one_line():
     cases = [
         (
             lambda: tune_joint_swaps(lms[0], task, swaps, replace(SWAPS, fresh_n=1000), lms[1]),
-            "ask for 1004 texts a round, and there are 24",
+            "need 1004 texts per round, but there are 24",
         ),
         (
             lambda: tune_joint_swaps(lms[0], task, specs(lms[0], vocab, "joint"), SWAPS, lms[1]),
