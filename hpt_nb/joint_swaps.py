@@ -84,8 +84,7 @@ def start_pieces(
     misspelt = next((m.name for m, of in zip(lms, spelt) if b"".join(of) != text.encode()), None)
     if misspelt:
         raise InputError(
-            f"start={text!r}: the tokens of {misspelt} do not spell it; "
-            "give a plain text, without the names of special tokens"
+            f"start={text!r}: the tokens of {misspelt} do not spell it; give a plain text, without special tokens"
         )
     return cut_pieces(ids, [list(map(len, of)) for of in spelt])
 
@@ -128,8 +127,8 @@ def check_round(task, cfg: JointSwapConfig):
         there = min(there, len(task.labels) * min(map(labels.count, set(labels))))
     if asked > there:
         raise InputError(
-            f"gradient_n={cfg.gradient_n} and fresh_n={cfg.fresh_n} ask for {asked} texts a round, "
-            f"and there are {there} to train on; lower them"
+            f"gradient_n={cfg.gradient_n} and fresh_n={cfg.fresh_n} need {asked} texts per round, "
+            f"but there are {there} to train on; lower them"
         )
 
 # %% ../nbs/10_joint_swaps.ipynb #10a0000c
@@ -343,10 +342,8 @@ def tune_joint_swaps(
     also=None,  # the other LM, or a list of them
     **loop,  # progress, checkpoint, ... of `run_pass`
 ) -> list:  # Runs, in the order of `specs`: ids are those of `lm`, best_holdout is over the models
-    """Search hard prompts by swaps that improve several models.
-
-    `InputError` if a vocabulary does not cover a model, there is only one model, or no part of the start can be
-    swapped."""
+    """Search hard prompts by swaps that improve several models. `InputError` if a vocabulary does not cover a model,
+    there is only one model, or no part of the start can be swapped."""
     if also is None:
         raise InputError("joint-swaps needs a second model; give also=")
     return run_pass(JointSwapPass(lm, task, specs, cfg, also), **loop) if specs else []

@@ -161,8 +161,8 @@ def test_from_a_prompt_of_ones_own(place, capsys):
     "more, says",
     [
         (["--start", "  "], "start ' ': no part of it is one token in each of one and two"),
-        (["--start", " the good film", "--set", "fresh_n=1000"], "ask for 1048 texts a round, and there are 32"),
-        (["--start", " the good film", "--set", "fresh_n=1000", "--dry-run"], "ask for 1048 texts a round"),
+        (["--start", " the good film", "--set", "fresh_n=1000"], "need 1048 texts per round, but there are 32"),
+        (["--start", " the good film", "--set", "fresh_n=1000", "--dry-run"], "need 1048 texts per round"),
         (["--deny", ".*"], "tokens is left by deny"),
         (["--set", "start= so"], "--set start= so: that is no setting of a method"),
         (["--set", "out=b"], "the command has an option of its own for it"),
