@@ -16,13 +16,13 @@ class Claim:
     "What is claimed, and the contrast that decides it."
 
     name: str
-    text: str  # as a reader would say it
+    text: str  # the claim as a sentence
     whose: str  # "paper" or "ours"
     task: str
     place: str  # "Original" or "targets"
     weights: tuple  # of (row, weight)
     measure: str = "accuracy"
-    decides: bool = True  # stands in the table of verdicts, and counts for Holm
+    decides: bool = True  # is it in the table of verdicts, and counted in Holm's correction?
 
 
 _OURS = (("Ours", 1), ("PEZ", -1))
@@ -33,7 +33,7 @@ _SKILL = (("PEZ", 0.5), ("Ours", 0.5), ("Empty", -1))
 
 
 def _claim(name: str, text: str, where: str, weights: tuple, **more) -> Claim:
-    "A claim; `where`: whose it is, its task and its place."
+    "A claim; `where` holds whose it is, its task and its place."
     whose, task, place = where.split()
     return Claim(name=name, text=text, whose=whose, task=task, place=place, weights=weights, **more)
 
@@ -80,7 +80,7 @@ CLAIMS = (
         decides=False,
     ),
 )
-MARGIN = 0.02  # 2 points: the least that matters here, and the bound of "the same"
+MARGIN = 0.02  # 2 points: the smallest difference that matters here, and the bound of "the same"
 
 # %% ../nbs/11cd_claims.ipynb #72a95d7e
 MEASURE_NAMES = ("accuracy", "calibrated", "auc")
@@ -131,7 +131,7 @@ def _line(claim: Claim, scope: str, measure: str, result: dict, note: str) -> di
 
 # %% ../nbs/11cd_claims.ipynb #f10c0f84
 def _stuck(df, claim: Claim, sources, **only) -> dict:
-    "{source: what is wrong with it}: sources of which too few prompts of a row left their start."
+    "{source: what is wrong}, for sources where too few prompts of a row left their start."
     found = {}
     for source in sources:
         for row, _ in claim.weights:
@@ -142,7 +142,7 @@ def _stuck(df, claim: Claim, sources, **only) -> dict:
 
 
 def _note(claim: Claim, sources, result: dict, stuck: dict) -> str:
-    "Why no conclusion is drawn; empty if one is."
+    "Why no conclusion is drawn; '' if one is."
     if not sources:
         return f"not run: no results on {claim.task}"
     if result["missing"]:
@@ -154,7 +154,7 @@ def _note(claim: Claim, sources, result: dict, stuck: dict) -> str:
 
 
 def claim_rows(df, claim: Claim, **only) -> list:
-    "All rows of one claim: pooled and by cell, under each measure."
+    "All rows of one claim: pooled and by cell, with each measure."
     scores = Scores.of(df)
     sources = scores.sources(claim.task, [r for r, _ in claim.weights])
     rows, stuck, empty = [], _stuck(scores, claim, sources, **only), dict(found=None, same=0, pairs=0, missing=[])

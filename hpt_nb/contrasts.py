@@ -13,7 +13,7 @@ from .arms import Arm, Scores, arm, arm_rows
 
 # %% ../nbs/11cc_contrasts.ipynb #a4a46241
 def _part(arms: dict, weights: dict) -> list:
-    "Arms with the same seeds summed up, as (values, 1); other ones by themselves."
+    "Arms with the same seeds, summed up as (values, 1); other arms by themselves."
     sums = {}
     for key, one in arms.items():
         sums[one.seeds] = sums.get(one.seeds, 0) + weights[key] * one.values
@@ -31,7 +31,7 @@ def _without(one: Arm, seeds) -> Arm:
 
 
 def _same_prompts(arms: dict, weights: dict) -> set:
-    "Seeds for which the two tuned arms that are held against each other have the same prompt."
+    "Seeds for which the two tuned arms that are compared have the same prompt."
     tuned = [key for key, one in arms.items() if one.seeds]
     if len(tuned) != 2 or weights[tuned[0]] * weights[tuned[1]] > 0:
         return set()
@@ -51,13 +51,13 @@ def _measure(key, measure: str) -> str:
 def contrast(
     df,
     weights: dict,  # {row: weight}, or {(row, measure): weight}
-    measure: str,  # for rows that name none
+    measure: str,  # for rows without one of their own
     task: str,
     sources,  # averaged, with equal weight
     place: str,  # "Original", "targets", or a target's name
     **only,  # as in `arm_rows`
 ) -> dict:  # found (`Interval` or None), same, pairs, missing (list of texts)
-    "A weighted sum of arms with its interval. None where an arm was not run, or too few different prompts are left."
+    "A weighted sum of arms with its interval: None if an arm was not run, or too few different prompts are left."
     scores, parts, share, same, pairs, missing = Scores.of(df), [], 1 / len(sources), 0, 0, []
     for source in sources:
         arms = {key: arm(scores, _measure(key, measure), task, source, _row(key), place, **only) for key in weights}

@@ -15,16 +15,16 @@ from .base import InputError
 # %% ../nbs/11ab_crossed.ipynb #123228c2
 @dataclass(frozen=True)
 class Interval:
-    "A difference and how sure it is. Units are those of what went in: fractions where .02 is 2 points."
+    "A difference and how certain it is, in the units of the input: usually fractions, where .02 is 2 points."
 
     estimate: float
     se: float  # standard error
     df: float  # degrees of freedom of its t distribution
     level: float  # of `low` and `high`, such as .95
-    seeds: tuple  # seeds of each arm that has several; () where the interval is over texts alone
+    seeds: tuple  # number of seeds of each arm that has several; () if the interval is over texts alone
     texts: int  # texts, all groups together
     seed_part: float = 0.0  # variance that one seed per arm would leave: n seeds leave seed_part/n + text_part
-    text_part: float = 0.0  # variance that stays with any number of seeds
+    text_part: float = 0.0  # variance that remains with any number of seeds
     balance: float = 1.0  # sum of squares of the arms' shares in seed_part; 1 for a single arm
 
     def at(self, level: float) -> tuple:
@@ -61,7 +61,7 @@ def _arm(
 
 
 def rest_square(d_st) -> float:
-    "Mean square of what seed and text do not explain."
+    "Mean square of the rest, which neither seed nor text explains."
     S, T = d_st.shape
     left = d_st - d_st.mean(1, keepdims=True) - d_st.mean(0) + d_st.mean()
     return float((left**2).sum() / ((S - 1) * (T - 1)))
@@ -101,12 +101,12 @@ def crossed_contrast(
 
 # %% ../nbs/11ab_crossed.ipynb #01ef470a
 def _interval(estimate, seed, text, rest, level, seeds, texts) -> Interval:
-    "An `Interval` from (variance, degrees of freedom) of each term; those of `rest` are taken away."
+    "An `Interval` from (variance, degrees of freedom) of each term; those of `rest` are subtracted."
     add = lambda terms: float(sum(v for v, _ in terms))
     variance = max(add(seed) + add(text) - add(rest), add(seed), add(text))
     spread = sum(v * v / f for v, f in seed + text + rest)
     df = variance**2 / spread if spread else min(f for _, f in seed + text)
-    parts = [v * n for (v, _), n in zip(seed, seeds)]  # what each arm would add with one seed
+    parts = [v * n for (v, _), n in zip(seed, seeds)]  # each arm's variance with one seed
     total = sum(parts)
     balance = sum(p * p for p in parts) / total**2 if total else 1.0
     return Interval(
@@ -134,7 +134,7 @@ def difference(
     a_st,  # (S, T) values of one method; (T,) if it has no seeds
     b_st,  # (S, T) of the other, the same seeds and texts in the same order; (T,) if it has none
 ) -> np.ndarray:  # (S, T)
-    "What the first has more, seed by seed and text by text. `InputError` for other numbers of seeds or texts."
+    "The first minus the second, by seed and text. `InputError` if the numbers of seeds or texts differ."
     a, b = _arm(a_st), _arm(b_st)
     if a.shape[1] != b.shape[1]:
         raise InputError(f"{a.shape[1]} and {b.shape[1]} texts; a difference needs the same texts")
@@ -158,7 +158,7 @@ def differing(
     prompts_a,  # one prompt per seed: ids or text
     prompts_b,  # the other method's, same seeds
 ) -> np.ndarray:  # (S,) bool
-    "Which seeds have two different prompts. `InputError` for other numbers of them."
+    "For which seeds the two prompts differ. `InputError` if there are not as many prompts in both."
     if len(prompts_a) != len(prompts_b):
         raise InputError(f"{len(prompts_a)} and {len(prompts_b)} prompts; need one of each per seed")
     plain = lambda prompt: prompt if isinstance(prompt, str) else tuple(prompt)

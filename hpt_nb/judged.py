@@ -18,12 +18,12 @@ from .arms import Scores, arm
 from .claims import CLAIMS, COLUMNS, MARGIN, claim_rows
 
 # %% ../nbs/11ce_judged.ipynb #1e98d4bb
-# of the fifths' correlations, highest J first: for `premise.contrast`
+# weights of the fifths' correlations, highest J first, for `premise.contrast`
 AGREEMENT_WEIGHTS = (1, -0.25, -0.25, -0.25, -0.25)
 
 # %% ../nbs/11ce_judged.ipynb #f440a30f
 def within_groups(values, groups) -> np.ndarray:
-    "Values less their group's mean."
+    "Values minus their group's mean."
     values = pd.Series(np.asarray(values, float))
     return (values - values.groupby(np.asarray(groups)).transform("mean")).to_numpy()
 
@@ -31,7 +31,7 @@ def within_groups(values, groups) -> np.ndarray:
 def readable(
     prompts,  # frame: source, row, words (share of real words), score (0 to 1, mean over targets); one row per prompt
 ) -> dict:  # r, low, high, n, p, could_see
-    "Correlation of words and score within source and row, with its interval. `InputError` where nothing varies."
+    "Correlation of words and score within source and row, with its interval. `InputError` if nothing varies."
     groups = [f"{s}, {r}" for s, r in zip(prompts.source, prompts.row)]
     x, y = within_groups(prompts.words, groups), within_groups(prompts.score, groups)
     n = len(prompts) - len(set(groups)) + 1
@@ -61,7 +61,7 @@ def prompt_scores(
     return pd.DataFrame(out, columns=["source", "row", "seed", "score"])
 
 # %% ../nbs/11ce_judged.ipynb #6ef95e6e
-NO_VERDICT = ("not run", "no conclusion", "these models")  # how a note begins that stands in place of a verdict
+NO_VERDICT = ("not run", "no conclusion", "these models")  # beginnings of notes that replace a verdict
 FAMILY = dict(
     claim="family",
     text="A counterpart of the target's family helps",
@@ -137,12 +137,12 @@ def _agreement_row(agreement) -> dict:
 
 # %% ../nbs/11ce_judged.ipynb #da4059d6
 def _judged(row: dict, p_holm: float) -> dict:
-    "A row with its verdict; the adjusted p value decides where there is one."
+    "A row with its verdict; the adjusted p value decides if there is one."
     row = {**row, "p_holm": p_holm}
     if row["note"].startswith(NO_VERDICT) or math.isnan(row.get("p", math.nan)):
         return {**row, "verdict": row["note"]}
     p = row["p"] if math.isnan(p_holm) else p_holm
-    if row["found"] is None:  # a correlation: no bound of sameness was set for it
+    if row["found"] is None:  # a correlation, for which no bound of "the same" was set
         verdict = "undecided" if p >= 0.05 else "above" if row["estimate"] > 0 else "below"
         return {**row, "verdict": verdict}
     found = decide(row["found"], p, MARGIN)
@@ -159,10 +159,10 @@ def claims_table(
     prompts=None,  # as `readable` takes them; None: that claim is not judged
     agreement: dict = None,  # `premise.contrast(..., weights=AGREEMENT_WEIGHTS)`; None: that claim is not judged
     claims=CLAIMS,
-    method: str = "pez",  # the published method; rows without one stand in any case
+    method: str = "pez",  # the published method; rows without a method are kept in any case
     **only,
 ) -> pd.DataFrame:  # `COLUMNS`; a claim's pooled row under its own measure has `p_holm`
-    "The claims with their verdicts: pooled and by cell, under three measures."
+    "The claims with their verdicts: pooled and by cell, with three measures."
     scores = Scores.of(df)
     rows = [row for claim in claims for row in claim_rows(scores, claim, method=method, **only)]
     rows += [_readable_row(prompts), dict(FAMILY), _agreement_row(agreement)]
@@ -176,7 +176,7 @@ def claims_table(
 
 # %% ../nbs/11ce_judged.ipynb #0345586d
 def plot_claims(table, ax=None):
-    "The claims in points, each by its pooled row under the measure that decides it."
+    "The claims in points, each by its pooled row with the measure that decides it."
     rows = table[table.p_holm.notna() & (table.unit == "points")]
     colors = rows.whose.map(WHOSE_COLORS).tolist()
     return plot_forest(

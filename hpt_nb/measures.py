@@ -25,7 +25,7 @@ def auc_values(
     logp_nc,  # (n, C) label log-probabilities
     labels_n,  # (n,) class numbers
 ) -> np.ndarray:  # (n,) float64, mean: the AUC
-    "What each text contributes to the AUC. `InputError` where a class that occurs has a single text."
+    "What each text contributes to the AUC. `InputError` if a class has only a single text."
     areas, logp, labels = pair_aucs(logp_nc, labels_n), np.asarray(logp_nc, np.float64), np.asarray(labels_n)
     n, mean = len(labels), sum(areas.values()) / len(areas)
     values = np.full(n, mean)
@@ -58,7 +58,7 @@ def text_values(
     labels_n,  # (n,) class numbers
     unlabelled_smc=None,  # list of (m, C), one for each seed; needed by "calibrated"
 ) -> np.ndarray:  # (S, n) values whose mean is the measure
-    "One value per seed and text: what `difference` and `crossed_contrast` take."
+    "One value per seed and text, the input of `difference` and `crossed_contrast`."
     if measure not in MEASURES:
         raise InputError(f"measure {measure!r}; need one of {', '.join(MEASURES)}")
     unlabelled = [None] * len(logp_snc) if unlabelled_smc is None else unlabelled_smc
@@ -81,7 +81,7 @@ def bootstrap_auc(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict:  # estimate, se, low, high
-    "The difference in AUC with a percentile interval, seeds and texts drawn at once."
+    "The difference in AUC with a percentile interval, with seeds and texts drawn together."
     a, b, labels = np.asarray(a_snc, float), np.asarray(b_snc, float), np.asarray(labels_n)
     if a.shape != b.shape:
         raise InputError(f"log-probabilities of shapes {a.shape} and {b.shape}; need the same seeds, texts and classes")
