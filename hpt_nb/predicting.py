@@ -23,7 +23,7 @@ from .class_labels import read_key
 from .tasks import by_stated_names, check_tables, label_names, no_text, read_file, unknown_label
 from .scoring import texts_cut
 from .calibration import centre_means
-from .answers import answers, kept_for
+from .answers import answers, check_enough, kept_for
 from .prompts import Prompt
 
 # %% ../nbs/17c_predicting.ipynb #22ceed20
@@ -97,6 +97,8 @@ def predict(
     means, said = None, "none"
     if calibrated and kept_for(prompt.calibration, lm) is not None:
         means, said = prompt.means(lm), "kept with the prompt"
+    elif calibrated and task is None:
+        check_enough(len(kept))
     texts = rows[text].iloc[kept].tolist()
     logp = prompt.logprobs(lm, texts, on_pass)
     if calibrated and means is None and task is not None:
