@@ -78,6 +78,13 @@ def _check_free(rows: pd.DataFrame, classes, where: str):
         raise InputError(f"{where}: has a column {there[0]!r} already, where the answers would go; rename it")
 
 
+def _counted(found, right, classes) -> dict:
+    "How many classes by name are the right ones, which are numbers."
+    place = {name: c for c, name in enumerate(classes)}
+    correct = sum(place[c] == y for c, y in zip(found, right))
+    return dict(correct=correct, accuracy=correct / len(right))
+
+
 def predict(
     prompt: Prompt,
     lm: LM,  # a loaded model
@@ -114,9 +121,7 @@ def predict(
     cut = texts_cut(lm, prompt.template, texts)
     facts = dict(n=len(kept), skipped=len(rows) - len(kept), constants=said, cut=cut)
     if right is not None:
-        place = {name: c for c, name in enumerate(prompt.task["classes"])}
-        correct = sum(place[c] == y for c, y in zip(made["class"], right))
-        facts |= dict(correct=correct, accuracy=correct / len(right))
+        facts |= _counted(made["class"], right, prompt.task["classes"])
     beside = made.reindex(range(len(rows))).set_axis(rows.index)  # by place: an index may name a row twice
     return pd.concat([rows, beside], axis=1), facts
 
