@@ -22,7 +22,7 @@ from .table_files import composed_columns, read_file
 from .class_labels import by_stated_names, check_tables, label_names, no_text, unknown_label, read_key
 from .inputs import texts_cut
 from .calibration import centre_means
-from .answers import answers, kept_for
+from .answers import answers, check_enough, kept_for
 from .prompts import Prompt
 
 # %% ../nbs/17c_predicting.ipynb #22ceed20
@@ -77,6 +77,13 @@ def _check_free(rows: pd.DataFrame, classes, where: str):
         raise InputError(f"{where}: has a column {there[0]!r} already, where the answers would go; rename it")
 
 
+def _counted(found, right, classes) -> dict:
+    "How many classes by name are the right ones, which are numbers."
+    place = {name: c for c, name in enumerate(classes)}
+    correct = sum(place[c] == y for c, y in zip(found, right))
+    return dict(correct=correct, accuracy=correct / len(right))
+
+
 def predict(
     prompt: Prompt,
     lm: LM,  # a loaded model
@@ -96,6 +103,8 @@ def predict(
     means, said = None, "none"
     if calibrated and kept_for(prompt.calibration, lm) is not None:
         means, said = prompt.means(lm), "kept with the prompt"
+    elif calibrated and task is None:
+        check_enough(len(kept))
     texts = rows[text].iloc[kept].tolist()
     logp = prompt.logprobs(lm, texts, on_pass)
     if calibrated and means is None and task is not None:
@@ -111,9 +120,7 @@ def predict(
     cut = texts_cut(lm, prompt.template, texts)
     facts = dict(n=len(kept), skipped=len(rows) - len(kept), constants=said, cut=cut)
     if right is not None:
-        place = {name: c for c, name in enumerate(prompt.task["classes"])}
-        correct = sum(place[c] == y for c, y in zip(made["class"], right))
-        facts |= dict(correct=correct, accuracy=correct / len(right))
+        facts |= _counted(made["class"], right, prompt.task["classes"])
     beside = made.reindex(range(len(rows))).set_axis(rows.index)  # by position: an index may hold a value twice
     return pd.concat([rows, beside], axis=1), facts
 

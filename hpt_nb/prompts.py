@@ -27,7 +27,7 @@ from .scoring import label_logprobs
 from .inputs import several_texts
 from .calibration import CONTENT_FREE, centre_means
 from .prompt_json import to_json
-from .answers import answers, as_lm, constants, kept_for, task_parts, with_constants, as_task
+from .answers import answers, as_lm, constants, kept_for, task_parts, with_constants, as_task, check_enough
 from .cards import card_text
 
 # %% ../nbs/17a_prompts.ipynb #cb706f0d
@@ -209,6 +209,9 @@ class Prompt(OnHub, library_name="hpt_nb", tags=["hard-prompt", "prompt-tuning"]
             raise InputError(f'calibrated={calibrated!r}; need False, True or "texts"')
         lm = as_lm(model, self.bos)
         means = self.means(lm) if calibrated is True else None  # before the work
+        if calibrated == "texts":
+            texts = several_texts(texts)
+            check_enough(len(texts))
         logp = self.logprobs(lm, texts, on_pass)
         if calibrated == "texts" and len(logp):
             means = centre_means(logp)

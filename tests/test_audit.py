@@ -344,6 +344,17 @@ def test_what_is_no_such_thing_is_one_line(place, call, says):
     assert says in str(e.value) and "\n" not in str(e.value) and not Path("x.d").exists()
 
 
+def test_one_text_does_not_calibrate_itself(place, capsys):
+    "It lies at its own mean: every class was as likely, and the first was named."
+    with pytest.raises(InputError, match="one text cannot calibrate itself"):
+        Prompt.load("kept.json").classify(ONE, "a good film", calibrated="texts")
+    pd.DataFrame(dict(text=["a good film", None])).to_csv("single.csv", index=False)
+    argv = ["predict", "single.csv", "--prompt-file", "kept.json", "--model", "./two", "--skip-empty", "--calibrated"]
+    assert main([*argv, "--out", "x.csv", "--quiet"]) == 2
+    assert "one text cannot calibrate itself" in capsys.readouterr().err and not Path("x.csv").exists()
+    assert main([*argv, *TASK, "--out", "one.csv", "--quiet"]) == 0  # the task's holdout calibrates
+
+
 def test_one_text_to_calibrate_on_is_one_text(place):
     "A text was taken letter by letter."
     assert Prompt.load("kept.json").calibrate(ONE, "a good film").calibration["one"]["texts"] == 1
