@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANY_TEXTS', 'effect_parts', 'part_name', 'in_one_order', 'measured_parts', 'effects_said', 'overall_said',
-           'plot_pair', 'effects_figure', 'effects_section', 'effects_first']
+           'effects_lead', 'plot_pair', 'effects_figure', 'effects_section', 'effects_first']
 
 # %% ../nbs/15rc_effects_section.ipynb #b773a51f
 import pandas as pd
@@ -80,6 +80,24 @@ def overall_said(part, whole: pd.DataFrame) -> str:
     return (
         f"{name[:1].upper()}{name[1:]}: does a token do to one model what it does to another? Over all tokens, the "
         f"correlation of their effects (95 % interval): {each}: {signs}."
+    )
+
+
+def effects_lead(store: Store) -> str:
+    "The finding for the first screen of a run's page; '' without effects, or with those of other than two models."
+    if not (parts := effect_parts(store)):
+        return ""
+    from hpt_nb.premise import overall
+    from hpt_nb.agreement import read_effects
+
+    effects = read_effects(store, parts[0])
+    if len(effects) != 2:
+        return ""
+    r = in_one_order(overall(effects)).iloc[0]
+    sure = "the sign is sure" if r.low * r.high > 0 else "the sign is not settled"
+    return (
+        f"What each of {r.n:,} single tokens does to {r.a} goes with what it does to {r.b}: correlation {r.r:+.2f} "
+        f"(95 % interval {r.low:+.2f} to {r.high:+.2f}), {sure}."
     )
 
 

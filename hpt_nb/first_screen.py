@@ -70,11 +70,11 @@ def verdict_said(d: pd.DataFrame) -> str:
     lines = _chosen(d)
     if not lines:
         return "No tuned prompt was compared with another on a common target."
-    where = (
-        "models that helped to make the prompts" if lines[0].part else "models that took no part in making the prompts"
-    )
+    helped = bool(lines[0].part)
+    alone = d[(d.kind == "target") & (d.part.astype(bool) == helped)].place.nunique() == 1
+    part = "helped to make" if helped else "took no part in making"
     said = _one_said(lines[0]) if len(lines) == 1 else _several_said(lines)
-    return f"On {where}: {said} {_seen(lines)}".strip()
+    return f"On {'a model' if alone else 'models'} that {part} the prompts: {said} {_seen(lines)}".strip()
 
 # %% ../nbs/15qa_first_screen.ipynb #6c41aa02
 def _both_calibrated(scores, line) -> str:

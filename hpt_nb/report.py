@@ -41,7 +41,7 @@ from .refusals import check_preset, check_varied
 from .page import heading, note, page_html, paragraph, table_html, wrapped
 from .reading_tables import readings_frame, stability_maps
 from .first_screen import calibrated_said, first_screen
-from .effects_section import effects_first, effects_section
+from .effects_section import effects_first, effects_lead, effects_section
 from .rivals import rivals_section
 from .strips import left_out_costs
 from .task_sections import overview_section, steps_section, task_section
@@ -173,9 +173,9 @@ def run_size(df: pd.DataFrame) -> str:
     return f"{', '.join(sizes)}, scored in {values_text(df.dtype)} on {values_text(df.device)}."
 
 
-def _lead(df: pd.DataFrame, d: pd.DataFrame, gone: list, checks: str, more: str) -> str:
+def _lead(df: pd.DataFrame, d: pd.DataFrame, gone: list, checks: str, more: list) -> str:
     "The page above all sections; `d`: the forest; `gone`: missing pieces of the run; `more`: lines below the verdict."
-    parts = [first_screen(df, d, gone, [more, *paper_said(df)], checks)]
+    parts = [first_screen(df, d, gone, [*more, *paper_said(df)], checks)]
     if gone:
         parts.append(
             note(
@@ -278,5 +278,6 @@ def write_report(
     sections += _facts_sections(store, df, tunes, vocabs)
     title = f"Hard prompts across models: {', '.join(sorted(set(df.task)))}"
     explorer = "explorer.html" if page.with_name("explorer.html").is_file() else None  # of hpt explore
-    lead = _lead(df, d, gone, checks_said(df, checks), calibrated_said(store, d))
+    more = [text for text in (calibrated_said(store, d), effects_lead(store)) if text]
+    lead = _lead(df, d, gone, checks_said(df, checks), more)
     return write_atomic(page, page_html(title, lead, sections, explorer))

@@ -44,7 +44,7 @@ def _groups(kind: str, config: dict) -> list:
     return [(kind, *map(str, key)) for key in ((task, model, steps), (task, model), (model,), ())]
 
 # %% ../nbs/00g_status.ipynb #6842006b
-_SHOWN = ("task", "source", "counterpart", "row", "method", "steps", "seed", "target", "mode", "models")
+_SHOWN = ("task", "source", "counterpart", "row", "method", "steps", "seed", "target", "mode", "model", "models")
 
 
 def _piece(config: dict) -> str:

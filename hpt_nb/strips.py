@@ -77,7 +77,8 @@ def _cost_box(cost: tuple | None) -> tuple | None:
         return None
     nats, sure = cost
     said = f"left out, the right label's log-probability changes by {-nats:+.3f} nats, {'' if sure else 'not '}surely"
-    return f"{nats:+.2f}".replace("-", "\u2212"), shade(nats, DEAR, AMBER), sure, said
+    shown = f"{nats:+.2f}".replace("-", "\u2212") if round(nats, 2) else "0.00"
+    return shown, shade(nats, DEAR, AMBER), sure, said
 
 
 def strip_html(tokens: list, J: dict, costs: list | None = None) -> str:
