@@ -175,7 +175,7 @@ def check_tables(tables: list, text: str, label: str, name: str, how: str = "{}=
     "`InputError` for an object that is not a DataFrame, and for a column that is missing or appears twice."
     for t in tables:
         if not isinstance(t, pd.DataFrame):
-            raise InputError(f"{name}: a {type(t).__name__} instead of a table; need a pandas DataFrame")
+            raise InputError(f"{name}: a {type(t).__name__} for a table; need a pandas DataFrame")
         for what, col in (("text", text), ("label", label)):
             if (n := list(t.columns).count(col)) == 1:
                 continue

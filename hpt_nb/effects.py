@@ -69,7 +69,7 @@ def text_halves(
 def correlation(
     a: Tensor,  # (m,) or (m, C) effects of m tokens
     b: Tensor,  # the same shape: on another model, or on other texts
-) -> float:  # -1 to 1; NaN where one of the two does not vary
+) -> float:  # -1 to 1; NaN if one of the two does not vary
     "Pearson's correlation over tokens; for vectors, the summed covariances over the root of the summed variances."
     a, b = (x.double().reshape(len(x), -1) for x in (a, b))
     a, b = a - a.mean(0), b - b.mean(0)
@@ -100,7 +100,7 @@ def effects_of(
     empty_nc: Tensor,  # (n, C) without one
     labels_n,  # n right classes
 ) -> Effects:
-    "Shift and separation of m prompts. `InputError` where a class has fewer than two texts."
+    "Shift and separation of m prompts. `InputError` if a class has fewer than two texts."
     y, both = torch.as_tensor(labels_n), text_halves(labels_n)
     parts = [(logp_mnc[:, half], empty_nc[half], y[half]) for half in both]
     return Effects(
@@ -132,7 +132,7 @@ def token_effects(
     max_tokens: int = None,  # as in `token_logprobs`
     on_pass=None,  # as in `token_logprobs`
 ) -> Effects:
-    "Effects of single tokens. `InputError` where a class has fewer than two texts, before anything is computed."
+    "Effects of single tokens. `InputError`, before anything is computed, if a class has fewer than two texts."
     text_halves(split.labels)
     return effects_of(*token_logprobs(lm, task, split.texts, ids, max_tokens, on_pass), split.labels)
 

@@ -92,7 +92,7 @@ WRITTEN = []  # the last paths that this process has written; shown when the use
 
 
 def write_atomic(
-    path,  # where the file shall be; missing folders are made
+    path,  # where to write the file; missing folders are made
     data: bytes | str,  # its whole content; str is written as UTF-8
 ) -> Path:  # `path`
     "Write a file whole or not at all. `WriteError` if it cannot be written; an old file then stays as it was."
@@ -118,7 +118,7 @@ def is_unfinished(name: str) -> bool:
 
 
 def forget_unfinished(path: Path, older_s: float = 86400):
-    "Delete what killed writers of this file or folder left beside it, if older than `older_s` seconds."
+    "Delete temporary files that killed writers left beside this file or folder, if older than `older_s` seconds."
     for p in path.parent.glob(".*.tmp"):
         if not (is_unfinished(p.name) and p.name.startswith(f".{path.name}.")):
             continue

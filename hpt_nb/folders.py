@@ -113,7 +113,7 @@ class Store:
         return cell
 
     def names(self, folder: str) -> list:
-        "Names in a sub-folder, hidden ones left out. OSError where it cannot be listed."
+        "Names in a sub-folder, without hidden ones. OSError if it cannot be listed."
         if self.pack:
             return list(self._packed(folder))
         return [n for n in os.listdir(self.path / folder) if not n.startswith(".")]

@@ -265,7 +265,7 @@ def _check_kind(kind: str, arch: str, divisors: dict):
 
 def rope_scaling(
     meta: dict,  # a file's metadata
-    divisors: dict,  # "rope_freqs", "rope_factors_short", "rope_factors_long" -> list of floats, where there is one
+    divisors: dict,  # "rope_freqs", "rope_factors_short", "rope_factors_long" -> list of floats, if the file has it
 ) -> dict:  # what to add to transformers' rope_parameters; {} where positions are not scaled
     "A file's position scaling. `InputError` for one that transformers cannot express."
     arch = meta["general.architecture"]

@@ -131,7 +131,7 @@ def chat_facts(lm, task) -> dict:
 def control_names(
     lm,  # has `.tokenizer`, `.special_ids`
     text: str,
-) -> list:  # of str, as they stand in the text
+) -> list:  # of str, as the text spells them
     "Names of control tokens that a text holds."
     special, tokenizer = getattr(lm, "special_ids", None), getattr(lm, "tokenizer", None)
     if not text or not special or tokenizer is None:
@@ -265,7 +265,7 @@ def put_together(
     text_ids,  # ids of the text, cut
     suffix: str,
     control=False,  # are names of control tokens in the fixed texts and the prompt read as the tokens?
-    bos=(),  # ids that stand before all this
+    bos=(),  # ids that come before everything else
     never=False,  # was BOS switched off by hand?
 ) -> list:
     "The ids of an input, put together from its pieces."

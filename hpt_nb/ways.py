@@ -172,7 +172,7 @@ def check_lengths(lm: LM, prefix_rpd: Tensor, seqs: list):
         p = max(p, len(lm.bos_ids) + len(commonprefix([s[: getattr(s, "at", 0)] for s in seqs])))
     if (most := most_tokens(lm, longest)) is not None:
         raise InputError(
-            f"prompt, text and template have up to {longest} tokens, but {lm.name} reads {most}; "
+            f"prompt, text and template have up to {longest} tokens, and {lm.name} reads {most}; "
             "shorten the prompt, or set max_text_tokens in the task"
         )
     _ensure(lm, p, longest)

@@ -717,7 +717,7 @@ def test_lengths_near_the_true_maximum(kind, config, most):
             lambda n=n: scorer.logits(prefix, [[30] * (n - 4), [31]]),
             lambda n=n: scorer.loss_and_grad(prefix, [[30] * (n - 4)], [0]),
         ):
-            with pytest.raises(InputError, match=f"up to {n} tokens, but tiny-{kind} reads {most};"):
+            with pytest.raises(InputError, match=f"up to {n} tokens, and tiny-{kind} reads {most};"):
                 ask()
     assert scorer.logits(prefix, [[30] * (most - 4)]).isfinite().all()  # as it was
 

@@ -550,8 +550,8 @@ def named(names, table=FRAME):
 @pytest.mark.parametrize(
     "table, says",
     [
-        (FRAME.text, "a Series instead of a table"),
-        (FRAME.to_dict("list"), "a dict instead of a table"),
+        (FRAME.text, "a Series for a table"),
+        (FRAME.to_dict("list"), "a dict for a table"),
         (FRAME.set_index("label"), "no column 'label' (columns: text)"),
         (pd.concat([FRAME, 1 - FRAME[["label"]]], axis=1), "2 columns are called 'label'"),
         (pd.concat([FRAME, FRAME[["text"]]], axis=1), "2 columns are called 'text'"),
