@@ -319,7 +319,7 @@ def test_a_start_is_as_long_as_its_text(place, capsys, idle, command, more):
     argv = [w for i, w in enumerate(argv) if w != "--tokens" and (i == 0 or argv[i - 1] != "--tokens")]
     if command == "transferable" and more[0] == "--init":
         more = ["--set", "init=random"]
-    refused(capsys, "beside start=' the film'", *argv, "new", "--start", " the film", *more)
+    refused(capsys, "and start=' the film'", *argv, "new", "--start", " the film", *more)
 
 
 STOPPED = [  # a command, at which of its files it is stopped, what is said then
