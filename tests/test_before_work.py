@@ -369,7 +369,7 @@ def test_a_pass_without_a_checkpoint_promises_none():
     new = SimpleNamespace(step=0, cfg=SimpleNamespace(steps=9))
     taken_up = SimpleNamespace(step=4, cfg=new.cfg)
     said = [_kept(["tune"], SimpleNamespace(kept=_Asked(p, False).kept)) for p in (new, taken_up)]
-    assert [s.split(", run")[0] for s in said] == [
+    assert [s.split("; run")[0] for s in said] == [
         "finished cells are kept",
         "finished cells and the pass up to step 4 of 9 are kept",
     ]
