@@ -15,7 +15,7 @@ from .power import welch
 # %% ../nbs/15b_beside.ipynb #b51de006
 def bold_cells(
     here: pd.DataFrame,  # row, counterpart, place, mean
-) -> list:  # one of True, False, None per row; None: no cell of Ours, or no Baseline beside it
+) -> list:  # one of True, False, None per row; None: not a cell of Ours, or no Baseline to compare with
     "Is the mean of Ours above that of the Baseline (PEZ) in the same column?"
     base = here[here.row == "PEZ"].drop_duplicates("place").set_index("place")["mean"]
 
@@ -120,7 +120,7 @@ def bold_said(f: dict) -> str:
     again = (
         f"{f['bold_run']} were run here; bold again: {f['again']}"
         if f["bold_run"]
-        else "none was run here beside a Baseline"
+        else "none was run here with a Baseline"
     )
     plain = (
         f" Of its {f['plain']} cells of Ours that are not bold, {f['plain_run']} were run; bold here: {f['new']}."
@@ -129,5 +129,5 @@ def bold_said(f: dict) -> str:
     )
     return (
         f"Of the paper's {f['bold']} bold cells (Ours above the Baseline), {again}.{plain} "
-        f"{f['run']} of its {f['printed']} printed accuracies stand beside ours."
+        f"{f['run']} of its {f['printed']} printed accuracies can be compared with ours."
     )

@@ -29,7 +29,7 @@ VOCABULARY = [
     Choice(
         "vocabulary (Wu et al., the paper)",
         "which tokens count as common",
-        "words `w` of which a space and `w` is one token",
+        "words `w` for which a space and `w` are one token",
         "a setting",
         "`tokens`: any; words in preset paper",
         why="any: word pieces can be used too",
@@ -41,7 +41,7 @@ VOCABULARY = [
         "the tokenizers' raw strings",
         "different",
         "their bytes",
-        why="raw strings miss each other between kinds of tokenizer; among the paper's models nothing changes",
+        why="raw strings do not match between kinds of tokenizer; among the paper's models nothing changes",
         moves="raw",
     ),
     Choice(
@@ -50,7 +50,7 @@ VOCABULARY = [
         "those to 8,192 sampled tokens, five times",
         "a setting",
         "`h`, `repeats`: exact; as published in preset paper",
-        why="exact costs no more and has no chance in it",
+        why="exact costs no more and does not depend on chance",
         moves="sampled",
     ),
     Choice(
@@ -79,7 +79,7 @@ PEZ = [
         "the class names as one text, tiled",
         "a setting",
         "`init`: labels for `pez`; names for `pez-reprojected` and in preset paper",
-        why="each label word as it stands after a text",
+        why="each label word in the form that follows a text",
         moves="start",
     ),
     Choice(
@@ -88,7 +88,7 @@ PEZ = [
         "the label is read at a last space; the text keeps its own; the length limit counts the template",
         "a setting",
         "`format`: ours; released in preset paper",
-        why="a template that ends in a space is one that no model was trained on",
+        why="no model was trained on templates that end in a space",
         moves="format",
     ),
     Choice(
@@ -191,7 +191,7 @@ SWAPS = [
     ),
     Choice(
         "AutoPrompt, mixed training",
-        "where the prompt stands",
+        "where the prompt goes",
         "between the text and the label",
         "different",
         "before the text",

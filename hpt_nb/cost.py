@@ -131,7 +131,7 @@ def _score_piece(preset: Preset, part: Part, target: str, texts: _Texts, after: 
 # %% ../nbs/13o_cost.ipynb #c163818f
 def pieces(
     preset: Preset,
-    tasks: dict,  # name in the preset -> Task, or None where only its usual size is known
+    tasks: dict,  # name in the preset -> Task, or None if only its usual size is known
     split: int = 0,  # seeds in one pass, at most; 0: all
 ) -> list:  # dicts: kind, source, task, target, cells, tokens forward and backward, operations, bytes, after
     "Every large piece of a run; `after`: numbers of the pieces that must be done first, `bytes`: size of its model."

@@ -69,7 +69,7 @@ def spent_table(spent: pd.DataFrame, ms: pd.DataFrame = None) -> pd.DataFrame:
 
 # %% ../nbs/15q_costs.ipynb #7eec9c9f
 def compute_frame(ms: pd.DataFrame, spent: pd.DataFrame) -> pd.DataFrame:
-    "`method_stats` of the tuned ways, each beside the mean cost of one of its runs."
+    "`method_stats` of the tuned ways, each with the mean cost of one of its runs."
     key = ["method", "steps", "vocab", "counterpart"]
     cost = spent.groupby(key)[["forward_tokens", "multiplications", "wall_s"]].mean().reset_index()
     st = method_stats(ms)

@@ -51,7 +51,7 @@ class EffectsStudy:
     models: tuple = ("smollm2-135m", "gemma-3-270m", "qwen2.5-coder-0.5b")
     parts: tuple = PARTS
     ks: tuple = (16, 64, 256)  # neighbours
-    h: int = 8192  # anchors a sample, beside exact J; 0: exact J alone
+    h: int = 8192  # anchors per sample, beside exact J; 0: exact J alone
     repeats: int = 5  # samples
     k: int = 64  # neighbours for the ranking over which the tokens are spread
     seed: int = 0

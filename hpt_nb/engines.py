@@ -191,7 +191,7 @@ def run_on_ray(
     preset: Preset,
     out,  # results folder, on a file system that all machines share
     progress: bool = True,  # one bar on stderr for the whole run
-    data=None,  # folder of task files that stand in for the hub's tasks
+    data=None,  # folder of task files that replace the hub's tasks
     retry_failed: bool = False,  # try again what failed before
     split: int = 0,  # most seeds in one pass; 0: all
     cpus: int = 1,  # processors, and threads, per worker

@@ -139,8 +139,8 @@ def write_explorer(
     out,  # where the page goes, an .html file
     neighbors=None,  # {model: lists of positions in the vocabulary}, from `nearest`; None: the page shows none
     file: str = None,  # which scored vocabulary; None: the only one
-    effects=None,  # folder or pack with effects of tokens; None: the store itself, where it holds some
-    page: str | None = None,  # address of the run's page; None: index.html, where it stands beside `out`
+    effects=None,  # folder or pack with effects of tokens; None: the store itself, if it holds some
+    page: str | None = None,  # address of the run's page; None: index.html, if it is beside `out`
 ) -> Path:  # `out`
     "Write the explorer: one HTML file that fetches nothing. `InputError` without a vocabulary or for wrong neighbours."
     if isinstance(store, (str, Path)) and Path(store).suffix == ".parquet":
@@ -185,12 +185,12 @@ def stored_vocabulary(
 def explore(
     place,  # results folder, pack, or a vocabulary's parquet file
     out,  # where the page goes, an .html file
-    models=(),  # names of models whose neighbours are shown, some of the vocabulary's; none: a page without neighbours
+    models=(),  # names of the vocabulary's models whose neighbours are shown; empty: a page without neighbours
     file=None,  # which scored vocabulary of a folder; None: the only one
     n: int = 3000,  # tokens that get neighbours, the most stable ones
-    k: int = 10,  # neighbours a token
-    effects=None,  # folder or pack with effects of tokens; None: the folder itself, where it holds some
-    page: str | None = None,  # address of the run's page; None: index.html, where it stands beside `out`
+    k: int = 10,  # neighbours per token
+    effects=None,  # folder or pack with effects of tokens; None: the folder itself, if it holds some
+    page: str | None = None,  # address of the run's page; None: index.html, if it is beside `out`
 ) -> Path:  # `out`
     "The explorer's page of a folder or a vocabulary, with neighbours computed here. `InputError` before a model loads."
     vocab = stored_vocabulary(place, file)

@@ -173,7 +173,7 @@ def _peft_use(name: str, out, it: dict, task) -> str:
     loaded = f"AutoModelForCausalLM.from_pretrained({loadable(name)!r}, dtype=torch.float32)"
     return (
         f"PeftModel.from_pretrained({loaded}, {str(out)!r}); give it a text's tokens without special ones{after}; "
-        "one text at a time, or padded on the right: under left padding the prompt would stand before the padding"
+        "one text at a time, or padded on the right: with left padding the prompt would come before the padding"
     )
 
 # %% ../nbs/17_export.ipynb #349253a4

@@ -45,9 +45,9 @@ def fingerprint(
     lm: LM,
     task,
     split=None,  # has `.texts`, `.labels`; None: the task's validation split
-    want: int = None,  # right answers to look for; None: the paper's, where it has this task, model and size of split
+    want: int = None,  # correct answers to look for; None: the paper's, if it has this task, model and size of split
     dtypes=("float32", "bfloat16"),
-    choices: dict = None,  # other choices to keep to, as in `formats`
+    choices: dict = None,  # choices to try instead of the default ones, as in `formats`
     max_tokens: int = None,  # tokens in one pass; None: from the free memory
     progress: bool = True,
 ) -> pd.DataFrame:  # a row for each format that differs, nearest first

@@ -18,7 +18,7 @@ from .transfer import certify
 from .carried import bos_of, check_carried, compare_ids, contexts, is_special, sources
 
 # %% ../nbs/16x_harness.ipynb #292667be
-_MODULE = '''"""Beside a prompt exported by hpt_nb: texts for lm-eval, and a request that tokenises its pieces apart.
+_MODULE = '''"""With a prompt exported by hpt_nb: texts for lm-eval, and a request that tokenises the pieces separately.
 
 Prompt, text and template are read as the prompt was tuned and scored."""
 
@@ -51,7 +51,7 @@ class Apart(ConfigurableTask):
 
 
 def loglikelihood_apart(self, requests, disable_tqdm=False):
-    "`loglikelihood` of a model with a tokenizer, but for the ids."
+    "Like `loglikelihood` of a model with a tokenizer, but with ids from separate pieces."
 
     def ids(text):
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

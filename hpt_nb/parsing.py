@@ -199,7 +199,7 @@ def _check_method(preset: Preset, task: str, method: str, where: str):
         if not isinstance(own.get(method, {}), dict):
             raise InputError(f"{where}: [method] {method} = {own[method]!r}; need a table of its settings")
     if fact(method, "tuning") == "all" and (method in preset.settings or method in there):
-        raise InputError(f"{where}: [method.{method}]; PEZ's settings stand in [tuning]")
+        raise InputError(f"{where}: [method.{method}]; PEZ's settings belong in [tuning]")
     try:
         preset.config_for(method, task)
     except InputError as e:

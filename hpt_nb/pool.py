@@ -125,7 +125,7 @@ def _load_task(preset, name: str, data):
     beside = Path(preset.folder) / name if name.endswith(".toml") else name
     task = load_task(beside if own is None else own, format=preset.format or None)
     if own is not None and task.name != name:
-        raise InputError(f"{own}: its name is {task.name!r}; need {name!r}, the task that it stands in for")
+        raise InputError(f"{own}: its name is {task.name!r}; need {name!r}, the task that it replaces")
     task.info["listed_as"] = name
     return task
 

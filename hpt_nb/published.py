@@ -48,7 +48,7 @@ _RLPROMPT = [
     ),
     Choice(
         "RLPrompt (Deng et al. 2022)",
-        "where the prompt stands",
+        "where the prompt goes",
         "after the text, with no template",
         "different",
         "before the text, the template after it",
@@ -70,7 +70,7 @@ _RLPROMPT = [
         "distilGPT-2",
         "a setting",
         "`policy`: the source itself",
-        why="no other model is needed then",
+        why="then no other model is needed",
         moves="not measured",
     ),
 ]
@@ -108,7 +108,7 @@ _SOFT = [
         "100 vectors, 30,000 steps of 32 texts",
         "a setting",
         "`n_tokens`, `steps`, `batch`: the paper's 10, 5,000, 16",
-        why="as the hard prompts beside it",
+        why="like the hard prompts that it is compared with",
         moves="not measured",
     ),
     Choice(
@@ -158,7 +158,7 @@ _SOFT = [
         "on while tuning",
         "different",
         "off",
-        why="a step must give what it gives in company",
+        why="a run must give the same results alone and beside other runs",
         moves="nothing on LLaMA, Gemma, SmolLM2; not measured on GPT-2 and OPT",
     ),
     Choice(

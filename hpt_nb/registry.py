@@ -24,7 +24,7 @@ def check_start(given: dict):
     for name in ("n_tokens", "init"):
         if given.get(name) is not None:
             raise InputError(
-                f"{name}={given[name]!r} beside start={start!r}: the prompt begins as that text and has its length; "
+                f"{name}={given[name]!r} and start={start!r}: the prompt begins as that text and has its length; "
                 f"leave {name} out"
             )
 

@@ -126,7 +126,7 @@ def hits_less(ours: pd.DataFrame, base: pd.DataFrame) -> np.ndarray | None:
     return hits_matrix(ours) - hits_matrix(base) if len(ours) and len(base) else None
 
 # %% ../nbs/15d_results.ipynb #1157d951
-SCORED = ("split", "target", "role", "mode", "prompt_ids", "dtype")  # and target_id, where it is known
+SCORED = ("split", "target", "role", "mode", "prompt_ids", "dtype")  # and target_id, if it is known
 ORIGIN = (
     "commit",
     "dirty",

@@ -28,7 +28,7 @@ MANUAL = "Manual {}"  # the row of the n-th hand-written prompt
 def row_vocab(
     row: str,
     whole: Vocab,  # of the source
-    common: Vocab,  # of source and counterpart, with J where row is "Ours"; None where the row needs none
+    common: Vocab,  # of source and counterpart, with J if row is "Ours"; None if the row does not need it
     s: int,  # tokens; 0: all of them
     seed: int,  # of the run: random subsets differ by seed
     add=(),  # ids of the source to add to the vocabulary
@@ -52,7 +52,7 @@ def row_vocab(
 
 
 def _of(vocab: Vocab, name: str, ids) -> list:
-    "Positions in `vocab` of these ids of the model `name`."
+    "Positions in `vocab` of these ids, which belong to the model `name`."
     wanted = set(ids)
     return [i for i, token in enumerate(vocab.ids_for(name).tolist()) if token in wanted]
 

@@ -108,7 +108,7 @@ def run_preset(
     out: str | Path,  # results folder; finished cells in it are kept and not computed again
     progress: bool = True,  # one bar on stderr for the whole run
     models: Models = None,
-    data: str | Path | None = None,  # folder of task files that stand in for the hub's tasks
+    data: str | Path | None = None,  # folder of task files that replace the hub's tasks
     retry_failed: bool = False,  # try again what failed before
     split: int = 0,  # seeds in one pass, at most; 0: all
     anyway: bool = False,  # continue even if step 0 finds other counts than the paper's

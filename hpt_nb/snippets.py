@@ -29,7 +29,7 @@ import inspect
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-MODEL = {model}  # a hub id, or a folder beside the work; None: say which model
+MODEL = {model}  # a hub id, or a relative folder; None: name the model in each call
 PROMPT, SUFFIX = {prompt}, {suffix}
 LABELS = {labels}
 CLASSES = {classes}  # what the label words stand for
@@ -39,7 +39,7 @@ _loaded = {{}}
 {more}
 
 def load(model=MODEL, tokenizer=None):
-    "(model, tokenizer) of a hub id or folder; a loaded model goes through with its tokenizer."
+    "(model, tokenizer) of a hub id or folder; a loaded model is returned with its tokenizer."
     if model is None or hasattr(model, "forward") and tokenizer is None:
         raise ValueError("need a model: a hub id, a folder, or a loaded one with its tokenizer")
     if hasattr(model, "forward"):
@@ -52,7 +52,7 @@ def load(model=MODEL, tokenizer=None):
 
 
 def start(tokenizer):
-    "Ids of what stands before the prompt."
+    "Ids that come before the prompt."
 {bos}
 
 
@@ -81,7 +81,7 @@ def logp(texts, model=MODEL, tokenizer=None, batch=16):
 
 
 def mean_logp(texts, model=MODEL, tokenizer=None, batch=16):
-    "Calibration constants of a model: from many unlabelled texts, of all classes about equally."
+    "Calibration constants of a model: from many unlabelled texts, with all classes about equally frequent."
     return logp(list(texts), model, tokenizer, batch).mean(0).tolist()
 
 

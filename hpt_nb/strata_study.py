@@ -27,7 +27,7 @@ from .pool import Models, load_tasks
 
 # %% ../nbs/14a_strata_study.ipynb #57a7a006
 STRATA = ("common", "words", "top", "bottom", "matched", "top-matched")
-CALIPER = 0.25  # farthest that two partners' Zipf frequencies may lie apart: a factor of 1.8
+CALIPER = 0.25  # largest distance of two partners' Zipf frequencies: a factor of 1.8
 
 
 def matched_pairs(
@@ -101,7 +101,7 @@ def draw_prompts(
         if draws >= 200 * n:
             raise InputError(
                 f"{len(texts)} of {n} prompts in {draws} draws from {len(vocab)} tokens; "
-                f"need tokens that {' and '.join(ids)} read back as they stand"
+                f"need tokens that {' and '.join(ids)} read back unchanged"
             )
         rows, draws = rng.integers(len(vocab), size=p).tolist(), draws + 1
         text = "".join(vocab.tokens[u] for u in rows)
@@ -148,7 +148,7 @@ def from_log_odds(odds) -> np.ndarray:
 # %% ../nbs/14a_strata_study.ipynb #57a7a014
 def tasks_of(
     names,  # tasks, as `load_task` knows them
-    data=None,  # folder of task files (sst2.toml, ...) that stand in for the hub's tasks
+    data=None,  # folder of task files (sst2.toml, ...) that replace the hub's tasks
 ) -> dict:  # name -> Task
     "The tasks of a study. `InputError` for a folder or a task that is not there."
     return load_tasks(SimpleNamespace(name="study", tasks=list(names), folder=".", format=""), data)

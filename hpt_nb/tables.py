@@ -52,7 +52,7 @@ def bold_mask(st: pd.DataFrame) -> pd.DataFrame:
 
 
 def beats_baseline(df: pd.DataFrame, task: str, source: str, original: str = "ids") -> pd.DataFrame:
-    "Same shape as `accuracy_table`: True where Ours has a higher mean than the Baseline (PEZ) in that column."
+    "Same shape as `accuracy_table`: True if Ours has a higher mean than the Baseline (PEZ) in that column."
     return bold_mask(accuracy_stats(df, task, source, original))
 
 # %% ../nbs/15f_tables.ipynb #825bb1d4

@@ -116,7 +116,7 @@ def logged(names=None) -> Tracker:
     return Tracker(write, names=names)
 
 
-SERVICES = {  # word -> (package, what may stand after the colon, what stands for it where nothing does)
+SERVICES = {  # word -> (package, what may come after the colon, its default)
     "log": (None, "", ""),
     "tensorboard": ("tensorboard", "FOLDER", "runs/board"),
     "trackio": ("trackio", "PROJECT", "hpt_nb"),
@@ -126,7 +126,7 @@ SERVICES = {  # word -> (package, what may stand after the colon, what stands fo
 
 def check_tracker(
     word: str,  # such as "log", "tensorboard:FOLDER", "trackio:PROJECT", "wandb:PROJECT"; "": none
-) -> tuple:  # (service, what follows the colon or stands for it)
+) -> tuple:  # (service, the text after the colon or its default)
     """Split a tracker's word into its parts. `InputError` for another service, or one whose package is not installed;
     this is checked before anything is tuned."""
     if not word:

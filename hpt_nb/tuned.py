@@ -64,7 +64,7 @@ def moment_prompts(
 
 # %% ../nbs/13l_tuned.ipynb #3f42f373
 class _Tuning:
-    "A pass as it is tuned: its runs, their vocabularies, and the configurations of their cells."
+    "A pass to be tuned: its runs, their vocabularies, and the configurations of their cells."
 
     def __init__(self, store: Store, preset, models, source_name: str, task, pairs, second=None):
         self.store, self.preset, self.models, self.task = store, preset, models, task

@@ -40,7 +40,7 @@ def stability_options(c):
     flag(c, "--exact", "every common token is an anchor (the default)")
     count(c, "--sample", "anchors per sample, as in the paper (8192)", metavar="H")
     c.add_argument("--repeats", type=positive(1000), default=5, metavar="L", help="samples (5)")
-    count(c, "--k", "neighbours a token (64)", default=64, metavar=None)
+    count(c, "--k", "neighbours per token (64)", default=64, metavar=None)
     c.add_argument("--seed", type=seed_number, default=0)
     selecting(c, labels=False)
 
@@ -190,7 +190,7 @@ def _transferable_search(c):
         c.add_argument(f"--{name}", type=positive(), help=f"({default})")
     count(c, "--limit", "validation texts that are scored (300)", default=300)
     count(c, "--top", "tokens that may be chosen, the most stable (8192)", default=8192, metavar="S")
-    count(c, "--k", "neighbours a token (64)", default=64, metavar=None)
+    count(c, "--k", "neighbours per token (64)", default=64, metavar=None)
     c.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other settings of the method")
     c.add_argument(
         "--dtype", default="auto", choices=AUTO_DTYPES, help="of the tuning; auto: bfloat16 where the processor has it"

@@ -293,7 +293,7 @@ def test_empty_texts_are_passed_over_on_request(place, capsys):
     assert (
         main(["predict", "gaps.csv", *TASK, "--model", "./one", "--skip-empty", "--out", "filled.csv", "--quiet"]) == 0
     )
-    assert "passed over" in capsys.readouterr().out
+    assert "skipped" in capsys.readouterr().out
     assert pd.read_csv("filled.csv")["class"].isna().tolist() == [False, True, True][: len(pd.read_csv("filled.csv"))]
 
 

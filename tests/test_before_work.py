@@ -319,7 +319,7 @@ def test_a_start_is_as_long_as_its_text(place, capsys, idle, command, more):
     argv = [w for i, w in enumerate(argv) if w != "--tokens" and (i == 0 or argv[i - 1] != "--tokens")]
     if command == "transferable" and more[0] == "--init":
         more = ["--set", "init=random"]
-    refused(capsys, "beside start=' the film'", *argv, "new", "--start", " the film", *more)
+    refused(capsys, "and start=' the film'", *argv, "new", "--start", " the film", *more)
 
 
 STOPPED = [  # a command, at which of its files it is stopped, what is said then
@@ -369,7 +369,7 @@ def test_a_pass_without_a_checkpoint_promises_none():
     new = SimpleNamespace(step=0, cfg=SimpleNamespace(steps=9))
     taken_up = SimpleNamespace(step=4, cfg=new.cfg)
     said = [_kept(["tune"], SimpleNamespace(kept=_Asked(p, False).kept)) for p in (new, taken_up)]
-    assert [s.split(", run")[0] for s in said] == [
+    assert [s.split("; run")[0] for s in said] == [
         "finished cells are kept",
         "finished cells and the pass up to step 4 of 9 are kept",
     ]

@@ -105,4 +105,4 @@ def test_other_models_are_not_held_against_the_paper(tmp_path):
 def test_without_a_baseline_nothing_is_bold_again(df):
     part = beside_printed(report.accuracy_stats(df[df.row != "PEZ"], "sst2", GPT2), "sst2", GPT2)
     f = bold_again([part])
-    assert (f["run"], f["bold_run"], f["again"]) == (10, 0, 0) and "none was run here beside a Baseline" in bold_said(f)
+    assert (f["run"], f["bold_run"], f["again"]) == (10, 0, 0) and "none was run here with a Baseline" in bold_said(f)

@@ -161,9 +161,9 @@ CUT = {  # a command, and where it counts the texts that it cuts
     "audit": (["audit", "--models", "./one", "--limit", "8"], "8 of 8 texts are longer than 3 tokens and cut"),
     "a batch": (
         ["tune", "./one", "--steps", "1", "--tokens", "2", "--batch", "999", "--holdout", "8", "--out", "t9"],
-        "each step reads 999 texts, and 3",
+        "each step reads 999 texts, but there are only 3",
     ),
-    "a sample": (["stability", "./one", "./two", "--k", "4", "--sample", "999", "--out", "s.parquet"], "999 a sample"),
+    "a sample": (["stability", "./one", "./two", "--k", "4", "--sample", "999", "--out", "s.parquet"], "samples of 999"),
 }
 
 
