@@ -124,7 +124,7 @@ _PAIR = "First panel: each dot is a token, and where it stands says what it does
 
 def plot_pair(part, effects: dict, ax):
     "What each token does to one model and to the other."
-    from hpt_nb.token_effects import shift_numbers
+    from hpt_nb.agreement import shift_numbers
 
     (a, x), (b, y) = [(model, shift_numbers(e.whole)[0]) for model, e in sorted(effects.items())]
     ax.axhline(0, color=LINES, lw=0.6)
