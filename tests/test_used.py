@@ -163,7 +163,10 @@ CUT = {  # a command, and where it counts the texts that it cuts
         ["tune", "./one", "--steps", "1", "--tokens", "2", "--batch", "999", "--holdout", "8", "--out", "t9"],
         "each step reads 999 texts, but there are only 3",
     ),
-    "a sample": (["stability", "./one", "./two", "--k", "4", "--sample", "999", "--out", "s.parquet"], "samples of 999"),
+    "a sample": (
+        ["stability", "./one", "./two", "--k", "4", "--sample", "999", "--out", "s.parquet"],
+        "samples of 999",
+    ),
 }
 
 
