@@ -741,7 +741,7 @@ def test_sizes(place, capsys, tmp_path):
     main(["stability", "./one", "./two", "--k", "8", "--out", str(tmp_path / "s.parquet")]), capsys.readouterr()
     refused(
         capsys,
-        "99999 tokens asked",
+        "99999 tokens requested",
         "tune",
         "./one",
         "--task",
