@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hpt_nb.cells import eval_config, reading_config, tune_config, vocab_config
+from hpt_nb.left_out import left_out_config
 from hpt_nb.parsing import load_preset, presets
 from hpt_nb.plan import plan_units
 from hpt_nb.pool import Models
@@ -29,7 +30,7 @@ PLANNED = {  # preset/level -> number of planned cells, digest of their hashes; 
     "appendix/s-32768": (19, "29d5f0b6f7dcdf13"),
     "methods-cpu/": (1309, "3e8f1e37d020e323"),
     "methods/": (2165, "e3ec88e89ce1978f"),
-    "offline/": (177, "a6aea525867974c4"),
+    "offline/": (97, "70a97997125835f3"),
     "paper/": (2775, "79a26872ff983723"),
     "small/": (1365, "e80575c220a9d33e"),
     "study-agnews/": (531, "366239877f326d98"),
@@ -54,6 +55,7 @@ HASHES = {  # by the code that the stored results were made with
     "score": "a9d7efcc64d5",
     "held": "f2f5909e427e",
     "reading": "a15536f5db24",
+    "left_out": "fa10c96e232d",
     "vocab": "3c68b06750f1",
     "sampled": "0df98bf7067e",
 }
@@ -103,6 +105,7 @@ def test_a_cell_has_the_identity_that_it_always_had():
         score=score(),
         held=score(holdout=4),
         reading=reading_config(prompt, task, model, "original", [1, 2]),
+        left_out=left_out_config(task, texts, prompt | dict(prompt_ids=[1, 2]), model),
         vocab=vocab_config(VocabConfig(), ["b", "a"]),
         sampled=vocab_config(VocabConfig(h=8, tokens="words"), ["b", "a"]),
     )

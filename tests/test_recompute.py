@@ -41,7 +41,7 @@ def few():
         ("Empty", "original", "ids"),
     ]
     for row, role, mode in want:
-        cell = first("offline", task="movie_snippets", target="smollm2-135m", row=row, role=role, mode=mode)
+        cell = first("offline", task="movie_snippets", row=row, role=role, mode=mode)
         yield pytest.param("offline", cell, id=f"offline-{row}-{role}-{mode}")
 
 

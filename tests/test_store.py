@@ -380,6 +380,9 @@ def test_time_left_is_that_of_the_closest_pieces(tmp_path):
     assert "and 1 pieces of a kind not done before; nobody is working on it" in status_text(status(s))
 
 
+EFFECTS = ("effect_tokens", "effect_agreement", "effect")
+
+
 def test_the_state_of_a_run_that_had_no_plan_is_that_of_its_cells(tmp_path):
     "The results in the repository, as an earlier version would have left them."
     shutil.copytree(pathlib.Path(__file__).parents[1] / "results" / "offline" / "cells", tmp_path / "cells")
@@ -387,7 +390,7 @@ def test_the_state_of_a_run_that_had_no_plan_is_that_of_its_cells(tmp_path):
     df = status(s)
     assert len(df) == len(s.cells()) > 100 and set(df.state) == {"done"} and df.wall_s.notna().all()
     assert (
-        set(df.kind) == {"vocab", "tune", "eval", "neighbors", "reading"}
+        set(df.kind) == {"vocab", "tune", "eval", "neighbors", "reading", "left_out", *EFFECTS}
         and not df.duplicated(["kind", "piece"]).any()
         and "what is missing is not known" in status_text(df)
     )
