@@ -85,12 +85,11 @@ def overall_said(part, whole: pd.DataFrame) -> str:
 
 def effects_lead(store: Store) -> str:
     "The finding for the first screen of a run's page; '' without effects, or with those of other than two models."
-    if not (parts := effect_parts(store)):
+    if not store.cells("effect"):
         return ""
-    from hpt_nb.premise import overall
-    from hpt_nb.agreement import read_effects
+    from hpt_nb.premise import overall, read_effects  # torch comes with it
 
-    effects = read_effects(store, parts[0])
+    effects = read_effects(store, effect_parts(store)[0])
     if len(effects) != 2:
         return ""
     r = in_one_order(overall(effects)).iloc[0]
