@@ -87,7 +87,8 @@ def effects_lead(store: Store) -> str:
     "The finding for the first screen of a run's page; '' without effects, or with those of other than two models."
     if not store.cells("effect"):
         return ""
-    from hpt_nb.premise import overall, read_effects  # torch comes with it
+    from hpt_nb.agreement import read_effects  # torch comes with it
+    from hpt_nb.premise import overall
 
     effects = read_effects(store, effect_parts(store)[0])
     if len(effects) != 2:
