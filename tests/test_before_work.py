@@ -353,7 +353,7 @@ def test_a_stopped_command_says_what_is_there(place, capsys, monkeypatch, argv, 
 
     monkeypatch.setattr(files, "_write_once", write)
     if not nth:
-        monkeypatch.setattr("hpt_nb.experiments.dry_run", planned)
+        monkeypatch.setattr("hpt_nb.forecast.dry_run", planned)
     assert main(argv) == 130
     err = capsys.readouterr().err
     assert "hpt: stopped; " in err and says in err

@@ -155,7 +155,7 @@ def test_a_shared_head_is_read_once_and_what_cannot_be_shared_is_said(capsys):
     lm.name = "a model of its own"
     assert arrange(lm, prefix, behind)[2] == "inside"
     assert (
-        "a model of its own: the prompt stands after what differs from text to text, so no prefix is shared"
+        "a model of its own: the prompt stands after a part that differs from text to text, so no prefix is shared"
         in capsys.readouterr().err
     )
     assert head and tail > 0 and len(LABELS) == 3

@@ -250,8 +250,8 @@ def test_a_folder_without_the_study_is_refused(tmp_path):
 
 
 def test_the_command_runs_a_study(place, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(strata, "SMALL", RANDOM)
-    monkeypatch.setattr(premise, "SMALL", EFFECTS)
+    monkeypatch.setattr("hpt_nb.strata_study.SMALL", RANDOM)
+    monkeypatch.setattr("hpt_nb.effects_study.SMALL", EFFECTS)
     assert (
         main(["study", "strata", "--small", "--data", ".", "--out", str(tmp_path / "s"), "--quiet", "--device", "cpu"])
         == 0
