@@ -297,7 +297,7 @@ def test_true_and_false_are_classes_where_they_are_named():
         ([["a"], ["b"]] * 15, {}, "has no label that is a word or a number"),
         ([["a"], "b", "c"] * 10, {}, "(a list, neither a word nor a number)"),
     ],
-    ids=lambda v: str(v)[:30],
+    ids=lambda v: v[:30] if isinstance(v, str) else type(v).__name__,  # a set has no order
 )
 def test_labels_without_an_order_or_a_name(labels, how, says):
     "A set of label words would give each class a word by chance."
