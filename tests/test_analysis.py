@@ -108,6 +108,7 @@ def test_each_p_value_is_scipy_s():
 # ---- the study ----
 
 
+@pytest.mark.slow  # a simulation
 def test_nothing_is_found_where_nothing_is():
     "Ten studies without any difference between tuned rows: hardly a claim of the page comes out above or below."
     found = []

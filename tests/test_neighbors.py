@@ -287,7 +287,7 @@ def test_input_is_left_alone():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from Linux's getrusage")
-@pytest.mark.parametrize("max_bytes", [60_000_000, 400_000_000])
+@pytest.mark.parametrize("max_bytes", [60_000_000, pytest.param(400_000_000, marks=pytest.mark.slow)])
 def test_memory_bound_is_kept(max_bytes):
     """Peak resident memory above what was there before, in a process of its own; beyond the bound only what PyTorch
     sets up at its first product."""

@@ -329,7 +329,7 @@ def test_the_frozen_models_do_not_learn_and_ids_stay_allowed():
 # ---- the whole ----
 
 
-@pytest.mark.parametrize("reverse", [0.0, 0.5])
+@pytest.mark.parametrize("reverse", [0.5, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_the_policy_comes_to_write_the_best_of_all_prompts(reverse):
     "20 tokens, prompts of 2: all 400 rewards are known."
     lm, task = tiny_lm("gpt2", seed=3), toy_task()

@@ -295,6 +295,7 @@ def test_a_correlation_s_interval_holds_the_truth(kind):
     assert 0.92 <= held / 600 <= 0.98
 
 
+@pytest.mark.slow  # a simulation
 def test_the_corrected_interval_holds_the_truth():
     rng, held = np.random.default_rng(2), 0
     for _ in range(60):

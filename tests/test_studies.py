@@ -73,6 +73,7 @@ def whole(place):
     "The folder of a finished study of effects; nobody writes in it."
     with pytest.MonkeyPatch.context() as m:
         m.setitem(sys.modules, "wordfreq", WORDS)
+        readability._frequency.cache_clear()  # another file's test may have found the real one
         return run_effects(place / "whole", EFFECTS, data=".", progress=False).path
 
 
