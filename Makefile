@@ -9,13 +9,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 2
-TESTERS ?= $(shell expr $(WORKERS) + 1)# one more: some tests wait for programs that they start
 
 # A pip or Python steered elsewhere by the environment must not miss .venv; where packages come from stays the user's choice.
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup report test test-all readme docs clean
 .DEFAULT_GOAL := report

@@ -124,7 +124,8 @@ def token_draws(m: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
 
 def means_of(W, x) -> np.ndarray:
     "(draws, ...) weighted means over tokens of x (m, ...), all in one product."
-    return np.tensordot(W / W.sum(1, keepdims=True), x, 1)
+    sums = np.tensordot(W, x, 1)
+    return sums / W.sum(1).reshape(-1, *[1] * (sums.ndim - 1))
 
 
 def covariance(W, x, y) -> np.ndarray:

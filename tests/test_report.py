@@ -2,6 +2,7 @@
 hostile texts."""
 
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -635,6 +636,14 @@ def bad_plan(store):
     plan.write_bytes(plan.read_bytes()[:40])
 
 
+@pytest.fixture(scope="module")
+def one_pair(tmp_path_factory):
+    "A folder with results of one task and one pair of models; a test works on a copy of its own."
+    store = fill(tmp_path_factory.mktemp("pair") / "run", tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
+    put_readings(store), put_neighbors(store)
+    return store.path
+
+
 @pytest.mark.parametrize(
     "spoil, names",
     [
@@ -648,8 +657,8 @@ def bad_plan(store):
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_foreign_files_are_named(tmp_path, spoil, names):
-    store = fill(tmp_path / "run", tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
+def test_foreign_files_are_named(one_pair, tmp_path, spoil, names):
+    store = Store(shutil.copytree(one_pair, tmp_path / "run"))
     spoil(store)
     with pytest.raises(InputError, match=names) as e:
         report.write_report(store.path, tmp_path / "site")
@@ -658,8 +667,6 @@ def test_foreign_files_are_named(tmp_path, spoil, names):
 
 def test_what_a_killed_writer_leaves_is_no_result(small, tmp_path):
     "A half-written temporary file is hidden and unnamed as a cell: it is passed over, and the page is the same."
-    import shutil
-
     shutil.copytree(small.path, tmp_path / "run")
     (tmp_path / "run" / "cells" / ".eval-0123456789ab.json.a1b2c3.tmp").write_text('{"schema": 1, "kin')
     assert (
@@ -674,13 +681,12 @@ def test_what_a_killed_writer_leaves_is_no_result(small, tmp_path):
     [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b.replace(b'"toy-', b'"toy+'), lambda b: b"[]"],
     ids=["cut", "empty", "edited", "foreign"],
 )
-def test_damaged_file_is_named(tmp_path, kind, damage):
-    store = fill(tmp_path, tasks=("toy_reviews",), pairs=(("toy-a", "toy-b"),))
-    put_readings(store), put_neighbors(store)
-    victim = sorted((tmp_path / "cells").glob(f"{kind}-*.json"))[-1]
+def test_damaged_file_is_named(one_pair, tmp_path, kind, damage):
+    shutil.copytree(one_pair, tmp_path / "run")
+    victim = sorted((tmp_path / "run" / "cells").glob(f"{kind}-*.json"))[-1]
     victim.write_bytes(damage(victim.read_bytes()))
     with pytest.raises(InputError, match=victim.name):
-        report.write_report(tmp_path, tmp_path / "site")
+        report.write_report(tmp_path / "run", tmp_path / "site")
     assert not (tmp_path / "site").exists()
 
 
