@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'DRAWS', 'LEAST', 'Tokens', 'Measured', 'measured', 'read_tokens', 'read_effects', 'shift_numbers',
-           'token_draws', 'means_of', 'covariance', 'ratio', 'correlation_of', 'own_variance', 'agreement_of']
+           'token_draws', 'means_of', 'covariance', 'covariances', 'ratio', 'correlation_of', 'own_variance',
+           'agreement_of']
 
 # %% ../nbs/14d_agreement.ipynb #b9aca98c
 from dataclasses import dataclass
@@ -128,9 +129,17 @@ def means_of(W, x) -> np.ndarray:
     return sums / W.sum(1).reshape(-1, *[1] * (sums.ndim - 1))
 
 
-def covariance(W, x, y) -> np.ndarray:
+def covariance(W, x, y, means=None) -> np.ndarray:
     "(draws, ...) covariance over tokens of x and y (m, ..., c), summed over the c numbers of an effect."
-    return means_of(W, (x * y).sum(-1)) - (means_of(W, x) * means_of(W, y)).sum(-1)
+    mean_x, mean_y = means or (means_of(W, x), means_of(W, y))
+    return means_of(W, (x * y).sum(-1)) - (mean_x * mean_y).sum(-1)
+
+
+def covariances(W, x, y) -> tuple:
+    "Covariance of x with y, variance of x, variance of y: each as in `covariance`, with the means computed once."
+    mean_x, mean_y = means_of(W, x), means_of(W, y)
+    pairs = (x, y, mean_x, mean_y), (x, x, mean_x, mean_x), (y, y, mean_y, mean_y)
+    return tuple(covariance(W, a, b, means) for a, b, *means in pairs)
 
 
 def ratio(over, under) -> np.ndarray:
@@ -141,7 +150,8 @@ def ratio(over, under) -> np.ndarray:
 
 def correlation_of(W, x, y) -> np.ndarray:
     "(draws, ...) correlation over tokens."
-    return ratio(covariance(W, x, y), covariance(W, x, x) * covariance(W, y, y))
+    both, of_x, of_y = covariances(W, x, y)
+    return ratio(both, of_x * of_y)
 
 # %% ../nbs/14d_agreement.ipynb #94e51025
 LEAST = 0.3  # reliability below which nothing is corrected (stats.LEAST_RELIABILITY)
@@ -150,8 +160,9 @@ LEAST = 0.3  # reliability below which nothing is corrected (stats.LEAST_RELIABI
 def own_variance(W, x_mr2c) -> tuple:
     "(reliability, variance of the effects without the texts' noise), each (draws,)."
     first, second = x_mr2c[:, :, 0], x_mr2c[:, :, 1]
-    half_r = np.maximum(correlation_of(W, first, second), 0)
-    return (2 * half_r / (1 + half_r)).mean(1), np.maximum(covariance(W, first, second).mean(1), 0)
+    both, of_first, of_second = covariances(W, first, second)
+    half_r = np.maximum(ratio(both, of_first * of_second), 0)
+    return (2 * half_r / (1 + half_r)).mean(1), np.maximum(both.mean(1), 0)
 
 
 def agreement_of(

@@ -123,15 +123,15 @@ def _safe_correlation(x, y, level: float):
 def best_of(
     chosen_m,  # (m,) worth on the source, by which the best is chosen
     N,  # prompts to choose from
-    weights_m=None,  # (m,) how often each appears in the draw; None: once
-) -> np.ndarray:  # (m,) probability of being taken; sums to 1
+    weights_dm=None,  # (..., m) how often each appears in a draw; None: once
+) -> np.ndarray:  # (..., m) probability of being taken; each draw's sum to 1
     "Probability that each prompt is the best of N drawn with replacement; ties are broken at random."
-    x, w = np.asarray(chosen_m, float), np.ones(len(chosen_m)) if weights_m is None else np.asarray(weights_m, float)
-    levels, at = np.unique(x, return_inverse=True)
-    share = np.bincount(at, w, len(levels)) / w.sum()
-    upto = np.clip(np.cumsum(share), 0, 1)
-    takes = upto**N - np.concatenate([[0.0], upto[:-1]]) ** N
-    return np.divide(takes[at] * w, (share * w.sum())[at], out=np.zeros(len(x)), where=share[at] > 0)
+    w = np.ones(len(chosen_m)) if weights_dm is None else np.asarray(weights_dm, float)
+    levels, at = np.unique(np.asarray(chosen_m, float), return_inverse=True)
+    order, all_w = np.argsort(at, kind="stable"), w.sum(-1, keepdims=True)
+    share = np.add.reduceat(w[..., order], np.searchsorted(at[order], np.arange(len(levels))), -1) / all_w
+    takes = np.diff(np.clip(np.cumsum(share, -1), 0, 1) ** N, axis=-1, prepend=0)
+    return np.divide(takes[..., at] * w, (share * all_w)[..., at], out=np.zeros(w.shape), where=share[..., at] > 0)
 
 # %% ../nbs/14b_strata.ipynb #57a7a023
 DRAWS = 1000
@@ -157,7 +157,7 @@ def choosing(
     texts = _weights(np.random.default_rng(seed), n, draws)
     prompts = _weights(np.random.default_rng([seed, STRATA.index(stratum)]), m, draws)
     worth = b.judged @ texts.T / n  # (m, 1 + draws)
-    return np.array([best_of(a.chosen_on, N, w) @ worth[:, i] for i, w in enumerate(prompts)])
+    return np.einsum("dm,md->d", best_of(a.chosen_on, N, prompts), worth)
 
 
 def interval_of(

@@ -1,3 +1,4 @@
+import gc
 import os
 import re
 from functools import cache
@@ -20,6 +21,11 @@ LONGEST = "project cli scoring report gguf joint step0 experiments exports_carry
 def pytest_collection_modifyitems(items):
     places = {f"test_{name}.py": i for i, name in enumerate(LONGEST.split())}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+def pytest_collection_finish():
+    "What is loaded by now stays to the end: a collection of rubbish need not look at it again."
+    gc.freeze()
 
 
 @cache

@@ -4,6 +4,7 @@ A program of its own takes seconds to import torch and transformers; a copy take
 imports themselves, or about the command `python`, still starts anew (test_lean.py, test_manners.py).
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -37,6 +38,7 @@ for name in [m for m in sys.modules if m.partition(".")[0] == "hpt_nb"]:
 
 def _child(code, args, folder, env, out, err):
     "What the copy does: `code` as `python -c CODE ARGS` in `folder`, with pipes for what it writes."
+    gc.freeze()  # what the copied process has loaded stays
     os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
     os.environ.clear(), os.environ.update(env)

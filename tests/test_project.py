@@ -12,9 +12,12 @@ import subprocess
 import sys
 import zipfile
 from email import message_from_string
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from forked import ANEW, needs_copies, run as run_copy
 
 ROOT = Path(__file__).parents[1]
 NBS, LIB = ROOT / "nbs", ROOT / "hpt_nb"
@@ -29,15 +32,15 @@ SETTINGS = SETTINGS["DEFAULT"]
 FLAGS = SETTINGS["tst_flags"].split()
 
 
-def by_name(paths):
-    return pytest.mark.parametrize("path", paths, ids=lambda p: p.name)
+@cache
+def book(path) -> list:
+    "A notebook's cells; each file is read once for all tests."
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 
 def cells(path, kind="code"):
     "Sources of a notebook's cells of one kind."
-    return [
-        "".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind
-    ]
+    return ["".join(c["source"]) for c in book(path) if c["cell_type"] == kind]
 
 
 def directives(source):
@@ -66,6 +69,15 @@ def run(*args, cwd=ROOT, **env):
     done = subprocess.run([str(a) for a in args], cwd=cwd, capture_output=True, text=True, env={**os.environ, **env})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def tool(name: str):
+    "One of the project's programs, as a module of this process."
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
 
 
 # ---- notebooks and modules ----
@@ -106,53 +118,80 @@ def test_export_is_current(fresh):
     assert [n for n in made if made[n] != here[n]] == [], "run: make readme"
 
 
-@by_name(NOTEBOOKS)
-def test_notebook_is_clean(path, fresh):
-    assert (fresh / "nbs" / path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), (
-        f"run: nbdev_clean --fname {path}"
-    )
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        shown = cell.get("outputs", [])
-        assert cell.get("execution_count") is None, f"{path.name} counts its runs"
-        assert not any(o.get("name") == "stderr" or o["output_type"] == "error" for o in shown), cell["source"]
-        text = "".join(str(v) for o in shown for kind, v in o.get("data", o).items() if not kind.startswith("image/"))
-        assert not re.search(r"\b0x[0-9a-f]{8,}\b", text), f"an address of this process: {cell['source']}"
+def faults(paths, of) -> list:
+    "`<name>: <fault>` for each that `of` finds in one of the files."
+    return [f"{path.name}: {fault}" for path in paths for fault in of(path)]
 
 
-@by_name(CHAPTERS)
-def test_notebook_keeps_its_figures(path):
+def test_notebooks_are_clean(fresh):
+    def of(path):
+        if (fresh / "nbs" / path.name).read_text(encoding="utf-8") != path.read_text(encoding="utf-8"):
+            yield f"run: nbdev_clean --fname {path}"
+        for cell in book(path):
+            shown = cell.get("outputs", [])
+            if cell.get("execution_count") is not None:
+                yield "counts its runs"
+            if any(o.get("name") == "stderr" or o["output_type"] == "error" for o in shown):
+                yield f"an error or a warning: {cell['source']}"
+            parts = [(kind, str(v)) for o in shown for kind, v in o.get("data", o).items()]
+            text = "".join(v for kind, v in parts if not kind.startswith("image/"))
+            if re.search(r"\b0x[0-9a-f]{8,}\b", text):
+                yield f"an address of this process: {cell['source']}"
+
+    assert faults(NOTEBOOKS, of) == []
+
+
+def test_notebooks_keep_their_figures():
     "A chapter that draws keeps a picture; `tools/chapters.py --check`, in `make test`, compares what the rest show."
-    book = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    kinds = {kind for cell in book for o in cell.get("outputs", []) for kind in o.get("data", {})}
-    drawn = [s for s in cells(path) if not flagged(s, "hide", "export", *FLAGS) and "Figure()" not in s]
-    draws = any(re.search(r"^(ax = )?plot_\w+\(", s, re.M) for s in drawn)
-    assert not draws or kinds & {"image/png", "image/svg+xml"}, f"run: python tools/chapters.py {path.stem}"
-    assert path.stat().st_size < 2**20
+
+    def of(path):
+        kinds = {kind for cell in book(path) for o in cell.get("outputs", []) for kind in o.get("data", {})}
+        drawn = [s for s in cells(path) if not flagged(s, "hide", "export", *FLAGS) and "Figure()" not in s]
+        draws = any(re.search(r"^(ax = )?plot_\w+\(", s, re.M) for s in drawn)
+        if draws and not kinds & {"image/png", "image/svg+xml"}:
+            yield f"run: python tools/chapters.py {path.stem}"
+        if path.stat().st_size >= 2**20:
+            yield "1 MiB or more"
+
+    assert faults(CHAPTERS, of) == []
 
 
-@by_name(CHAPTERS)
-def test_notebook_runs(path):
+def test_notebooks_run():
     "No notebook is left out of the tests, and no exported cell."
-    runs = [s for s in cells(path) if not flagged(s, *FLAGS) and "eval: false" not in directives(s)]
-    assert len(runs) >= len(cells(path)) / 2
-    assert not re.search(r"skip_exec:\s*true", "\n".join(cells(path, "raw") + cells(path, "markdown")))
-    assert not any(flagged(s, "default_exp") and flagged(s, *FLAGS) for s in cells(path))
-    assert [s for s in cells(path) if flagged(s, "export", "exporti", "exports") and s not in runs] == []
+
+    def of(path):
+        code = cells(path)
+        runs = [s for s in code if not flagged(s, *FLAGS) and "eval: false" not in directives(s)]
+        if len(runs) < len(code) / 2:
+            yield "most of its cells do not run"
+        if re.search(r"skip_exec:\s*true", "\n".join(cells(path, "raw") + cells(path, "markdown"))):
+            yield "is not run at all"
+        if any(flagged(s, "default_exp") and flagged(s, *FLAGS) for s in code):
+            yield "the cell that names its module does not run"
+        for s in code:
+            if flagged(s, "export", "exporti", "exports") and s not in runs:
+                yield f"exported, and does not run: {s}"
+
+    assert faults(CHAPTERS, of) == []
 
 
-@by_name(CHAPTERS)
-def test_slow_cells_are_read_back(path):
+def test_slow_cells_are_read_back():
     "A run of slow cells ends by storing its result, which the next cell reads: the notebook stands on a laptop too."
-    code = cells(path)
-    for i, source in enumerate(code):
-        if flagged(source, "slow") and not flagged(code[i + 1], "slow"):
-            assert re.search(r"\bkeep\w*\(", source), f"slow cell {i} of {path.name} stores nothing"
-            assert "recall(" in code[i + 1], f"slow cell {i} of {path.name} is not read back"
+
+    def of(path):
+        code = cells(path)
+        for i, source in enumerate(code):
+            if flagged(source, "slow") and not flagged(code[i + 1], "slow"):
+                if not re.search(r"\bkeep\w*\(", source):
+                    yield f"slow cell {i} stores nothing"
+                if "recall(" not in code[i + 1]:
+                    yield f"slow cell {i} is not read back"
+
+    assert faults(CHAPTERS, of) == []
 
 
-@by_name(CHAPTERS)
-def test_chapter_opens_with_title_and_subtitle(path):
-    assert re.match(r"# .+\n\n> .+", cells(path, "markdown")[0])
+def test_chapters_open_with_title_and_subtitle():
+    assert [p.name for p in CHAPTERS if not re.match(r"# .+\n\n> .+", cells(p, "markdown")[0])] == []
 
 
 # ---- the library ----
@@ -172,10 +211,10 @@ def imports(path):
             yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("hpt_nb."))
 
 
-@by_name(MODULES)
-def test_imports_only_earlier_chapters(path):
+def test_imports_only_earlier_chapters():
     order = [module_of(p) for p in CHAPTERS if module_of(p)]
-    assert set(imports(path)) <= set(order[: order.index(path.stem)])
+    later = lambda path: set(imports(path)) - set(order[: order.index(path.stem)])
+    assert faults(MODULES, later) == []
 
 
 # ---- the house style ----
@@ -183,15 +222,13 @@ def test_imports_only_earlier_chapters(path):
 
 def test_the_house_is_in_order():
     "Sizes of rooms, functions, lines and chapters; ruff; what still breaks a rule stands in tools/untidy.json."
-    run(sys.executable, "tools/house.py")
+    house = tool("house")
+    assert house.differences(house.broken(), json.loads(house.UNTIDY.read_text(encoding="utf-8"))) == []
 
 
 @pytest.fixture(scope="session")
 def house():
-    sys.path.insert(0, str(ROOT / "tools"))
-    import house
-
-    return house
+    return tool("house")
 
 
 SOURCES = {  # a module that breaks each rule, and one that nearly does
@@ -238,9 +275,9 @@ NOTEBOOK_TOOLS = ("nbdev", "fastcore", "execnb", "IPython", "pytest")
 
 
 ALONE = """
-import importlib, os, sys, traceback
-import datasets, gguf, matplotlib.pyplot, pyarrow.parquet, scipy.stats, torch  # once: a room starts from a copy of this
-from transformers import Adafactor, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+import importlib, os, traceback
+for name in [m for m in sys.modules if m.partition(".")[0] in ("pytest", "_pytest")]:
+    del sys.modules[name]  # it came with the copy
 tools, every, *asked = (part.split() for part in sys.argv[1:])
 for names in [*asked[0], every]:
     child = os.fork()
@@ -261,10 +298,10 @@ for names in [*asked[0], every]:
 def alone(asked) -> str:
     "What goes wrong where each of some rooms is imported alone; and notebook tools that all of them together load."
     rooms = [" ".join(names) for names in (NOTEBOOK_TOOLS, (p.stem for p in MODULES), asked)]
-    return run(sys.executable, "-c", ALONE, *rooms).strip()
+    return run_copy(ANEW + ALONE, *rooms, check=True).stdout.strip()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="copies of a process need fork")
+@needs_copies
 def test_rooms_are_imported_alone_and_need_no_notebook_tools():
     "Each that no other room imports; the others come with them."
     inner = {name for p in MODULES for name in imports(p)}
@@ -272,7 +309,7 @@ def test_rooms_are_imported_alone_and_need_no_notebook_tools():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="copies of a process need fork")
+@needs_copies
 def test_each_room_is_imported_alone():
     assert alone(p.stem for p in MODULES) == ""
 
@@ -284,11 +321,13 @@ def test_import_is_lean():
     assert not {"torch", "transformers", "matplotlib", *NOTEBOOK_TOOLS} & {*loaded}
 
 
-@by_name(MODULES)
-def test_public_functions_are_documented(path):
-    module = importlib.import_module(f"hpt_nb.{path.stem}")
-    public = [getattr(module, n) for n in module.__all__]
-    assert [o.__name__ for o in public if (inspect.isfunction(o) or inspect.isclass(o)) and not o.__doc__] == []
+def test_public_functions_are_documented():
+    def of(path):
+        module = importlib.import_module(f"hpt_nb.{path.stem}")
+        public = [getattr(module, n) for n in module.__all__]
+        return [o.__name__ for o in public if (inspect.isfunction(o) or inspect.isclass(o)) and not o.__doc__]
+
+    assert faults(MODULES, of) == []
 
 
 # ---- the package ----
@@ -465,11 +504,11 @@ def test_stored_verdicts_are_those_of_the_packs():
 
 def test_stored_results_are_listed():
     "Each with its commit and the page that shows it; none that no page shows."
-    run(sys.executable, "tools/inventory.py", "--check")
+    tool("inventory").main(check=True)
 
 
 def test_readme_is_current():
-    run(sys.executable, "tools/readme.py", "--check")
+    tool("readme").main(check=True)
 
 
 def test_readme_maps_every_notebook():

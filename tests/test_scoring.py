@@ -373,7 +373,8 @@ def test_each_kind_of_layer_can_be_compiled(arch, no_programs):
     assert no_programs["unique_graphs"] > 0
 
 
-@pytest.mark.parametrize("arch", ["llama", pytest.param("gemma3", marks=pytest.mark.slow)])
+@pytest.mark.slow  # traced as above; only the pass of the prefix is another
+@pytest.mark.parametrize("arch", ["llama", "gemma3"])
 def test_a_compiled_model_reads_the_prefix_in_a_pass_of_its_own(arch, no_programs, monkeypatch):
     monkeypatch.setitem(scoring.JOINED_TOKENS, "cpu", 0)
     lm = tiny_lm(arch)

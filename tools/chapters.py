@@ -10,6 +10,8 @@ The libraries are loaded once and every chapter starts from a copy of that proce
 
 import argparse
 import difflib
+import gc
+import importlib
 import multiprocessing
 import os
 import re
@@ -28,6 +30,9 @@ PICTURES = ("image/png", "image/svg+xml")
 RICH = (*PICTURES, "text/html", "text/markdown")
 STYLED = re.compile(r"\bT_[0-9a-f]{5}(?=_|\b)")  # pandas draws a new name for each styled table
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w])")
+LOADED = "datasets execnb.shell fastcore.test jinja2 matplotlib.pyplot pandas scipy.stats seaborn".split()
+LOADED += [f"transformers.models.{m}.modeling_{m}" for m in ("gpt2", "llama", "gemma3")]
+LOADED += ["hpt_nb.experiments", "hpt_nb.report", "hpt_nb.run_commands"]  # and with them most rooms
 TOLERANCE = 0.01  # relative, of numbers with a decimal point
 
 
@@ -154,16 +159,14 @@ def attempt(job: tuple) -> tuple:
 
 
 def load():
-    "Load what most chapters import, once for all of them; a computation here would start threads that a copy lacks."
+    "Load what the chapters import, once for all of them; a computation here would start threads that a copy lacks."
     sys.path.insert(0, str(ROOT))
     os.fsync = lambda fd: None  # a chapter's folders are gone with it; tests/test_faults.py looks at what is flushed
-    import matplotlib.pyplot  # noqa: F401
-    import pandas  # noqa: F401
-    import scipy.stats  # noqa: F401
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
-    from fastcore import test  # noqa: F401
+    for name in LOADED:
+        importlib.import_module(name)
     from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
+
+    gc.freeze()  # no copy looks through what all of them share
 
 
 def main(argv=None) -> int:
