@@ -30,7 +30,7 @@ PICTURES = ("image/png", "image/svg+xml")
 RICH = (*PICTURES, "text/html", "text/markdown")
 STYLED = re.compile(r"\bT_[0-9a-f]{5}(?=_|\b)")  # pandas draws a new name for each styled table
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w])")
-LOADED = "datasets execnb.shell fastcore.test jinja2 matplotlib.pyplot pandas scipy.stats seaborn".split()
+LOADED = ["datasets", "execnb.shell", "fastcore.test", "jinja2", "matplotlib.pyplot", "scipy.stats", "seaborn"]
 LOADED += [f"transformers.models.{m}.modeling_{m}" for m in ("gpt2", "llama", "gemma3")]
 LOADED += ["hpt_nb.experiments", "hpt_nb.report", "hpt_nb.run_commands"]  # and with them most rooms
 TOLERANCE = 0.01  # relative, of numbers with a decimal point
