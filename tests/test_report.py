@@ -675,16 +675,27 @@ def test_what_a_killed_writer_leaves_is_no_result(small, tmp_path):
     )
 
 
-@pytest.mark.parametrize("kind", ["eval", "tune", "vocab", "reading", "neighbors"])
+DAMAGE = dict(
+    cut=lambda b: b[: len(b) // 2],
+    empty=lambda b: b"",
+    edited=lambda b: b.replace(b'"toy-', b'"toy+'),
+    foreign=lambda b: b"[]",
+)
+
+
 @pytest.mark.parametrize(
-    "damage",
-    [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b.replace(b'"toy-', b'"toy+'), lambda b: b"[]"],
-    ids=["cut", "empty", "edited", "foreign"],
+    "kind, damage",
+    [
+        pytest.param(kind, damage, marks=() if kind == "eval" or damage == "edited" else pytest.mark.slow)
+        for kind in ("eval", "tune", "vocab", "reading", "neighbors")
+        for damage in DAMAGE
+    ],
 )
 def test_damaged_file_is_named(one_pair, tmp_path, kind, damage):
+    "All kinds are read by one function: each damage to one kind, and one damage to each kind; the others are slow."
     shutil.copytree(one_pair, tmp_path / "run")
     victim = sorted((tmp_path / "run" / "cells").glob(f"{kind}-*.json"))[-1]
-    victim.write_bytes(damage(victim.read_bytes()))
+    victim.write_bytes(DAMAGE[damage](victim.read_bytes()))
     with pytest.raises(InputError, match=victim.name):
         report.write_report(tmp_path / "run", tmp_path / "site")
     assert not (tmp_path / "site").exists()
