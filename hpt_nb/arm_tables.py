@@ -67,7 +67,7 @@ def arms_text(df: pd.DataFrame) -> pd.DataFrame:
     found, likes = arms_frame(df), arms(df)
     lines = []
     for r in found.itertuples():
-        place = "the source" if r.place == "Original" else f"{r.place}{' (helped)' if r.part else ''}"
+        place = "the source" if r.place == "Original" else f"{r.place}{' (took part)' if r.part else ''}"
         about = {"Row": r.row, "Less": row_name(r.like), "Changed": r.change, "Tuned on": f"{r.task}, {r.source}"}
         lines.append(about | {"Scored on": place, "Points (95 %)": interval_said(r), "Seeds": str(r.seeds)})
     for row in sorted(set(likes) - set(found.row), key=row_order):

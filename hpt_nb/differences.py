@@ -94,7 +94,7 @@ def headline(df: pd.DataFrame) -> str:
         f"Of {len(d)} comparison{'s' * (len(d) > 1)} on targets "
         f"(one for each task, source, {many}counterpart and target), "
         f"Ours is above Baseline (PEZ) in {up}, below it in {down} and level with it in {level}; "
-        f"the mean difference is {d.points.mean():+.1f} points. "
+        f"the mean difference is {round(d.points.mean(), 9):+.1f} points. "
         f"In {settled} of {len(d)} both 95 % intervals, over seeds and over texts, exclude zero. "
         f"In {near} of {len(d)} the target is the counterpart itself."
     )

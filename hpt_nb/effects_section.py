@@ -96,8 +96,8 @@ def effects_lead(store: Store) -> str:
     r = in_one_order(overall(effects)).iloc[0]
     sure = "the sign is sure" if r.low * r.high > 0 else "the sign is not settled"
     return (
-        f"What each of {r.n:,} single tokens does to {r.a} goes with what it does to {r.b}: correlation {r.r:+.2f} "
-        f"(95 % interval {r.low:+.2f} to {r.high:+.2f}), {sure}."
+        f"What a single token does to {r.a} and what it does to {r.b}: over {r.n:,} tokens their correlation is "
+        f"{r.r:+.2f} (95 % interval {r.low:+.2f} to {r.high:+.2f}); {sure}."
     )
 
 

@@ -124,7 +124,7 @@ def _ran_said(df: pd.DataFrame) -> str:
     each = tuned.groupby("row").seed.nunique()
     most, least = (int(each.max()), int(each.min())) if len(each) else (0, 0)
     seeds = f"{most} seed{'' if most == 1 else 's'}" + (f" (some rows {least})" if least < most else "")
-    steps = f"{values_text(tuned.steps)} steps" if len(tuned) else "nothing was tuned"
+    steps = " or ".join(values_text(tuned.steps).rsplit(", ", 1)) + " steps" if len(tuned) else "nothing was tuned"
     return f"{texts}; {seeds}; {steps}; scored in {values_text(df['dtype'])} on {values_text(df.device)}."
 
 
@@ -151,9 +151,9 @@ def lacks(df: pd.DataFrame, d: pd.DataFrame, gone=()) -> list:
         lines.append("scores of the untuned start")
     seeds = int(df.seed.nunique())
     if seeds < 5:
-        lines.append(f"seeds: with only {seeds} the intervals are always wide")
+        lines.append(f"more seeds: with only {seeds}, the intervals are always wide")
     if df.n.min() < FEW:
-        lines.append(f"texts: with {df.n.min()} one text is {100 / df.n.min():.1f} points")
+        lines.append(f"more texts: with {df.n.min()}, each counts {100 / df.n.min():.1f} points")
     return lines
 
 
@@ -176,7 +176,7 @@ def facts(df: pd.DataFrame, d: pd.DataFrame, gone=(), checks: str = "") -> list:
             "What is missing",
             "; ".join(missing).replace(missing[0][0], missing[0][0].upper(), 1) + "."
             if missing
-            else "Nothing that was planned.",
+            else "Nothing: all that was planned is there.",
         ),
     ]
 
@@ -189,8 +189,8 @@ ASKED = (
 _ASKED_GAIN = "How much do tuned prompts gain over their start, on models other than the one they were tuned on?"
 FOREST = (
     "Each line compares two rows on the same seeds and texts. Small dots: seeds. Square and bar: the mean and its 95 % "
-    "interval over seeds and texts at once. In colour: the target took no part; grey: it helped to make the prompts. "
-    "Diamonds pool the lines (hollow: those that helped). Grey band: 2 points either way, too little to matter here. "
+    "interval over seeds and texts at once. In colour: the target took no part in making the prompts; grey: it took "
+    "part. Diamonds pool the lines (hollow: it took part). Grey band: 2 points either way, too little to matter here. "
     "Blue: what the paper prints. An arrow with a number marks a value beyond the axis; a small triangle counts the "
     "seeds beyond it."
 )

@@ -26,11 +26,11 @@ ENDS = ("points", "low", "high")
 
 def in_points(found) -> dict:
     """An `Interval` of fractions in points, with `see`: the effect that 4 of 5 such runs would find; no ends where
-    nothing varied."""
+    nothing varied. Without the noise of the last digits, so that a half is rounded alike in each place."""
     low, high, see = math.nan, math.nan, math.nan
     if found.se > 0:
         low, high, see = found.low, found.high, smallest_effect(found.se, found.df)
-    return dict(zip((*ENDS, "see"), (100 * x for x in (found.estimate, low, high, see))))
+    return dict(zip((*ENDS, "see"), (round(100 * x, 9) for x in (found.estimate, low, high, see))))
 
 
 def covered(d_st) -> dict:
@@ -215,7 +215,8 @@ def _more(r) -> str:
 
 def pooled_name(r) -> str:
     "What is pooled: lines to which kind of target."
-    return f"Mean of {r.n:.0f} lines: the target {'helped' if r.part else 'took no part'}{_more(r)}"
+    lines = f"{r.n:.0f} line{'' if r.n == 1 else 's'}"
+    return f"Mean of {lines} whose target took {'part' if r.part else 'no part'}{_more(r)}"
 
 
 def line_name(r, task: bool = True, other: bool = False) -> str:
@@ -225,7 +226,7 @@ def line_name(r, task: bool = True, other: bool = False) -> str:
     if r.kind == "pooled":
         return pooled_name(r)
     beside = f", with {r.counterpart}" if other and r.counterpart != DASH else ""
-    name = f"{r.source} \u2192 {r.place}{beside}{_more(r)}{' (helped)' if r.part else ''}"
+    name = f"{r.source} \u2192 {r.place}{beside}{_more(r)}{' (took part)' if r.part else ''}"
     return f"{r.task}: {name}" if task else name
 
 

@@ -228,7 +228,7 @@ def steps_section(steps: pd.DataFrame) -> str:
         part = {p: bool(g[(g.place == p) & g.part].shape[0]) for p in places}
         if g.steps.nunique() < 2:
             continue
-        titles = [f"{place_title(p)}{' (helped)' if part[p] else ''}" for p in places]
+        titles = [f"{place_title(p)}{' (took part)' if part[p] else ''}" for p in places]
         draws = [
             lambda ax, p=p, title=title: plot_steps(g[g.place == p], ax).set_title(title, fontsize=10)
             for p, title in zip(places, titles)
