@@ -143,7 +143,8 @@ def still_said(df: pd.DataFrame) -> str:
 # %% ../nbs/15qa_first_screen.ipynb #3f4b30ef
 def lacks(df: pd.DataFrame, d: pd.DataFrame, gone=()) -> list:
     "What the run cannot say, a line each; `gone`: what is not finished."
-    lines = [f"{len(gone)} pieces that are not finished"] if gone else []
+    one = len(gone) == 1
+    lines = [f"{len(gone)} {'piece that is' if one else 'pieces that are'} not finished"] if gone else []
     pools = d[d.kind == "pooled"]
     if len(pools) and pools.part.astype(bool).all():
         lines.append("a target that took no part: nothing here is about a new model")
