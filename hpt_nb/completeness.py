@@ -7,6 +7,7 @@ __all__ = ['tables', 'fixed_rows', 'variants', 'each_variant', 'each_pairing', '
            'scores', 'unfinished', 'planned_left', 'tunes_of', 'finished']
 
 # %% ../nbs/15e_completeness.ipynb #f20c1a02
+from collections import Counter
 import pandas as pd
 from .base import InputError
 from .folders import Store
@@ -32,9 +33,11 @@ def variants(df: pd.DataFrame, task: str, source: str) -> list:
     with changed settings are included."""
     part = df[(df.task == task) & (df.source == source)]
     fixed, own = fixed_rows(part.row), is_arm(part)
-    keys, plain = ({*zip(part[rows].method, part[rows].steps)} for rows in (~fixed, ~fixed & ~own))
-    several = part[~fixed].groupby("row").apply(lambda g: len({*zip(g.method, g.steps)}), include_groups=False)
-    if len(keys) < 2 or len(plain) < 2 and several.max() < 2:
+    ways = list(zip(part.row, part.method, part.steps))
+    keys, plain = ({way[1:] for way, kept in zip(ways, rows) if kept} for rows in (~fixed, ~fixed & ~own))
+    tuned = {way for way, kept in zip(ways, ~fixed) if kept}
+    several = max(Counter(row for row, *_ in tuned).values(), default=0)
+    if len(keys) < 2 or len(plain) < 2 and several < 2:
         return [("", part)]
     return [(f"{m}, {b} steps", part[fixed | (part.method == m) & (part.steps == b)]) for m, b in sorted(keys)]
 
@@ -118,7 +121,8 @@ def _refuse(part: pd.DataFrame, where: str):
         raise InputError(
             f"{where} was scored on different texts, or in different orders; compute it again in a new folder"
         )
-    for (row, other), g in part[part.vocab_kind == "stable"].groupby(["row", "counterpart"]):
+    stable = part.loc[part.vocab_kind == "stable", ["row", "counterpart", "vocab_hash"]]
+    for (row, other), g in stable.groupby(["row", "counterpart"]):
         if mixed := differing_settings(g, ["vocab_hash"]):
             raise InputError(f"{where}, {row_name(row)} with {other} mixes vocabularies: {mixed}; {keep_apart(part)}")
     twice = part[part.duplicated(["row", "counterpart", "seed", "target", "mode"])]

@@ -195,8 +195,8 @@ def keep_apart(df: pd.DataFrame) -> str:
 
 # %% ../nbs/15d_results.ipynb #a1bcf6fd
 def _value_counts(df: pd.DataFrame, names) -> dict:
-    "name -> how often each value occurs; the settings in `rest` are counted one by one."
-    counts = {n: df[n].dropna().value_counts() for n in names if n in df and n != "rest"}
+    "name -> how often each value occurs, where there are several; the settings in `rest` are counted one by one."
+    counts = {n: df[n].value_counts() for n in names if n in df and n != "rest" and df[n].nunique() > 1}
     rests = [r for r in df.rest if isinstance(r, dict)] if "rest" in names and "rest" in df else []
     for n in dict.fromkeys(k for r in rests for k in r):
         counts[n] = pd.Series([str(r[n]) for r in rests if n in r], dtype=object).value_counts()
