@@ -53,7 +53,7 @@ def measured_parts(store: Store) -> list:
     return found
 
 # %% ../nbs/15rc_effects_section.ipynb #c96f647d
-_ANSWERS = {"yes": "the sign is sure", "no": "the sign is sure", "undecided": "not decided"}
+_ANSWERS = {"yes": "the interval excludes zero", "no": "the interval excludes zero", "undecided": "not decided"}
 
 
 def effects_said(part, found: dict) -> str:
@@ -76,7 +76,9 @@ def overall_said(part, whole: pd.DataFrame) -> str:
     "How far two models agree on all tokens of one part."
     name, sure = part_name(part), sum(whole.low * whole.high > 0)
     each = "; ".join(f"{r.a} and {r.b} {r.r:+.2f} ({r.low:+.2f} to {r.high:+.2f})" for r in whole.itertuples())
-    signs = ("the sign is sure" if sure else "not decided") if len(whole) == 1 else f"sure in {sure} of {len(whole)}"
+    signs = f"zero is excluded in {sure} of {len(whole)}"
+    if len(whole) == 1:
+        signs = "the interval excludes zero" if sure else "not decided"
     return (
         f"{name[:1].upper()}{name[1:]}: does a token do to one model what it does to another? Over all tokens, the "
         f"correlation of their effects (95 % interval): {each}: {signs}."
@@ -94,7 +96,7 @@ def effects_lead(store: Store) -> str:
     if len(effects) != 2:
         return ""
     r = in_one_order(overall(effects)).iloc[0]
-    sure = "the sign is sure" if r.low * r.high > 0 else "the sign is not settled"
+    sure = "the interval excludes zero" if r.low * r.high > 0 else "the sign is not settled"
     return (
         f"What a single token does to {r.a} and what it does to {r.b}: over {r.n:,} tokens their correlation is "
         f"{r.r:+.2f} (95 % interval {r.low:+.2f} to {r.high:+.2f}); {sure}."

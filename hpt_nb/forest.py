@@ -191,10 +191,10 @@ def _line(ax, y: float, r, reach: float):
     _bar(ax, y, r.low, r.high, reach, color, 2.5 if r.kind == "pooled" else 1.6)
     shape = dict(marker="D", ms=9) if r.kind == "pooled" else dict(marker="s", ms=6)
     ax.plot(r.points, y, color=color, mfc="white" if r.kind == "pooled" and r.part else color, zorder=4, **shape)
-    _seeds(ax, y + 0.2, r.each, reach, color)
+    _seeds(ax, y + 0.18, r.each, reach, color)
     if not math.isnan(r.paper):
-        _bar(ax, y + 0.34, r.paper_low, r.paper_high, reach, WHOSE_COLORS["paper"], 1)
-        ax.plot(r.paper, y + 0.34, "X", ms=6, color=WHOSE_COLORS["paper"], mew=0, zorder=4)
+        _bar(ax, y + 0.32, r.paper_low, r.paper_high, reach, WHOSE_COLORS["paper"], 1)
+        ax.plot(r.paper, y + 0.32, "X", ms=6, color=WHOSE_COLORS["paper"], mew=0, zorder=4)
 
 # %% ../nbs/15ka_forest.ipynb #738fd0ad
 def interval_said(r) -> str:
@@ -230,15 +230,15 @@ def line_name(r, task: bool = True, other: bool = False) -> str:
     return f"{r.task}: {name}" if task else name
 
 
-ROOM = 46  # letters of a name that fit beside the numbers; a longer one is written smaller
+ROOM = 46  # letters of a name that fit beside the numbers; with a longer one, all are written smaller
 
 
-def _labels(ax, y: int, r, name: str):
+def _labels(ax, y: int, r, name: str, size: float):
     "A line's name over the whole width, and its numbers at the right of its bar."
     where = dict(transform=ax.get_yaxis_transform(), fontsize=9.5, va="center")
     weight = "bold" if r.kind == "pooled" else "normal"
-    label = ax.text(0, y - 0.36, name, weight=weight, **where)
-    label.set(in_layout=False, fontsize=9.5 * min(1, ROOM / len(name)))
+    label = ax.text(0, y - 0.31, name, weight=weight, **where)
+    label.set(in_layout=False, fontsize=size)
     ends = "" if r.kind == "paper" else "no interval" if math.isnan(r.low) else f"{signed(r.low)} to {signed(r.high)}"
     text = ax.text(1.02, y + 0.1, f"{signed(r.points)}\n{ends}".strip(), weight=weight, **where)
     text.set(color=WHOSE_COLORS["paper"] if r.kind == "paper" else BLACK, linespacing=1.15)
@@ -250,9 +250,11 @@ def plot_forest_lines(d: pd.DataFrame, ax=None):
     several = d.groupby(["task", "source", "row", "variant"]).counterpart.nunique().max() > 1
     ax.axvspan(-BAND, BAND, color=BLACK, alpha=0.07, lw=0)
     ax.axvline(0, color=LINES, lw=1)
-    for y, r in enumerate(d.itertuples()):
+    names = [line_name(r, d.task.nunique() > 1, several) for r in d.itertuples()]
+    size = 9.5 * min(1, ROOM / max(map(len, names), default=1))
+    for y, (r, name) in enumerate(zip(d.itertuples(), names)):
         _line(ax, y + 0.1, r, reach)
-        _labels(ax, y, r, line_name(r, d.task.nunique() > 1, several))
+        _labels(ax, y, r, name, size)
     one = d.versus.nunique() == 1 and d.row.nunique() == 1
     what = compared(d.iloc[0]) if one else f"tuned less {row_name(d.versus.iloc[0])}"
     ax.set(xlim=(-1.15 * reach, 1.15 * reach), ylim=(len(d) - 0.4, -0.6), xlabel=f"{what} (points)")
