@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pandas as pd
 from .base import InputError
 from .lm import LM
+from .palette import ORANGE
 from .input_formats import FORMATS, Format, task_format
 from .paper import COUNTS, EMPTY, SIZES, count_of, paper_count, short_name  # noqa: F401
 from hpt_nb.format_search import (  # noqa: F401
@@ -167,7 +168,7 @@ def plot_formats(
         mine = [i for i, d in enumerate(of) if d == dtype]
         ax.scatter([at[i] for i in mine], [height[i] for i in mine], s=28, color=f"C{k}", label=dtype)
     if want is not None:
-        ax.axvline(want, color="tab:red", lw=1, label=f"looked for: {want}")
+        ax.axvline(want, color=ORANGE, lw=1, label=f"looked for: {want}")
     ax.set(
         xlabel=f"correct answers of {int(frame.n.iloc[0]):,} without a prompt",
         ylabel="formats",
