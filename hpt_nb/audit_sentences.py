@@ -35,9 +35,9 @@ def nothing_won(scores, found, model: str) -> str | None:
         return None
     best = max(rows, key=lambda s: max(s["accuracy"], s["calibrated"]))
     return (
-        f"on {model}, calibration without any prompt reaches {percent(base['calibrated'])}, and no prompt here is "
-        f"shown to beat it; the best, {quoted(best['prompt'])}, reaches {percent(best['accuracy'])} raw and "
-        f"{percent(best['calibrated'])} calibrated: calibrate, and use no prompt"
+        f"on {model}, calibration without any prompt reaches {percent(base['calibrated'])}, and none of these "
+        f"prompts is shown to beat that; the best, {quoted(best['prompt'])}, reaches {percent(best['accuracy'])} "
+        f"raw and {percent(best['calibrated'])} calibrated: calibrate, and use no prompt"
     )
 
 
@@ -59,8 +59,9 @@ def _row_cares(s: dict, classes, true_shares) -> list:
     "Warnings about one row on one model."
     lines = []
     if (c := s["leans_to"]) is not None:
+        how = "without a prompt" if s["prompt"] == NONE else f"with {quoted(s['prompt'])}"
         lines.append(
-            f"on {s['model']}, {quoted(s['prompt'])} predicts {classes[c]!r} for {percent(s['shares'][c])} of the "
+            f"on {s['model']}, {how}, the model predicts {classes[c]!r} for {percent(s['shares'][c])} of the "
             f"texts, but only {percent(true_shares[c])} are of this class: its accuracy comes mostly from this bias"
         )
     if unread := [r for r in s["reads"] if not r["agrees"]]:
