@@ -186,5 +186,6 @@ def plot_claims(table, ax=None):
         rows.high,
         colors,
         within=100 * MARGIN,
+        unit="difference, points",
         ax=ax,
     )
