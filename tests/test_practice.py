@@ -117,10 +117,10 @@ def test_numbers_are_those_of_the_parts(place):
     "Choice by the mean of the holdouts as text; the certificate of each model; untuned prompts of the vocabulary."
     from hpt_nb.models import load_lm
 
-    body, task = (
-        json.loads(Path("runs/transferable-my_mails/prompt.json").read_text(encoding="utf-8")),
-        load_task("mine.toml"),
-    )
+    made = Path("runs/transferable-my_mails/prompt.json")
+    if not made.is_file():  # where this test runs alone
+        assert main([*command("--target", "big", *SMALL)]) == 0
+    body, task = json.loads(made.read_text(encoding="utf-8")), load_task("mine.toml")
     lms = {n: load_lm(n) for n in ("small", "other", "big")}
     held = task.subset("holdout", 9)
     for c in body["candidates"]:
