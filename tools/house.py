@@ -17,7 +17,7 @@ UNTIDY = ROOT / "tools/untidy.json"
 LINES, WIDTH, FUNCTION, CELLS = 350, 120, 40, 70
 BY_HAND = ("hpt_nb/__init__.py", "hpt_nb/__main__.py")  # the other modules are written by nbdev, from what is checked
 PAINTERS = ("00y_methods.ipynb", "00z_palette.ipynb")  # where the colours of methods and of all else are written down
-COLOUR = re.compile(r"""["'](#[0-9A-Fa-f]{6}|tab:\w+|(light|dark)\w+)["']""")
+COLOUR = re.compile(r"""["'](#[0-9A-Fa-f]{6}|tab:\w+|(light|dark)(gr[ae]y|red|orange|green|blue))["']""")
 CHECKED = ("nbs", "tests", "tools", "benchmarks", "examples", "setup.py", *BY_HAND)
 
 

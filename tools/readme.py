@@ -144,7 +144,8 @@ _VERDICT = {
         "- **AG News, {news_seeds} seeds: on the source {news}. On other models {news_targets}.** With both calibrated "
         "(without each model's liking for a label, its *bias*) that last gain is {news_calibrated}: most of it is "
         "bias, and it comes from one of the two sources.\n\n"
-        "*1.9 could have been seen*: a true difference of 1.9 points would be found in four of five such studies. "
+        "*{seen} could have been seen*: a true difference of {seen} points would be found in four of five such "
+        "studies. "
         "Blue in the figure: the paper's claims; orange: this study's.\n\n"
         "![The study's claims, each with its difference in points and its 95 % interval]({figure})"
     ),
@@ -156,8 +157,8 @@ _VERDICT = {
         "- **AG News、シード {news_seeds} 個: ソースで {news}、他のモデルで {news_targets}。** 両方を較正する（各モデ"
         "ルのラベルの好み、つまり偏りを除く）と、他のモデルでの差は {news_calibrated}。大半は偏りであり、二つのソースの"
         "うち一つだけから生じている。\n\n"
-        "*1.9 could have been seen* は、真の差が 1.9 ポイントなら同様の研究の五回に四回で見つかるという意味。図の青は"
-        "論文の主張、橙はこの研究の主張。\n\n"
+        "*{seen} could have been seen* は、真の差が {seen} ポイントなら同様の研究の五回に四回で見つかるという意味。"
+        "図の青は論文の主張、橙はこの研究の主張。\n\n"
         "![研究の各主張について、差（ポイント）とその 95 % 区間]({figure})"
     ),
 }
@@ -200,7 +201,11 @@ def said(language: str, figure: str) -> dict:
     n = sum(k for _, _, k in left)
     ours = dict(source=words(of.loc["source"]), targets=words(of.loc["targets"]))
     ours |= dict(news=words(of.loc["source, AG News"]), news_targets=words(of.loc["targets, AG News"]))
-    ours |= dict(news_calibrated=words(news), news_seeds=len(load_preset("study-agnews").seeds))
+    ours |= dict(
+        news_calibrated=words(news),
+        seen=f"{of.could_see['source']:.1f}",
+        news_seeds=len(load_preset("study-agnews").seeds),
+    )
     return {
         "verdict": _VERDICT[language].format(figure=figure, seeds=seeds, **ours),
         "results": results.format(
